@@ -1,0 +1,148 @@
+//! The attach protocol: fixed-size messages with descriptors over a `SOCK_SEQPACKET` Unix socket.
+//!
+//! It is small, allocates nothing and uses raw syscalls, because GuestLib speaks it inside programs, also around fork and exec.
+//! One message per packet; a request is answered by one message of the same kind, with `status` 0 or an errno.
+//!
+//! | kind | from → to | words and text | descriptors |
+//! |---|---|---|---|
+//! | [`Kind::CreateGuest`] | nk → daemon | a = flags; text = name | network namespace of its sockets |
+//! | reply | | a = guest id, b, c = token | |
+//! | [`Kind::Attach`] | process → daemon | b, c = token | doorbell eventfd of the primary queue set |
+//! | reply | | a = row, b = queue set, c = region length, d = 1 if the row was kept over exec | device memfd, engine's eventfd |
+//! | [`Kind::Fork`] | process → daemon | | child's doorbell eventfd, far end of the child's control socket |
+//! | reply | | a = child's row, b = its queue set | |
+//! | [`Kind::Hello`] | forked child → daemon | (credentials tell the pid); no reply | |
+//! | [`Kind::ForkFailed`] | process → daemon | a = row that will have no process; no reply | |
+//! | [`Kind::AddQset`] | process → daemon | | doorbell eventfd |
+//! | reply | | a = queue set | |
+//! | [`Kind::DropQset`] | process → daemon | a = queue set; no reply | |
+//! | [`Kind::Hold`] | process → daemon | a = socket id, b = generation | far end of the stand-in pair |
+//! | [`Kind::Query`] | nk → daemon | text = question | |
+//! | reply | | a = length | memfd with JSON |
+//!
+//! The connection on which a process attached (or the socketpair made for a forked child) stays open: its end is the process's end.
+#![deny(missing_docs)]
+
+pub mod env;
+mod socket;
+
+pub use socket::{Credentials, Fds, RecvError, close_raw, connect, recv, send};
+
+/// Descriptors in one message, at most.
+pub const FDS_MAX: usize = 8;
+/// Bytes of text in a message.
+pub const TEXT_MAX: usize = 216;
+
+/// What a message is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Kind {
+    /// Make a guest.
+    CreateGuest = 1,
+    /// A process joins its guest.
+    Attach = 2,
+    /// A process is about to fork.
+    Fork = 3,
+    /// A forked child is there.
+    Hello = 4,
+    /// The fork failed.
+    ForkFailed = 5,
+    /// One more queue set.
+    AddQset = 6,
+    /// One queue set less.
+    DropQset = 7,
+    /// Hold a socket until the stand-in pair's last end is closed.
+    Hold = 8,
+    /// What is there: `guests`, `flows`, `why PID`, `stats`.
+    Query = 9,
+}
+
+impl Kind {
+    /// Parses a kind.
+    #[must_use]
+    pub fn from_u32(v: u32) -> Option<Kind> {
+        Some(match v {
+            1 => Kind::CreateGuest,
+            2 => Kind::Attach,
+            3 => Kind::Fork,
+            4 => Kind::Hello,
+            5 => Kind::ForkFailed,
+            6 => Kind::AddQset,
+            7 => Kind::DropQset,
+            8 => Kind::Hold,
+            9 => Kind::Query,
+            _ => return None,
+        })
+    }
+}
+
+/// Flag of [`Kind::CreateGuest`]: the guest is private to its creator and the daemon ends with it.
+pub const CREATE_PRIVATE: u64 = 1;
+/// Flag of [`Kind::CreateGuest`]: the guest stays in the caller's network namespace (`--share-net`).
+pub const CREATE_SHARE_NET: u64 = 2;
+/// Flag of [`Kind::CreateGuest`]: a VM guest: row 0 and queue set 0 are live from the start, no process attaches.
+pub const CREATE_VM: u64 = 4;
+
+/// Protocol version; a peer of another version is refused.
+pub const PROTOCOL: u32 = 1;
+
+/// One message.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Message {
+    /// [`PROTOCOL`].
+    pub protocol: u32,
+    /// A [`Kind`].
+    pub kind: u32,
+    /// In a reply: 0 or an errno.
+    pub status: i32,
+    /// Bytes used of `text`.
+    pub text_len: u32,
+    /// First word.
+    pub a: u64,
+    /// Second word.
+    pub b: u64,
+    /// Third word.
+    pub c: u64,
+    /// Fourth word.
+    pub d: u64,
+    /// Name, question or error text, UTF-8.
+    pub text: [u8; TEXT_MAX],
+}
+
+impl Message {
+    /// An empty message of a kind.
+    #[must_use]
+    pub fn new(kind: Kind) -> Message {
+        Message {
+            protocol: PROTOCOL,
+            kind: kind as u32,
+            status: 0,
+            text_len: 0,
+            a: 0,
+            b: 0,
+            c: 0,
+            d: 0,
+            text: [0; TEXT_MAX],
+        }
+    }
+
+    /// With text, cut at [`TEXT_MAX`] bytes.
+    #[must_use]
+    pub fn with_text(mut self, text: &str) -> Message {
+        let mut n = text.len().min(TEXT_MAX);
+        while !text.is_char_boundary(n) {
+            n -= 1;
+        }
+        self.text[..n].copy_from_slice(&text.as_bytes()[..n]);
+        self.text_len = n as u32;
+        self
+    }
+
+    /// The text, if it is UTF-8.
+    #[must_use]
+    pub fn text(&self) -> Option<&str> {
+        let n = (self.text_len as usize).min(TEXT_MAX);
+        core::str::from_utf8(&self.text[..n]).ok()
+    }
+}

@@ -1,0 +1,298 @@
+//! A socket's cell: 1 KiB that both sides see.
+//!
+//! Cache lines are grouped by writer. Life of a cell: FREE (the engine's, zeroed) → granted to a row or to the NSM → in use → every
+//! holder gone → [`crate::Op::Close`] → the stack is done ([`crate::Op::Closed`]) → FREE with the next generation.
+
+use crate::addr::AddrCell;
+use crate::stream::{Position, Publisher};
+use crate::sync::{AtomicU32, AtomicU64, Ordering, fence};
+use crate::{HOLDER_WORDS, STREAM_SLOTS, WATCH_SLOTS};
+
+/// `state`: the stack knows a local address.
+pub const SF_BOUND: u32 = 1;
+/// `state`: listening; the rx ring carries [`crate::stream::AcceptedSocket`]s.
+pub const SF_LISTENING: u32 = 1 << 1;
+/// `state`: a connect is under way.
+pub const SF_CONNECTING: u32 = 1 << 2;
+/// `state`: connected (stays set after EOF or reset).
+pub const SF_CONNECTED: u32 = 1 << 3;
+/// `state`: the peer sent FIN; what is in the rx ring is the last.
+pub const SF_EOF: u32 = 1 << 4;
+/// `state`: the connection is gone in both directions: reset, timed out, failed, or both FINs exchanged.
+pub const SF_DEAD: u32 = 1 << 5;
+/// `state`: the stack has something to deliver and waits for room: send [`crate::Op::RxRoom`] after consuming.
+pub const SF_RX_STALLED: u32 = 1 << 6;
+/// `state`: a connect failed and nothing replaced it (poll reports HUP).
+pub const SF_FAILED: u32 = 1 << 7;
+
+/// `guest_state`: shutdown(SHUT_RD) was called.
+pub const GF_SHUT_RD: u32 = 1;
+/// `guest_state`: shutdown(SHUT_WR) was called.
+pub const GF_SHUT_WR: u32 = 1 << 1;
+/// `guest_state`: a sender found no room and wants an event.
+pub const GF_WANT_TX: u32 = 1 << 2;
+/// `guest_state`: connect was called (until disconnect).
+pub const GF_CONNECT_CALLED: u32 = 1 << 3;
+
+/// A watch entry: queue set + 1 in the low 16 bits (0: free), flags above.
+pub const WATCH_QSET_MASK: u32 = 0xffff;
+/// Watch flag: EPOLLEXCLUSIVE.
+pub const WATCH_EXCLUSIVE: u32 = 1 << 16;
+
+/// One socket. Fields are grouped by their one writer.
+#[repr(C, align(64))]
+#[derive(Debug)]
+pub struct Cell {
+    // ---- guest: who holds, who watches ----
+    /// Bit per row; set by the holder's process, cleared by it or, when it died, by the engine.
+    pub holders: [AtomicU64; HOLDER_WORDS],
+    /// Watching queue sets; entries are claimed and freed by CAS. Cleared by the engine when a queue set goes.
+    pub watch: [AtomicU32; WATCH_SLOTS],
+    /// More watchers than entries: every queue set of the guest is told.
+    pub watch_overflow: AtomicU32,
+    // ---- guest: streams ----
+    /// Consumer position in the rx ring, [`Position`].
+    pub rx_pos: AtomicU64,
+    /// Next tx index.
+    pub tx_tail: AtomicU32,
+    /// The `tx_seq` for which a SEND NQE was pushed.
+    pub tx_kick: AtomicU32,
+    /// Bumped after each holder bit that was set.
+    pub holder_epoch: AtomicU32,
+    /// Bits [`GF_SHUT_RD`] and so on.
+    pub guest_state: AtomicU32,
+    /// Threads that sleep on `rx_wake` (a hint; a killed thread leaves it high, which costs a futile wake-up only).
+    pub rx_sleepers: AtomicU32,
+    /// Threads that sleep on `tx_wake`.
+    pub tx_sleepers: AtomicU32,
+    /// The error sequence last reported by SO_ERROR or a failed call.
+    pub err_ack: AtomicU32,
+    /// SO_RCVLOWAT, 0 = 1.
+    pub rcv_lowat: AtomicU32,
+    /// Family | type << 16.
+    pub kind: AtomicU32,
+    /// O_NONBLOCK of the shared file description, mirrored from the stand-in.
+    pub nonblock: AtomicU32,
+    /// SO_RCVTIMEO in µs, 0 = none.
+    pub rcv_timeout_us: AtomicU64,
+    // ---- guest: more options that only GuestLib reads ----
+    /// SO_SNDTIMEO in µs, 0 = none.
+    pub snd_timeout_us: AtomicU64,
+    /// SO_LINGER: 0 off, else seconds + 1.
+    pub linger: AtomicU32,
+    guest_pad: [AtomicU32; 13],
+    // ---- service: what every send and recv reads ----
+    /// Bits [`SF_BOUND`] and so on.
+    pub state: AtomicU32,
+    /// Next rx index.
+    pub rx_tail: AtomicU32,
+    /// Tx indices below this are consumed.
+    pub tx_head: AtomicU32,
+    /// Even: the service does not look at the tx ring and wants a SEND NQE; odd: it will look again.
+    pub tx_seq: AtomicU32,
+    /// Futex word, bumped with every change for readers (data, EOF, error, accepted, connected).
+    pub rx_wake: AtomicU32,
+    /// Futex word, bumped with every change for writers (room, error, connected).
+    pub tx_wake: AtomicU32,
+    /// Pending error: sequence << 32 | errno.
+    pub error: AtomicU64,
+    /// Bytes that the stack took from the tx ring (wraps).
+    pub tx_bytes: AtomicU64,
+    /// Bytes that the stack put on the rx ring (wraps).
+    pub rx_bytes: AtomicU64,
+    service_pad: [AtomicU64; 2],
+    // ---- service: addresses ----
+    /// Local address, valid with [`SF_BOUND`].
+    pub local: AddrCell,
+    /// Peer address, valid with [`SF_CONNECTED`].
+    pub peer: AddrCell,
+    service_pad2: [AtomicU64; 2],
+    // ---- engine ----
+    /// Generation of this id, bumped on each reuse; 0 is never in use.
+    pub generation: AtomicU32,
+    /// 1 while the id is in use.
+    pub in_use: AtomicU32,
+    engine_pad: [AtomicU64; 7],
+    // ---- rings ----
+    /// Guest-written descriptors to send.
+    pub tx_slots: [AtomicU64; STREAM_SLOTS],
+    /// Service-written descriptors received, or accepted sockets.
+    pub rx_slots: [AtomicU64; STREAM_SLOTS],
+    end_pad: [AtomicU64; 8],
+}
+
+const _: () = assert!(core::mem::size_of::<Cell>() == 1024);
+
+impl Cell {
+    /// The tx ring as its publishers see it.
+    #[must_use]
+    pub fn tx(&self) -> Publisher<'_, AtomicU32, AtomicU64> {
+        Publisher { tail: &self.tx_tail, head: &self.tx_head, slots: &self.tx_slots }
+    }
+
+    /// Where readers are.
+    #[must_use]
+    pub fn position(&self) -> Position {
+        Position::from_word(self.rx_pos.load(Ordering::Acquire))
+    }
+
+    /// Guest: the row holds the socket from now on. The order matters: bit, then epoch.
+    pub fn hold(&self, row: u16) {
+        if let Some(w) = self.holders.get(usize::from(row) / 64) {
+            w.fetch_or(1 << (row % 64), Ordering::SeqCst);
+            self.holder_epoch.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    /// Guest (or the engine for a dead row): the row holds the socket no more. `true` when nobody does.
+    pub fn release(&self, row: u16) -> bool {
+        if let Some(w) = self.holders.get(usize::from(row) / 64) {
+            w.fetch_and(!(1u64 << (row % 64)), Ordering::SeqCst);
+        }
+        self.is_unheld()
+    }
+
+    /// Whether the row holds the socket.
+    #[must_use]
+    pub fn is_held_by(&self, row: u16) -> bool {
+        self.holders
+            .get(usize::from(row) / 64)
+            .is_some_and(|w| w.load(Ordering::SeqCst) & (1 << (row % 64)) != 0)
+    }
+
+    /// Whether nobody holds the socket. A holder that hands over sets the new bit, then the epoch, then clears its own, so an
+    /// unchanged epoch around the look proves that no bit moved behind it. Bounded: a guest that never stops changing
+    /// the epoch reads as held.
+    #[must_use]
+    pub fn is_unheld(&self) -> bool {
+        for _ in 0..64 {
+            let epoch = self.holder_epoch.load(Ordering::SeqCst);
+            if self.holders.iter().any(|w| w.load(Ordering::SeqCst) != 0) {
+                return false;
+            }
+            if self.holder_epoch.load(Ordering::SeqCst) == epoch {
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Guest: after publishing on the tx ring, whether a SEND NQE must be pushed.
+    #[must_use]
+    pub fn needs_kick(&self) -> bool {
+        fence(Ordering::SeqCst);
+        let seq = self.tx_seq.load(Ordering::SeqCst);
+        // tx_kick starts at 0 like tx_seq, so "kicked for seq" is stored as seq + 1.
+        seq & 1 == 0
+            && self.tx_kick.swap(seq.wrapping_add(1), Ordering::SeqCst) != seq.wrapping_add(1)
+    }
+
+    /// The pending error (sequence, errno), if it was not yet reported.
+    #[must_use]
+    pub fn pending_error(&self) -> Option<(u32, i32)> {
+        let e = self.error.load(Ordering::Acquire);
+        let seq = (e >> 32) as u32;
+        (seq != 0 && seq != self.err_ack.load(Ordering::Acquire)).then_some((seq, e as u32 as i32))
+    }
+
+    /// Guest: takes the pending error, so that it is reported once. 0 when there is none.
+    pub fn take_error(&self) -> i32 {
+        match self.pending_error() {
+            Some((seq, errno)) => {
+                if self.err_ack.swap(seq, Ordering::AcqRel) == seq {
+                    0
+                } else {
+                    errno
+                }
+            }
+            None => 0,
+        }
+    }
+
+    /// Guest: adds a watch entry for the queue set (once; the flags of a later call win).
+    pub fn watch(&self, qset: u16, flags: u32) {
+        let mine = (u32::from(qset) + 1) | flags;
+        for e in &self.watch {
+            if e.load(Ordering::Relaxed) & WATCH_QSET_MASK == mine & WATCH_QSET_MASK {
+                e.store(mine, Ordering::SeqCst);
+                return;
+            }
+        }
+        for e in &self.watch {
+            if e.compare_exchange(0, mine, Ordering::SeqCst, Ordering::Relaxed).is_ok() {
+                fence(Ordering::SeqCst);
+                return;
+            }
+        }
+        self.watch_overflow.store(1, Ordering::SeqCst);
+    }
+
+    /// Removes the queue set's watch entry.
+    pub fn unwatch(&self, qset: u16) {
+        for e in &self.watch {
+            let v = e.load(Ordering::Relaxed);
+            if v & WATCH_QSET_MASK == u32::from(qset) + 1 {
+                let _ = e.compare_exchange(v, 0, Ordering::SeqCst, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// Whether anybody must be told of an event: watchers or sleepers. Call after a SeqCst fence that follows the change.
+    #[must_use]
+    pub fn has_audience(&self) -> bool {
+        self.rx_sleepers.load(Ordering::SeqCst) != 0
+            || self.tx_sleepers.load(Ordering::SeqCst) != 0
+            || self.watch_overflow.load(Ordering::SeqCst) != 0
+            || self.watch.iter().any(|e| e.load(Ordering::SeqCst) != 0)
+    }
+
+    /// Engine: zeroes a cell that nobody uses, and gives it the next generation.
+    pub fn reset(&self, generation: u16) {
+        self.in_use.store(0, Ordering::SeqCst);
+        for w in &self.holders {
+            w.store(0, Ordering::Relaxed);
+        }
+        for w in &self.watch {
+            w.store(0, Ordering::Relaxed);
+        }
+        for w in [
+            &self.watch_overflow,
+            &self.tx_tail,
+            &self.tx_kick,
+            &self.guest_state,
+            &self.rx_sleepers,
+            &self.tx_sleepers,
+            &self.err_ack,
+            &self.rcv_lowat,
+            &self.kind,
+            &self.nonblock,
+            &self.linger,
+            &self.state,
+            &self.rx_tail,
+            &self.tx_head,
+            &self.tx_seq,
+        ] {
+            w.store(0, Ordering::Relaxed);
+        }
+        // The wake words keep counting, so that a sleeper of the id's last life cannot miss its end.
+        self.rx_wake.fetch_add(1, Ordering::SeqCst);
+        self.tx_wake.fetch_add(1, Ordering::SeqCst);
+        for w in [
+            &self.rx_pos,
+            &self.rcv_timeout_us,
+            &self.snd_timeout_us,
+            &self.error,
+            &self.tx_bytes,
+            &self.rx_bytes,
+        ] {
+            w.store(0, Ordering::Relaxed);
+        }
+        let none = crate::Addr::default();
+        self.local.store(&none);
+        self.peer.store(&none);
+        for s in self.tx_slots.iter().chain(&self.rx_slots) {
+            s.store(0, Ordering::Relaxed);
+        }
+        self.generation.store(u32::from(generation), Ordering::SeqCst);
+    }
+}

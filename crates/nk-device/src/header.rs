@@ -1,0 +1,80 @@
+//! The device header: version, geometry, engine state and doorbells.
+
+use crate::sync::{AtomicU32, AtomicU64, Ordering, fence};
+
+/// "NETKERNL" as bytes.
+pub const MAGIC: u64 = u64::from_le_bytes(*b"NETKERNL");
+/// Layout version of this crate.
+pub const VERSION: u32 = 1;
+/// Queue sets that the doorbell bitmap can name.
+pub const QSETS_MAX: usize = 1024;
+
+/// `engine_state`: the engine serves the device.
+pub const ENGINE_UP: u32 = 1;
+/// `engine_state`: the engine died; connections are gone, listeners wait for the next one.
+pub const ENGINE_DOWN: u32 = 2;
+/// `engine_state`: the engine has ended and none will follow.
+pub const ENGINE_GONE: u32 = 3;
+
+/// First page of a device.
+#[repr(C, align(4096))]
+#[derive(Debug)]
+pub struct Header {
+    // ---- engine, before anybody else maps the region ----
+    /// [`MAGIC`].
+    pub magic: AtomicU64,
+    /// [`VERSION`].
+    pub version: AtomicU32,
+    /// Feature bits, none yet.
+    pub features: AtomicU32,
+    /// Rows.
+    pub rows: AtomicU32,
+    /// Queue sets.
+    pub qsets: AtomicU32,
+    /// Cells.
+    pub cells: AtomicU32,
+    /// Chunks.
+    pub chunks: AtomicU32,
+    /// Guest id (information only).
+    pub guest: AtomicU32,
+    pad0: [AtomicU32; 5],
+    // ---- engine ----
+    /// [`ENGINE_UP`] and so on. Written by the keeper when the engine died.
+    pub engine_state: AtomicU32,
+    /// Bumped each time another engine adopts the device: rings start again at 0, calls under way are lost.
+    pub epoch: AtomicU32,
+    /// 1 while the engine sleeps and wants the doorbell.
+    pub engine_sleeping: AtomicU32,
+    pad1: [AtomicU32; 15],
+    // ---- guest ----
+    /// Bit per queue set with something on its job or send ring; set by the guest, taken by the engine.
+    pub bell: [AtomicU64; QSETS_MAX / 64],
+}
+
+impl Header {
+    /// Guest: something was pushed on the queue set's job or send ring. `true` when the engine's doorbell must be rung.
+    #[must_use]
+    pub fn ring_bell(&self, qset: u16) -> bool {
+        let Some(w) = self.bell.get(usize::from(qset) / 64) else { return false };
+        let bit = 1u64 << (qset % 64);
+        w.fetch_or(bit, Ordering::SeqCst);
+        // Rung even when the bit was set already: the one who set it may have been killed before its doorbell.
+        fence(Ordering::SeqCst);
+        self.engine_sleeping.load(Ordering::SeqCst) != 0
+    }
+
+    /// Engine: takes all set bits of one word.
+    #[must_use]
+    pub fn take_bells(&self, word: usize) -> u64 {
+        match self.bell.get(word) {
+            Some(w) if w.load(Ordering::Relaxed) != 0 => w.swap(0, Ordering::SeqCst),
+            _ => 0,
+        }
+    }
+
+    /// Engine: whether any bit is set (call after setting `engine_sleeping` and a fence).
+    #[must_use]
+    pub fn has_bells(&self) -> bool {
+        self.bell.iter().any(|w| w.load(Ordering::SeqCst) != 0)
+    }
+}

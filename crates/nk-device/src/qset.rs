@@ -1,0 +1,110 @@
+//! A queue set (paper §4.2): job, send, completion and receive rings, with a sleep word and a reply area.
+//!
+//! The rings of a queue set have CoreEngine at one end and one process (or one kernel) at the other. The NSM's device uses
+//! the same structure: there ServiceLib is the "guest" end of completion and receive, turned round: it pops job and send, and
+//! pushes completion and receive.
+
+use crate::ring::Ring;
+use crate::sync::{AtomicU32, AtomicU64, Ordering};
+
+/// Slots of the job ring.
+pub const JOB_SLOTS: usize = 256;
+/// Slots of the send ring.
+pub const SEND_SLOTS: usize = 512;
+/// Slots of the completion ring.
+pub const COMPLETION_SLOTS: usize = 256;
+/// Slots of the receive ring.
+pub const RECEIVE_SLOTS: usize = 1024;
+/// Bytes of the reply area.
+pub const REPLY_BYTES: usize = 512;
+
+/// One queue set.
+#[repr(C, align(4096))]
+#[derive(Debug)]
+pub struct Qset {
+    // ---- guest ----
+    /// 1 while a thread sleeps in poll or epoll_wait and wants the doorbell. A waker reads it and never clears it.
+    pub sleeping: AtomicU32,
+    /// Reserved by producers.
+    pub job_tail: AtomicU32,
+    /// Reserved by producers.
+    pub send_tail: AtomicU32,
+    /// Consumed completions.
+    pub completion_head: AtomicU32,
+    /// Consumed events.
+    pub receive_head: AtomicU32,
+    guest_pad: [AtomicU32; 11],
+    // ---- engine ----
+    /// Consumed jobs.
+    pub job_head: AtomicU32,
+    /// Consumed sends.
+    pub send_head: AtomicU32,
+    /// Pushed completions.
+    pub completion_tail: AtomicU32,
+    /// Pushed events.
+    pub receive_tail: AtomicU32,
+    /// Futex word, bumped with every completion.
+    pub completion_wake: AtomicU32,
+    /// Bumped when an event did not fit: whoever uses this queue set looks at all its sockets again.
+    pub overflow: AtomicU32,
+    /// 1 while the queue set is in use.
+    pub in_use: AtomicU32,
+    engine_pad: [AtomicU32; 9],
+    // ---- service ----
+    /// Long replies, valid until the next synchronous call on this queue set.
+    pub reply: [AtomicU64; REPLY_BYTES / 8],
+    // ---- rings ----
+    job: [AtomicU64; JOB_SLOTS * 4],
+    send: [AtomicU64; SEND_SLOTS * 4],
+    completion: [AtomicU64; COMPLETION_SLOTS * 4],
+    receive: [AtomicU64; RECEIVE_SLOTS * 4],
+}
+
+/// A ring in shared memory.
+pub type SharedRing<'a> = Ring<'a, AtomicU32, AtomicU64>;
+
+impl Qset {
+    /// Guest to stack: control operations.
+    #[must_use]
+    pub fn job(&self) -> SharedRing<'_> {
+        Ring { tail: &self.job_tail, head: &self.job_head, slots: &self.job }
+    }
+    /// Guest to stack: operations with data.
+    #[must_use]
+    pub fn send(&self) -> SharedRing<'_> {
+        Ring { tail: &self.send_tail, head: &self.send_head, slots: &self.send }
+    }
+    /// Stack to guest: results.
+    #[must_use]
+    pub fn completion(&self) -> SharedRing<'_> {
+        Ring { tail: &self.completion_tail, head: &self.completion_head, slots: &self.completion }
+    }
+    /// Stack to guest: events.
+    #[must_use]
+    pub fn receive(&self) -> SharedRing<'_> {
+        Ring { tail: &self.receive_tail, head: &self.receive_head, slots: &self.receive }
+    }
+
+    /// Engine: zeroes a queue set that nobody uses.
+    pub fn reset(&self) {
+        for w in [
+            &self.in_use,
+            &self.sleeping,
+            &self.job_tail,
+            &self.send_tail,
+            &self.completion_head,
+            &self.receive_head,
+            &self.job_head,
+            &self.send_head,
+            &self.completion_tail,
+            &self.receive_tail,
+            &self.overflow,
+        ] {
+            w.store(0, Ordering::SeqCst);
+        }
+        for w in self.job.iter().chain(&self.send).chain(&self.completion).chain(&self.receive) {
+            w.store(0, Ordering::Relaxed);
+        }
+        self.completion_wake.fetch_add(1, Ordering::SeqCst);
+    }
+}

@@ -1,0 +1,213 @@
+//! A ring of NQEs with one consumer, and one producer or several threads of one process.
+//!
+//! Slots carry a phase bit (bit 8 of word 0), flipped each lap, so the consumer never reads the producers' tail: an element is
+//! there when its phase is right. Producers reserve a slot by CAS on `tail`, which also makes the push safe in a signal
+//! handler that interrupted another push. The consumer publishes `head` when it likes ([`Consumer::commit`]).
+
+use crate::nqe::Nqe;
+use crate::sync::{Ordering, Word32, Word64};
+
+const PHASE: u64 = 1 << 8;
+
+/// The shared words of a ring: `capacity` (a power of two) slots of four words.
+#[derive(Debug)]
+pub struct Ring<'a, A32, A64> {
+    /// Next slot to reserve; written by producers.
+    pub tail: &'a A32,
+    /// Slots below this are free again; written by the consumer.
+    pub head: &'a A32,
+    /// `4 * capacity` words.
+    pub slots: &'a [A64],
+}
+
+impl<A32, A64> Clone for Ring<'_, A32, A64> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<A32, A64> Copy for Ring<'_, A32, A64> {}
+
+/// The ring has no free slot. The element was not taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Full;
+
+fn phase(index: u32, capacity: u32) -> u64 {
+    if (index / capacity) & 1 == 0 { PHASE } else { 0 }
+}
+
+impl<'a, A32: Word32, A64: Word64> Ring<'a, A32, A64> {
+    fn capacity(&self) -> u32 {
+        (self.slots.len() / 4) as u32
+    }
+
+    fn slot(&self, index: u32) -> Option<&'a [A64]> {
+        let base = (index & (self.capacity().wrapping_sub(1))) as usize * 4;
+        self.slots.get(base..base + 4)
+    }
+
+    /// Pushes one element; safe for several threads at once and in signal handlers.
+    ///
+    /// # Errors
+    /// [`Full`] when the consumer is a whole ring behind (or its index is nonsense).
+    pub fn push(&self, nqe: &Nqe) -> Result<(), Full> {
+        let capacity = self.capacity();
+        let mut tail = self.tail.load(Ordering::Relaxed);
+        loop {
+            let head = self.head.load(Ordering::Acquire);
+            if tail.wrapping_sub(head) >= capacity {
+                let again = self.tail.load(Ordering::Relaxed);
+                if again == tail {
+                    return Err(Full);
+                }
+                tail = again;
+                continue;
+            }
+            match self.tail.compare_exchange(
+                tail,
+                tail.wrapping_add(1),
+                Ordering::AcqRel,
+                Ordering::Relaxed,
+            ) {
+                Ok(_) => break,
+                Err(found) => tail = found,
+            }
+        }
+        let [w0, w1, w2, w3] = nqe.to_words();
+        if let Some([s0, s1, s2, s3]) = self.slot(tail) {
+            s1.store(w1, Ordering::Relaxed);
+            s2.store(w2, Ordering::Relaxed);
+            s3.store(w3, Ordering::Relaxed);
+            s0.store(w0 | phase(tail, capacity), Ordering::Release);
+        }
+        Ok(())
+    }
+}
+
+/// The consumer's private end: it alone knows how far it read.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Consumer {
+    head: u32,
+}
+
+impl Consumer {
+    /// A consumer that goes on where `head` says (0 on a fresh ring).
+    #[must_use]
+    pub fn at(head: u32) -> Consumer {
+        Consumer { head }
+    }
+
+    /// Takes the next element, if one was published.
+    pub fn pop<A32: Word32, A64: Word64>(&mut self, ring: &Ring<'_, A32, A64>) -> Option<Nqe> {
+        let [s0, s1, s2, s3] = ring.slot(self.head)? else { return None };
+        let w0 = s0.load(Ordering::Acquire);
+        if w0 & PHASE != phase(self.head, ring.capacity()) {
+            return None;
+        }
+        let words = [
+            w0,
+            s1.load(Ordering::Relaxed),
+            s2.load(Ordering::Relaxed),
+            s3.load(Ordering::Relaxed),
+        ];
+        self.head = self.head.wrapping_add(1);
+        Some(Nqe::from_words(words))
+    }
+
+    /// Whether the next element is there.
+    pub fn is_ready<A32: Word32, A64: Word64>(&self, ring: &Ring<'_, A32, A64>) -> bool {
+        ring.slot(self.head).and_then(|s| s.first()).is_some_and(|s0| {
+            s0.load(Ordering::Acquire) & PHASE == phase(self.head, ring.capacity())
+        })
+    }
+
+    /// Gives the slots read so far back to the producers.
+    pub fn commit<A32: Word32, A64: Word64>(&self, ring: &Ring<'_, A32, A64>) {
+        ring.head.store(self.head, Ordering::Release);
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    extern crate std;
+    use super::*;
+    use crate::nqe::Op;
+    use core::sync::atomic::{AtomicU32, AtomicU64};
+    use std::vec::Vec;
+
+    struct Owned {
+        tail: AtomicU32,
+        head: AtomicU32,
+        slots: Vec<AtomicU64>,
+    }
+    impl Owned {
+        fn new(capacity: usize) -> Owned {
+            Owned {
+                tail: AtomicU32::new(0),
+                head: AtomicU32::new(0),
+                slots: (0..capacity * 4).map(|_| AtomicU64::new(0)).collect(),
+            }
+        }
+        fn ring(&self) -> Ring<'_, AtomicU32, AtomicU64> {
+            Ring { tail: &self.tail, head: &self.head, slots: &self.slots }
+        }
+    }
+
+    #[test]
+    fn fills_wraps_and_keeps_order() {
+        let o = Owned::new(4);
+        let mut c = Consumer::default();
+        let mut next_in = 0u32;
+        let mut next_out = 0u32;
+        for round in 0..50 {
+            while o.ring().push(&Nqe::new(Op::Send, next_in, 0)).is_ok() {
+                next_in += 1;
+            }
+            assert_eq!(next_in - next_out, 4, "full after {round}");
+            for _ in 0..=(round % 4) {
+                assert_eq!(c.pop(&o.ring()).map(|e| e.socket), Some(next_out));
+                next_out += 1;
+            }
+            c.commit(&o.ring());
+        }
+    }
+
+    #[test]
+    fn a_nonsense_head_reads_as_full() {
+        let o = Owned::new(4);
+        o.head.store(77, Ordering::Relaxed);
+        assert_eq!(o.ring().push(&Nqe::new(Op::Send, 1, 0)), Err(Full));
+    }
+
+    #[test]
+    fn many_producers_lose_nothing() {
+        let o = Owned::new(8);
+        let per = 2000u32;
+        std::thread::scope(|s| {
+            for t in 0..3u32 {
+                let ring = o.ring();
+                s.spawn(move || {
+                    for i in 0..per {
+                        while ring.push(&Nqe::new(Op::Send, t * per + i, 0)).is_err() {
+                            std::thread::yield_now();
+                        }
+                    }
+                });
+            }
+            let mut c = Consumer::default();
+            let mut last = [None::<u32>; 3];
+            let mut n = 0;
+            while n < per * 3 {
+                match c.pop(&o.ring()) {
+                    Some(e) => {
+                        let t = (e.socket / per) as usize;
+                        assert!(last[t].is_none_or(|l| l < e.socket));
+                        last[t] = Some(e.socket);
+                        n += 1;
+                        c.commit(&o.ring());
+                    }
+                    None => std::thread::yield_now(),
+                }
+            }
+        });
+    }
+}

@@ -1,0 +1,249 @@
+//! The descriptor rings of a socket: payload chunks in each direction, and accepted sockets on a listener.
+//!
+//! Both ends are lock-free, so that a process killed, forked or interrupted at any instruction leaves nothing to repair:
+//! - publish: CAS the slot from its last lap's word to the new one, then CAS the tail; any other producer helps a stopped one.
+//! - consume: read position (index and offset in one word), copy, CAS the position. Whoever loses copies again; the peer reuses
+//!   a chunk only once the position is past it, so what a loser read may be torn but is never used.
+
+use crate::sync::{Ordering, Word32, Word64};
+use crate::{CHUNK_SIZE, STREAM_SLOTS};
+
+const PAYLOAD_BITS: u32 = 56;
+const PAYLOAD_MASK: u64 = (1 << PAYLOAD_BITS) - 1;
+
+fn lap(index: u32) -> u64 {
+    u64::from(((index / STREAM_SLOTS as u32).wrapping_add(1)) & 0xff) << PAYLOAD_BITS
+}
+
+/// A span of payload in a chunk of the pool.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Span {
+    /// Index of the chunk.
+    pub chunk: u32,
+    /// First byte within the chunk.
+    pub offset: u32,
+    /// Bytes.
+    pub len: u32,
+}
+
+impl Span {
+    /// Packs the span into a descriptor's payload bits: chunk 24, offset 14, length 15.
+    #[must_use]
+    pub fn to_payload(self) -> u64 {
+        u64::from(self.chunk & 0xff_ffff)
+            | u64::from(self.offset & 0x3fff) << 24
+            | u64::from(self.len & 0x7fff) << 38
+    }
+
+    /// Parses and checks a payload: within one chunk and not empty. The chunk index is the caller's to check.
+    #[must_use]
+    pub fn from_payload(p: u64) -> Option<Span> {
+        let s = Span {
+            chunk: (p & 0xff_ffff) as u32,
+            offset: ((p >> 24) & 0x3fff) as u32,
+            len: ((p >> 38) & 0x7fff) as u32,
+        };
+        (s.len > 0 && (s.offset + s.len) as usize <= CHUNK_SIZE).then_some(s)
+    }
+}
+
+/// An accepted socket, as a listener's ring carries it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AcceptedSocket {
+    /// Socket id.
+    pub socket: u32,
+    /// Its generation.
+    pub generation: u16,
+}
+
+impl AcceptedSocket {
+    /// Packs into payload bits.
+    #[must_use]
+    pub fn to_payload(self) -> u64 {
+        u64::from(self.socket) | u64::from(self.generation) << 32
+    }
+    /// Parses; any bits give some socket, which the caller checks.
+    #[must_use]
+    pub fn from_payload(p: u64) -> AcceptedSocket {
+        AcceptedSocket { socket: p as u32, generation: (p >> 32) as u16 }
+    }
+}
+
+/// The tx side as the guest sees it: it writes `tail` and `slots`, the service writes `head`.
+#[derive(Debug)]
+pub struct Publisher<'a, A32, A64> {
+    /// Next index to publish.
+    pub tail: &'a A32,
+    /// Indices below this were consumed by the peer.
+    pub head: &'a A32,
+    /// [`STREAM_SLOTS`] descriptors.
+    pub slots: &'a [A64],
+}
+
+/// No slot is free.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RingFull;
+
+impl<A32: Word32, A64: Word64> Publisher<'_, A32, A64> {
+    /// Free slots now (0 when the peer's index is nonsense).
+    pub fn room(&self) -> u32 {
+        let used =
+            self.tail.load(Ordering::Acquire).wrapping_sub(self.head.load(Ordering::Acquire));
+        (STREAM_SLOTS as u32).saturating_sub(used)
+    }
+
+    /// Publishes one payload.
+    ///
+    /// # Errors
+    /// [`RingFull`]; nothing was published.
+    pub fn publish(&self, payload: u64) -> Result<(), RingFull> {
+        loop {
+            let tail = self.tail.load(Ordering::Acquire);
+            let head = self.head.load(Ordering::Acquire);
+            if tail.wrapping_sub(head) >= STREAM_SLOTS as u32 {
+                // A stale tail looks full or beyond: only a tail that has not moved says so.
+                if self.tail.load(Ordering::Acquire) == tail {
+                    return Err(RingFull);
+                }
+                continue;
+            }
+            let Some(slot) = self.slots.get(tail as usize % STREAM_SLOTS) else {
+                return Err(RingFull);
+            };
+            let seen = slot.load(Ordering::Acquire);
+            let want = lap(tail);
+            let mine = if seen & !PAYLOAD_MASK == want {
+                // Somebody filled this slot and was stopped before the tail moved: help.
+                false
+            } else {
+                if self.tail.load(Ordering::Acquire) != tail {
+                    continue;
+                }
+                let new = want | (payload & PAYLOAD_MASK);
+                slot.compare_exchange(seen, new, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+            };
+            let _ = self.tail.compare_exchange(
+                tail,
+                tail.wrapping_add(1),
+                Ordering::AcqRel,
+                Ordering::Relaxed,
+            );
+            if mine {
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// Publishes from the one producer of a ring that a single thread owns (the host's side): `tail` is its private copy.
+///
+/// # Errors
+/// [`RingFull`]: the consumer's index (a hint, clamped by the caller) leaves no room.
+pub fn publish_single<A32: Word32, A64: Word64>(
+    tail: &A32,
+    slots: &[A64],
+    private_tail: &mut u32,
+    head_checked: u32,
+    payload: u64,
+) -> Result<(), RingFull> {
+    let t = *private_tail;
+    if t.wrapping_sub(head_checked) >= STREAM_SLOTS as u32 {
+        return Err(RingFull);
+    }
+    let slot = slots.get(t as usize % STREAM_SLOTS).ok_or(RingFull)?;
+    slot.store(lap(t) | (payload & PAYLOAD_MASK), Ordering::Release);
+    *private_tail = t.wrapping_add(1);
+    tail.store(*private_tail, Ordering::Release);
+    Ok(())
+}
+
+/// Reads the payload at `index` for a consumer that knows `index < tail`; `None` when the slot is of another lap (the
+/// producer broke the protocol, or the reader is stale).
+pub fn read_slot<A64: Word64>(slots: &[A64], index: u32) -> Option<u64> {
+    let w = slots.get(index as usize % STREAM_SLOTS)?.load(Ordering::Acquire);
+    (w & !PAYLOAD_MASK == lap(index)).then_some(w & PAYLOAD_MASK)
+}
+
+/// A consumer's position: descriptor index and bytes already taken of that descriptor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Position {
+    /// Descriptor index.
+    pub index: u32,
+    /// Bytes of it already consumed.
+    pub offset: u32,
+}
+
+impl Position {
+    /// From the shared word.
+    #[must_use]
+    pub fn from_word(w: u64) -> Position {
+        Position { index: (w >> 32) as u32, offset: w as u32 }
+    }
+    /// To the shared word.
+    #[must_use]
+    pub fn to_word(self) -> u64 {
+        u64::from(self.index) << 32 | u64::from(self.offset)
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    extern crate std;
+    use super::*;
+    use core::sync::atomic::{AtomicU32, AtomicU64};
+    use proptest::prelude::*;
+    use std::vec::Vec;
+
+    proptest! {
+        #[test]
+        fn spans_survive(chunk in 0u32..(1 << 24), offset in 0u32..16384, len in 1u32..=16384) {
+            let s = Span { chunk, offset, len };
+            let back = Span::from_payload(s.to_payload());
+            if (offset + len) as usize <= CHUNK_SIZE {
+                prop_assert_eq!(back, Some(s));
+            } else {
+                prop_assert_eq!(back, None);
+            }
+        }
+
+        #[test]
+        fn no_payload_reaches_past_a_chunk(p in any::<u64>()) {
+            if let Some(s) = Span::from_payload(p) {
+                prop_assert!(s.len > 0 && (s.offset + s.len) as usize <= CHUNK_SIZE);
+            }
+        }
+    }
+
+    #[test]
+    fn concurrent_publishers_lose_and_double_nothing() {
+        let tail = AtomicU32::new(0);
+        let head = AtomicU32::new(0);
+        let slots: Vec<AtomicU64> = (0..STREAM_SLOTS).map(|_| AtomicU64::new(0)).collect();
+        let per = 20_000u64;
+        let mut seen = Vec::new();
+        std::thread::scope(|s| {
+            for t in 0..3u64 {
+                let p = Publisher { tail: &tail, head: &head, slots: &slots };
+                s.spawn(move || {
+                    for i in 0..per {
+                        while p.publish(t * per + i).is_err() {
+                            std::thread::yield_now();
+                        }
+                    }
+                });
+            }
+            let mut h = 0u32;
+            while seen.len() < per as usize * 3 {
+                if tail.load(Ordering::Acquire) == h {
+                    std::thread::yield_now();
+                    continue;
+                }
+                seen.push(read_slot(&slots, h).expect("lap"));
+                h = h.wrapping_add(1);
+                head.store(h, Ordering::Release);
+            }
+        });
+        seen.sort_unstable();
+        assert!(seen.iter().enumerate().all(|(i, v)| i as u64 == *v));
+    }
+}
