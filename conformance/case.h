@@ -360,23 +360,28 @@ static void expect_text(const char *what, int fd, size_t length) {
         T("%s: \"%s\"", what, text);
 }
 static void send_text(int fd, const char *text) { MUST(send_all(fd, text, strlen(text))); }
-// Fills a socket until it would block; gives how many bytes went in.
+// Fills a socket until it would block for good; gives how many bytes went in. What is under way makes room
+// again for a moment, so full means: no byte more in 150 ms.
 static size_t fill_up(int fd) {
     static char block[65536];
     size_t total = 0;
-    int quiet = 0;
     nonblock(fd);
     fill(block, sizeof block, 7);
-    while (quiet < 3) { // what the other side takes meanwhile may make room again
+    for (int quiet = 0; quiet < 15;) {
         ssize_t n = send(fd, block, sizeof block, MSG_NOSIGNAL);
         if (n > 0)
             total += n, quiet = 0;
         else if (n < 0 && errno == EAGAIN)
-            quiet++, msleep(20);
+            quiet++, msleep(10);
         else
             must_(-1, "send while filling up", __LINE__);
     }
     return total;
+}
+// Bounds what a connection holds, so that filling it is quick and buffers do not grow meanwhile.
+static void small_buffers(int sender, int receiver) {
+    MUST(set_int(sender, SOL_SOCKET, SO_SNDBUF, 32768));
+    MUST(set_int(receiver, SOL_SOCKET, SO_RCVBUF, 32768));
 }
 // Closes with a reset.
 static void close_rst(int fd) {

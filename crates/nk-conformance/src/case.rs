@@ -109,9 +109,11 @@ impl Case {
                     expected.push('\n');
                 }
                 "timeout-s" => timeout = Duration::from_secs(value.trim().parse()?),
-                // Prose may hold a colon; a single word with one is a directive that we do not know.
-                _ if key.contains(' ') => {}
-                _ => bail!("unknown directive {key:?}"),
+                // Prose may hold a colon; one lower-case word with one is a directive that we do not know.
+                _ if key.bytes().all(|b| b.is_ascii_lowercase() || b == b'-') => {
+                    bail!("unknown directive {key:?}")
+                }
+                _ => {}
             }
         }
         let shape = shape.context("no `// shape: self|pair|server|client` line at the top")?;
