@@ -1,0 +1,30 @@
+//! Linux errno values that the core returns (the numbers are the same on x86-64 and aarch64).
+
+/// Operation not permitted.
+pub const EPERM: i32 = 1;
+/// No such file or directory (an unknown congestion control).
+pub const ENOENT: i32 = 2;
+/// Try again.
+pub const EAGAIN: i32 = 11;
+/// Bad address.
+pub const EFAULT: i32 = 14;
+/// Invalid argument.
+pub const EINVAL: i32 = 22;
+/// Broken pipe.
+pub const EPIPE: i32 = 32;
+/// Protocol option not available.
+pub const ENOPROTOOPT: i32 = 92;
+/// Operation not supported.
+pub const EOPNOTSUPP: i32 = 95;
+/// Connection reset by peer.
+pub const ECONNRESET: i32 = 104;
+/// Already connected.
+pub const EISCONN: i32 = 106;
+/// Not connected.
+pub const ENOTCONN: i32 = 107;
+/// A connect is under way.
+pub const EALREADY: i32 = 114;
+/// Connect goes on in the background.
+pub const EINPROGRESS: i32 = 115;
+/// The connect was given up.
+pub const ECONNABORTED: i32 = 103;

@@ -1,0 +1,101 @@
+//! The event mask of a socket, as Linux's `tcp_poll` computes it.
+
+use nk_device::Cell;
+use nk_device::STREAM_SLOTS;
+use nk_device::sync::Ordering;
+
+use crate::{View, recv};
+
+/// Readable.
+pub const EPOLLIN: u32 = 0x001;
+/// Writable.
+pub const EPOLLOUT: u32 = 0x004;
+/// Error pending.
+pub const EPOLLERR: u32 = 0x008;
+/// Both directions are shut.
+pub const EPOLLHUP: u32 = 0x010;
+/// Normal data readable.
+pub const EPOLLRDNORM: u32 = 0x040;
+/// Normal data writable.
+pub const EPOLLWRNORM: u32 = 0x100;
+/// The peer shut its writing half.
+pub const EPOLLRDHUP: u32 = 0x2000;
+
+/// Free tx descriptors from which a socket counts as writable; a quarter of the ring, so that a writer that was refused is
+/// woken for more than one more write (Linux waits for a third of the send buffer).
+pub const WRITABLE_SLOTS: u32 = STREAM_SLOTS as u32 / 4;
+
+/// The mask of a socket now. `can_send`: the process has chunks to send with ([`nk_device::Row::chunk_grants`]); without one
+/// a socket is not writable, whatever its ring says.
+#[must_use]
+pub fn readiness(cell: &Cell, can_send: bool) -> u32 {
+    let v = View::of(cell);
+    let mut mask = 0;
+    if cell.pending_error().is_some() {
+        mask |= EPOLLERR;
+    }
+    if v.listening() {
+        if v.local_shut_rd() || v.dead() {
+            return mask | EPOLLIN | EPOLLRDNORM | EPOLLRDHUP | EPOLLHUP | EPOLLOUT | EPOLLWRNORM;
+        }
+        if !recv::is_empty(cell) {
+            mask |= EPOLLIN | EPOLLRDNORM;
+        }
+        return mask;
+    }
+    let closed = v.dead() || !(v.connected() || v.connecting());
+    if (v.shut_rd() && v.shut_wr()) || closed {
+        mask |= EPOLLHUP;
+    }
+    if v.shut_rd() {
+        mask |= EPOLLIN | EPOLLRDNORM | EPOLLRDHUP;
+    }
+    if v.connecting() {
+        return mask;
+    }
+    let lowat = cell.rcv_lowat.load(Ordering::Relaxed).max(1) as usize;
+    if mask & EPOLLIN == 0 && recv::has_at_least(cell, lowat) {
+        mask |= EPOLLIN | EPOLLRDNORM;
+    }
+    if v.shut_wr() || closed || (can_send && cell.tx().room() >= WRITABLE_SLOTS) {
+        mask |= EPOLLOUT | EPOLLWRNORM;
+    }
+    mask
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::Fixture;
+    use nk_device::cell::*;
+
+    #[test]
+    fn masks_are_those_of_linux() {
+        let f = Fixture::new();
+        let c = f.socket().cell;
+        let normal_in = EPOLLIN | EPOLLRDNORM;
+        let normal_out = EPOLLOUT | EPOLLWRNORM;
+        // Fresh: TCP_CLOSE.
+        assert_eq!(readiness(c, true), normal_out | EPOLLHUP);
+        c.state.store(SF_CONNECTING, Ordering::Relaxed);
+        assert_eq!(readiness(c, true), 0);
+        c.state.store(SF_CONNECTED, Ordering::Relaxed);
+        assert_eq!(readiness(c, true), normal_out);
+        assert_eq!(readiness(c, false), 0);
+        f.receive(b"x");
+        assert_eq!(readiness(c, true), normal_in | normal_out);
+        c.state.store(SF_CONNECTED | SF_EOF, Ordering::Relaxed);
+        assert_eq!(readiness(c, true), normal_in | normal_out | EPOLLRDHUP);
+        c.guest_state.store(GF_SHUT_WR, Ordering::Relaxed);
+        assert_eq!(readiness(c, true), normal_in | normal_out | EPOLLRDHUP | EPOLLHUP);
+        // Reset.
+        c.guest_state.store(0, Ordering::Relaxed);
+        c.state.store(SF_CONNECTED | SF_DEAD, Ordering::Relaxed);
+        c.error.store(1 << 32 | 104, Ordering::Relaxed);
+        let all = normal_in | normal_out | EPOLLRDHUP | EPOLLHUP;
+        assert_eq!(readiness(c, true), all | EPOLLERR);
+        assert_eq!(c.take_error(), 104);
+        assert_eq!(c.take_error(), 0);
+        assert_eq!(readiness(c, true), all);
+    }
+}

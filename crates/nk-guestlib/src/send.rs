@@ -1,0 +1,193 @@
+//! User bytes into chunks of the pool and onto the tx ring.
+
+use core::ptr::NonNull;
+
+use nk_device::CHUNK_SIZE;
+use nk_device::cell::GF_WANT_TX;
+use nk_device::stream::Span;
+use nk_device::sync::{Ordering, fence};
+
+use crate::errno::{EFAULT, EPIPE};
+use crate::{Fault, Socket, View};
+
+/// Where the bytes come from: an iovec of the program, faulting copies in a kernel.
+pub trait Source {
+    /// Copies `len` bytes, starting `at` bytes into what is to be sent, to `to` in a chunk.
+    ///
+    /// # Errors
+    /// [`Fault`] when the user's memory cannot be read.
+    fn copy(&mut self, at: usize, to: NonNull<u8>, len: usize) -> Result<(), Fault>;
+}
+
+/// Where chunks for sending come from: the row's grants, with one put-back slot private to the process.
+pub trait Chunks {
+    /// Takes a leased chunk.
+    fn take(&mut self) -> Option<u32>;
+    /// Gives back a chunk that was not published.
+    fn put_back(&mut self, chunk: u32);
+}
+
+/// Why a send moved nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SendError {
+    /// No room on the ring: wait on `tx_wake` or return EAGAIN. `GF_WANT_TX` is set, so an event will come.
+    WouldBlock,
+    /// No chunk: ask for some ([`nk_device::Op::Refill`]), wait on the row's `grant_wake` or return EAGAIN.
+    NoChunks,
+    /// Not yet connected: wait on `tx_wake` or return EAGAIN.
+    Connecting,
+    /// EPIPE; the shell raises SIGPIPE unless MSG_NOSIGNAL.
+    Pipe,
+    /// An errno.
+    Errno(i32),
+}
+
+/// Bytes taken, and whether a SEND NQE must be pushed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sent {
+    /// Bytes taken from the source.
+    pub bytes: usize,
+    /// Push [`nk_device::Op::Send`] and ring the engine.
+    pub kick: bool,
+}
+
+/// The checks that Linux makes before it takes a byte (`tcp_sendmsg_locked`).
+///
+/// # Errors
+/// Why nothing can be sent now or at all.
+pub fn check(socket: &Socket<'_>) -> Result<(), SendError> {
+    let v = View::of(socket.cell);
+    if v.connecting() && !v.shut_wr() && socket.cell.pending_error().is_none() {
+        return Err(SendError::Connecting);
+    }
+    match socket.cell.take_error() {
+        0 => {}
+        EPIPE => return Err(SendError::Pipe),
+        e => return Err(SendError::Errno(e)),
+    }
+    if v.shut_wr() || !v.connected() || v.listening() {
+        return Err(SendError::Pipe);
+    }
+    Ok(())
+}
+
+/// Sends up to `len` bytes; fewer when room or chunks run out after the first.
+///
+/// # Errors
+/// [`SendError`] when no byte was taken (a fault after some bytes counts those).
+pub fn send(
+    socket: &Socket<'_>,
+    chunks: &mut impl Chunks,
+    source: &mut impl Source,
+    len: usize,
+) -> Result<Sent, SendError> {
+    check(socket)?;
+    let cell = socket.cell;
+    let mut done = 0;
+    let mut stop = None;
+    while done < len {
+        if cell.tx().room() == 0 {
+            cell.guest_state.fetch_or(GF_WANT_TX, Ordering::SeqCst);
+            // The service reads GF_WANT_TX after it moved tx_head: look again behind the fence, or a wake-up is lost.
+            fence(Ordering::SeqCst);
+            if cell.tx().room() == 0 {
+                stop = Some(SendError::WouldBlock);
+                break;
+            }
+        }
+        let Some(chunk) = chunks.take() else {
+            stop = Some(SendError::NoChunks);
+            break;
+        };
+        let n = (len - done).min(CHUNK_SIZE);
+        let Some(to) = socket.device.chunk(chunk) else {
+            // A host that leases a chunk outside the pool is broken; drop the number, keep the socket.
+            continue;
+        };
+        if source.copy(done, to, n).is_err() {
+            chunks.put_back(chunk);
+            stop = Some(SendError::Errno(EFAULT));
+            break;
+        }
+        let span = Span { chunk, offset: 0, len: n as u32 };
+        if cell.tx().publish(span.to_payload()).is_err() {
+            // Another thread took the last slot.
+            chunks.put_back(chunk);
+            continue;
+        }
+        done += n;
+    }
+    if done == 0
+        && let Some(why) = stop
+    {
+        return Err(why);
+    }
+    if done == len {
+        let _ = cell.guest_state.fetch_and(!GF_WANT_TX, Ordering::SeqCst);
+    }
+    Ok(Sent { bytes: done, kick: done > 0 && cell.needs_kick() })
+}
+
+/// Bytes on the tx ring that the stack has not taken (SIOCOUTQ's part on this side).
+#[must_use]
+pub fn queued(socket: &Socket<'_>) -> usize {
+    let cell = socket.cell;
+    let tail = cell.tx_tail.load(Ordering::Acquire);
+    let mut index = cell.tx_head.load(Ordering::Acquire);
+    let mut sum = 0;
+    while index != tail && tail.wrapping_sub(index) <= nk_device::STREAM_SLOTS as u32 {
+        if let Some(s) =
+            nk_device::stream::read_slot(&cell.tx_slots, index).and_then(Span::from_payload)
+        {
+            sum += s.len as usize;
+        }
+        index = index.wrapping_add(1);
+    }
+    sum
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::Fixture;
+    use nk_device::cell::*;
+
+    #[test]
+    fn takes_what_fits_and_kicks_once() {
+        let f = Fixture::new();
+        let s = f.socket();
+        assert_eq!(f.send(b"x"), Err(SendError::Pipe), "never connected");
+        s.cell.state.store(SF_CONNECTING, Ordering::Relaxed);
+        assert_eq!(f.send(b"x"), Err(SendError::Connecting));
+        s.cell.state.store(SF_CONNECTED, Ordering::Relaxed);
+        assert_eq!(f.send(b"hello"), Ok(Sent { bytes: 5, kick: true }));
+        assert_eq!(f.send(b"again"), Ok(Sent { bytes: 5, kick: false }));
+        assert_eq!(queued(&s), 10);
+        s.cell.tx_seq.store(2, Ordering::Relaxed);
+        assert_eq!(f.send(b"more"), Ok(Sent { bytes: 4, kick: true }));
+        let big = [7u8; 40 * CHUNK_SIZE];
+        assert_eq!(f.send(&big), Ok(Sent { bytes: 29 * CHUNK_SIZE, kick: false }));
+        assert_eq!(f.send(b"x"), Err(SendError::WouldBlock));
+        assert_ne!(s.cell.guest_state.load(Ordering::Relaxed) & GF_WANT_TX, 0);
+        s.cell.guest_state.fetch_or(GF_SHUT_WR, Ordering::Relaxed);
+        assert_eq!(f.send(b"x"), Err(SendError::Pipe));
+    }
+
+    #[test]
+    fn an_error_is_told_once_then_epipe() {
+        let f = Fixture::new();
+        let s = f.socket();
+        s.cell.state.store(SF_CONNECTED | SF_DEAD, Ordering::Relaxed);
+        s.cell.error.store(1 << 32 | 104, Ordering::Relaxed);
+        assert_eq!(f.send(b"x"), Err(SendError::Errno(104)));
+        assert_eq!(f.send(b"x"), Err(SendError::Pipe));
+    }
+
+    #[test]
+    fn no_chunks_is_not_would_block() {
+        let f = Fixture::new();
+        f.socket().cell.state.store(SF_CONNECTED, Ordering::Relaxed);
+        while f.take_chunk().is_some() {}
+        assert_eq!(f.send(b"x"), Err(SendError::NoChunks));
+    }
+}
