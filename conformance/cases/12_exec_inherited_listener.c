@@ -14,8 +14,8 @@ int main(int argc, char **argv) {
         send_text(connection, "after");
         int taken = RF("accept", accept(listener, NULL, NULL));
         expect_text("new connection", taken, 5);
-        send_text(taken, "done!");
         T("port kept: %d", port_of(listener) == atoi(argv[5]));
+        send_text(taken, "done!");
         return 7;
     }
     EACH_FAMILY(family) {

@@ -1,0 +1,26 @@
+// shape: self
+// An epoll made before fork is used by the child (and is the same object in both, with the same interest).
+#include "case.h"
+
+int main(void) {
+    case_start();
+    int ends[2], ep = MUST(epoll_create1(0));
+    tcp_pair(AF_INET, ends);
+    EP_ADD(ep, ends[1], EPOLLIN, 1);
+    struct gate go = make_gate();
+    pid_t child = must_fork();
+    if (child == 0) {
+        gate_wait(go);
+        ep_show("child", ep, WAIT_MS);
+        expect_text("child", ends[1], 5);
+        EP_QUIET("child", ep);
+        EP_MOD(ep, ends[1], EPOLLIN | EPOLLOUT, 2);
+        ep_show("child with OUT", ep, WAIT_MS);
+        _exit(0);
+    }
+    send_text(ends[0], "hello");
+    gate_open(go);
+    reap("child", child);
+    ep_show("the parent sees the child's MOD", ep, WAIT_MS);
+    return 0;
+}
