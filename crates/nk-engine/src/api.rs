@@ -1,0 +1,235 @@
+//! What the host gives to the engine, and what it gets back.
+
+use nk_device::sync::AtomicU32;
+use nk_device::{Addr, Device};
+
+/// A guest. The host may use a number again once [`crate::Engine::remove_guest`] returned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct GuestId(pub u16);
+
+/// An NSM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct NsmId(pub u8);
+
+/// What the engine asks its surroundings to do, because it does no I/O itself. Called from [`crate::Engine::poll`] and from the
+/// control entry points that take it.
+pub trait Notify {
+    /// Write the doorbell eventfd of a queue set.
+    fn doorbell(&mut self, guest: GuestId, qset: u16);
+    /// `FUTEX_WAKE` (shared, not private) at most `count` sleepers on a word of a device.
+    fn futex_wake(&mut self, word: &AtomicU32, count: u32);
+    /// Wake an NSM that sleeps (never called for one that is polled by the same thread as the engine).
+    fn nsm_doorbell(&mut self, nsm: NsmId);
+    /// Every socket of the guest is closed and, on the NSM, done. The guest may be removed if no process is left.
+    fn guest_idle(&mut self, _guest: GuestId) {}
+}
+
+/// What a poll did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PollResult {
+    /// NQEs moved.
+    pub worked: u32,
+    /// Something is left to do now: poll again before sleeping.
+    pub pending: bool,
+}
+
+/// Limits of a guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Sockets, granted ahead or in use; at most the cells of its device.
+    pub sockets_max: u32,
+    /// Rows (processes).
+    pub rows_max: u32,
+    /// Queue sets.
+    pub qsets_max: u32,
+    /// NQEs taken from one queue set in one turn.
+    pub nqes_per_turn_max: u32,
+    /// Protocol violations after which a queue set is quarantined.
+    pub violations_max: u32,
+    /// Lowest port that may be bound by number (0: whatever the stack allows). Below it: EACCES.
+    pub port_min: u16,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits {
+            sockets_max: u32::MAX,
+            rows_max: 512,
+            qsets_max: 1024,
+            nqes_per_turn_max: 64,
+            violations_max: 64,
+            port_min: 0,
+        }
+    }
+}
+
+/// A guest to serve. The device is formatted and mapped for as long as the guest is known to the engine.
+#[derive(Clone, Debug)]
+pub struct GuestSetup {
+    /// Its number.
+    pub id: GuestId,
+    /// Its device, made with [`Device::with_layout`] (the header is not believed).
+    pub device: Device,
+    /// Which network namespace its sockets live in; equal keys mean equal namespaces.
+    pub namespace: u64,
+    /// The NSM that serves it. ServiceLib there must know the guest first (`Service::add_guest`).
+    pub nsm: NsmId,
+    /// Its limits.
+    pub limits: Limits,
+    /// A VM: row 0 and queue set 0 are live from the start.
+    pub vm: bool,
+}
+
+/// A row that was made, with its primary queue set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NewRow {
+    /// The row.
+    pub row: u16,
+    /// Its primary queue set.
+    pub qset: u16,
+}
+
+/// A row that lives on over a death of the engine.
+#[derive(Clone, Debug)]
+pub struct AdoptedRow {
+    /// The row.
+    pub row: u16,
+    /// Its process, as the host knows it.
+    pub pid: u32,
+    /// Its queue sets, the primary one first.
+    pub qsets: Vec<u16>,
+}
+
+/// A listener that lives on over a death of the engine or its NSM; its descriptor is with the keeper.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AdoptedListener {
+    /// Socket id.
+    pub socket: u32,
+    /// Its generation.
+    pub generation: u16,
+    /// What it is bound to, as the stack said it (never the cell, which the guest can write).
+    pub local: Addr,
+    /// Its backlog as the guest gave it.
+    pub backlog: u32,
+}
+
+/// What is known of a guest that lives on.
+#[derive(Clone, Debug, Default)]
+pub struct Adoption {
+    /// Rows with a living process.
+    pub rows: Vec<AdoptedRow>,
+    /// Listeners whose descriptors were kept.
+    pub listeners: Vec<AdoptedListener>,
+    /// Sockets that the host holds itself ([`crate::Engine::hold`]): id and generation.
+    pub holds: Vec<(u32, u16)>,
+}
+
+/// Why a control call failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ControlError {
+    /// No such guest, or it exists already.
+    Guest,
+    /// No such NSM, or it exists already.
+    Nsm,
+    /// No such row, or none is free (or the limit is reached).
+    Row,
+    /// No such queue set, or none is free (or the limit is reached).
+    Qset,
+    /// No such socket in use.
+    Socket,
+    /// The device is of no use for this (too small).
+    Device,
+}
+
+impl core::fmt::Display for ControlError {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str(match self {
+            ControlError::Guest => "no such guest, or its number is in use",
+            ControlError::Nsm => "no such NSM, or its number is in use",
+            ControlError::Row => "no such process row, or no row is free",
+            ControlError::Qset => "no such queue set, or no queue set is free",
+            ControlError::Socket => "no such socket",
+            ControlError::Device => "the device is too small",
+        })
+    }
+}
+impl std::error::Error for ControlError {}
+
+/// Counters, per guest or of the whole engine.
+#[derive(Clone, Debug)]
+pub struct Stats {
+    /// NQEs from guests by operation byte.
+    pub from_guest: Box<[u64; 256]>,
+    /// NQEs to guests by operation byte.
+    pub to_guest: Box<[u64; 256]>,
+    /// Bytes taken from guests for sending: closed sockets as ServiceLib counted them, plus what the cells of open ones say.
+    pub bytes_sent: u64,
+    /// Bytes handed to guests; as above.
+    pub bytes_received: u64,
+    /// Connections made or accepted and not yet gone.
+    pub connections_open: u64,
+    /// Connections ever made or accepted.
+    pub connections_total: u64,
+    /// Sockets in use (not counting ids only granted).
+    pub sockets: u64,
+    /// Ids granted to rows and NSMs, and not in use.
+    pub ids_granted: u64,
+    /// Rows in use.
+    pub rows: u64,
+    /// Queue sets in use.
+    pub qsets: u64,
+    /// NQEs that broke the protocol; dropped.
+    pub violations: u64,
+    /// NQEs for a socket that is gone: normal when processes share sockets; dropped.
+    pub stale: u64,
+    /// Queue sets that are served no more.
+    pub quarantined: u64,
+    /// Events that did not fit into a guest's receive ring.
+    pub overflows: u64,
+}
+
+impl Default for Stats {
+    fn default() -> Stats {
+        Stats {
+            from_guest: Box::new([0; 256]),
+            to_guest: Box::new([0; 256]),
+            bytes_sent: 0,
+            bytes_received: 0,
+            connections_open: 0,
+            connections_total: 0,
+            sockets: 0,
+            ids_granted: 0,
+            rows: 0,
+            qsets: 0,
+            violations: 0,
+            stale: 0,
+            quarantined: 0,
+            overflows: 0,
+        }
+    }
+}
+
+/// One socket, as `nk flows` lists it.
+#[derive(Clone, Debug)]
+pub struct Flow {
+    /// Its guest.
+    pub guest: GuestId,
+    /// Socket id.
+    pub socket: u32,
+    /// Its generation.
+    pub generation: u16,
+    /// `nk_device::cell::SF_*` as the cell says (information: the guest can write there).
+    pub state: u32,
+    /// Local address as the cell says.
+    pub local: Addr,
+    /// Peer address as the cell says.
+    pub peer: Addr,
+    /// Whether nobody holds it and the stack is finishing it.
+    pub closing: bool,
+    /// Whether it waits on a listener to be accepted.
+    pub queued: bool,
+    /// Rows that hold it, with their pids (row 0 of a process guest is the host's own hold).
+    pub holders: Vec<(u16, u32)>,
+    /// Bytes sent and received so far as the cell says.
+    pub bytes: (u64, u64),
+}

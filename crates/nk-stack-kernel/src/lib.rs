@@ -1,0 +1,23 @@
+//! The kernel-stack NSM: Linux TCP behind the [`nk_servicelib::Stack`] trait, over one edge-triggered epoll.
+
+use std::os::fd::{BorrowedFd, OwnedFd};
+
+use nk_device::Addr;
+use nk_servicelib::{Errno, Key};
+
+/// Opens sockets in network namespaces, because the NSM itself may not enter them.
+pub trait Broker: core::fmt::Debug {
+    /// A non-blocking, close-on-exec TCP socket of the address family in the namespace.
+    ///
+    /// # Errors
+    /// The errno of socket(2), or what kept the broker from asking.
+    fn open(&mut self, namespace: u64, family: u16) -> Result<OwnedFd, Errno>;
+}
+
+/// Is offered each listener, so that it outlives the NSM.
+pub trait ListenerKeeper: core::fmt::Debug {
+    /// A listener came to be (or changed its backlog). The descriptor is borrowed: duplicate it.
+    fn keep(&mut self, key: Key, fd: BorrowedFd<'_>, local: &Addr, backlog: u32);
+    /// The listener was closed by its guest.
+    fn forget(&mut self, key: Key);
+}
