@@ -1,0 +1,72 @@
+//! Requests on the process's control socket: the few that need descriptors passed.
+
+use core::sync::atomic::{AtomicU32, Ordering};
+
+use nk_attach::{Fds, Message, RecvError};
+use nk_device::header::{ENGINE_GONE, ENGINE_UP};
+
+use crate::process::Process;
+use crate::rings::{lock, unlock};
+use crate::sys::{self, SignalsBlocked};
+
+/// Only taken with signals blocked.
+static LOCK: AtomicU32 = AtomicU32::new(0);
+
+/// In a forked child: nobody holds it.
+pub(crate) fn reset() {
+    LOCK.store(0, Ordering::Release);
+}
+
+/// A request and its reply, with descriptors both ways. The descriptors in `fds` stay the caller's.
+///
+/// # Errors
+/// The reply's status; ENETDOWN when the daemon is gone for good.
+pub fn request(p: &Process, message: &Message, fds: &[i32]) -> Result<(Message, Fds), i32> {
+    let _signals = SignalsBlocked::new();
+    let saved = sys::errno();
+    lock(&LOCK);
+    let r = exchange(p, message, fds);
+    unlock(&LOCK);
+    sys::set_errno(saved);
+    match r {
+        Ok((m, _)) if m.status != 0 => Err(m.status),
+        r => r,
+    }
+}
+
+fn exchange(p: &Process, message: &Message, fds: &[i32]) -> Result<(Message, Fds), i32> {
+    let socket = p.control_fd();
+    let header = p.device().header();
+    let mut asked_in = None;
+    loop {
+        if header.engine_state.load(Ordering::Acquire) == ENGINE_GONE {
+            return Err(libc::ENETDOWN);
+        }
+        let epoch = header.epoch.load(Ordering::Acquire);
+        // Asked again only when another daemon serves and the request is not on its way to it: the last one took it along.
+        let lost = asked_in.is_some_and(|e| e != epoch)
+            && header.engine_state.load(Ordering::Acquire) == ENGINE_UP
+            && sys::unread_by_peer(socket) == 0;
+        if asked_in.is_none() || lost {
+            asked_in = Some(epoch);
+            nk_attach::send(socket, message, fds).map_err(|_| libc::ENETDOWN)?;
+        }
+        if !sys::wait_readable(socket, 1000) {
+            continue;
+        }
+        match nk_attach::recv(socket, true) {
+            Ok((m, f, _)) if m.kind == message.kind => return Ok((m, f)),
+            // The late answer to a request that was asked twice.
+            Ok(_) | Err(RecvError::Os(libc::EAGAIN)) => {}
+            Err(_) => return Err(libc::ENETDOWN),
+        }
+    }
+}
+
+/// A message without a reply. A daemon that is gone misses nothing by it.
+pub fn tell(p: &Process, message: &Message) {
+    let _signals = SignalsBlocked::new();
+    let saved = sys::errno();
+    let _ = nk_attach::send(p.control_fd(), message, &[]);
+    sys::set_errno(saved);
+}

@@ -1,0 +1,188 @@
+//! Descriptor → socket, for speed: the truth is the tag on each stand-in, which the kernel keeps for us.
+//!
+//! Also how many descriptors this process has for each socket: the first sets the row's holder bit, the last clears it.
+//! All memory is private, mapped once without reservation; entries change by atomic operations, so signal handlers may use
+//! every function here.
+
+use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
+
+use libc::c_int;
+
+use crate::sys;
+
+/// Descriptors that the table covers: Linux's default for fs.nr_open.
+pub const FDS_MAX: usize = 1 << 20;
+
+const KIND_SHIFT: u32 = 60;
+const KIND_SOCKET: u64 = 1;
+const KIND_EPOLL: u64 = 2;
+const KIND_INTERNAL: u64 = 3;
+
+/// What a descriptor is to us.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Entry {
+    /// Not ours.
+    None,
+    /// The stand-in of a socket.
+    Socket {
+        /// Socket id: index of its cell.
+        id: u32,
+        /// Generation of the id.
+        generation: u16,
+    },
+    /// An epoll instance that events.rs serves.
+    Epoll {
+        /// Its index there.
+        index: u32,
+    },
+    /// One of this library's own descriptors; the program must not touch it.
+    Internal,
+}
+
+impl Entry {
+    fn to_word(self) -> u64 {
+        match self {
+            Entry::None => 0,
+            Entry::Socket { id, generation } => {
+                KIND_SOCKET << KIND_SHIFT | u64::from(generation) << 32 | u64::from(id)
+            }
+            Entry::Epoll { index } => KIND_EPOLL << KIND_SHIFT | u64::from(index),
+            Entry::Internal => KIND_INTERNAL << KIND_SHIFT,
+        }
+    }
+
+    fn from_word(w: u64) -> Entry {
+        match w >> KIND_SHIFT {
+            KIND_SOCKET => Entry::Socket { id: w as u32, generation: (w >> 32) as u16 },
+            KIND_EPOLL => Entry::Epoll { index: w as u32 },
+            KIND_INTERNAL => Entry::Internal,
+            _ => Entry::None,
+        }
+    }
+}
+
+static TABLE: AtomicPtr<AtomicU64> = AtomicPtr::new(core::ptr::null_mut());
+static COUNTS: AtomicPtr<AtomicU32> = AtomicPtr::new(core::ptr::null_mut());
+static COUNTS_LEN: AtomicU32 = AtomicU32::new(0);
+/// One more than the highest descriptor ever entered: bounds scans.
+static TOP: AtomicU32 = AtomicU32::new(0);
+
+/// Maps the tables for a device with `cells` sockets. `false` when there is no memory.
+pub fn init(cells: u32) -> bool {
+    if !TABLE.load(Ordering::Acquire).is_null() {
+        return true;
+    }
+    let table = sys::map_private(FDS_MAX * size_of::<AtomicU64>());
+    let counts = sys::map_private(cells as usize * size_of::<AtomicU32>());
+    if table.is_null() || counts.is_null() {
+        return false;
+    }
+    COUNTS_LEN.store(cells, Ordering::Release);
+    COUNTS.store(counts.cast(), Ordering::Release);
+    TABLE.store(table.cast(), Ordering::Release);
+    true
+}
+
+fn slot(fd: c_int) -> Option<&'static AtomicU64> {
+    let table = TABLE.load(Ordering::Acquire);
+    if table.is_null() || fd < 0 || fd as usize >= FDS_MAX {
+        return None;
+    }
+    // SAFETY: the table has FDS_MAX zero-initialised entries and is never unmapped.
+    Some(unsafe { &*table.add(fd as usize) })
+}
+
+fn count(id: u32) -> Option<&'static AtomicU32> {
+    let counts = COUNTS.load(Ordering::Acquire);
+    if counts.is_null() || id >= COUNTS_LEN.load(Ordering::Acquire) {
+        return None;
+    }
+    // SAFETY: as in `slot`, with COUNTS_LEN entries.
+    Some(unsafe { &*counts.add(id as usize) })
+}
+
+/// What `fd` is to us.
+#[must_use]
+pub fn get(fd: c_int) -> Entry {
+    slot(fd).map_or(Entry::None, |s| Entry::from_word(s.load(Ordering::Acquire)))
+}
+
+/// Enters `fd` and returns what was there. `None` when `fd` is beyond the table.
+pub fn swap(fd: c_int, entry: Entry) -> Option<Entry> {
+    let s = slot(fd)?;
+    if entry != Entry::None {
+        TOP.fetch_max(fd as u32 + 1, Ordering::AcqRel);
+    }
+    Some(Entry::from_word(s.swap(entry.to_word(), Ordering::AcqRel)))
+}
+
+/// One more than the highest descriptor ever entered.
+#[must_use]
+pub fn top() -> c_int {
+    TOP.load(Ordering::Acquire) as c_int
+}
+
+/// This process has one more descriptor for the socket; `true` when it is its first.
+pub fn add_holder(id: u32) -> bool {
+    count(id).is_some_and(|c| c.fetch_add(1, Ordering::AcqRel) == 0)
+}
+
+/// One less; `true` when it was the last.
+pub fn drop_holder(id: u32) -> bool {
+    count(id).is_some_and(|c| {
+        // Never below zero, whatever a program does with descriptors behind our back.
+        c.fetch_update(Ordering::AcqRel, Ordering::Acquire, |n| n.checked_sub(1)) == Ok(1)
+    })
+}
+
+/// Descriptors that this process has for the socket.
+#[must_use]
+pub fn holders(id: u32) -> u32 {
+    count(id).map_or(0, |c| c.load(Ordering::Acquire))
+}
+
+/// Calls `f` for each socket held (each id once per descriptor).
+pub fn for_each_socket(mut f: impl FnMut(c_int, u32, u16)) {
+    for fd in 0..top() {
+        if let Entry::Socket { id, generation } = get(fd) {
+            f(fd, id, generation);
+        }
+    }
+}
+
+/// Forgets everything (a raw-forked child starts again by scanning).
+pub fn clear() {
+    for fd in 0..top() {
+        if let Some(s) = slot(fd)
+            && let Entry::Socket { id, .. } =
+                Entry::from_word(s.swap(0, Ordering::AcqRel))
+            && let Some(c) = count(id)
+        {
+            c.store(0, Ordering::Release);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn entries_survive_and_counts_end_at_zero() {
+        assert!(init(1024));
+        assert_eq!(get(7), Entry::None);
+        let e = Entry::Socket { id: 1023, generation: 65535 };
+        assert_eq!(swap(7, e), Some(Entry::None));
+        assert_eq!(get(7), e);
+        assert_eq!(swap(7, Entry::Epoll { index: 9 }), Some(e));
+        assert_eq!(swap(7, Entry::Internal), Some(Entry::Epoll { index: 9 }));
+        assert_eq!(swap(7, Entry::None), Some(Entry::Internal));
+        assert_eq!((get(-1), swap(FDS_MAX as c_int, e)), (Entry::None, None));
+        assert!(add_holder(3));
+        assert!(!add_holder(3));
+        assert!(!drop_holder(3));
+        assert!(drop_holder(3));
+        assert!(!drop_holder(3), "never below zero");
+        assert!(!add_holder(1024), "beyond the device");
+    }
+}

@@ -1,0 +1,76 @@
+//! The fork gate: fork must see descriptors, counts and holder bits agree, so it waits until no call is changing them.
+//!
+//! Readers come first: a signal handler that interrupts a reader and closes a descriptor never waits for a fork that waits for the
+//! interrupted reader. A fork from a handler that interrupted a reader cannot wait for that reader at all, so it waits for
+//! a bounded time.
+
+use core::sync::atomic::{AtomicU32, Ordering};
+
+use crate::sys;
+
+const FORKING: u32 = 1 << 31;
+/// How long a fork waits for calls under way: far longer than any of them takes.
+const WAIT_MAX_US: u64 = 100_000;
+
+static GATE: AtomicU32 = AtomicU32::new(0);
+
+/// Held while a call changes descriptors. Never held while a call blocks.
+#[derive(Debug)]
+pub struct Changing(());
+
+/// Enters; waits while a fork is under way.
+#[must_use]
+pub fn enter() -> Changing {
+    loop {
+        let g = GATE.fetch_add(1, Ordering::AcqRel);
+        if g & FORKING == 0 {
+            return Changing(());
+        }
+        leave();
+        let g = GATE.load(Ordering::Acquire);
+        if g & FORKING != 0 {
+            let slice = sys::timespec_us(1000);
+            let _ = sys::futex_wait(&GATE, g, Some(&slice));
+        }
+    }
+}
+
+fn leave() {
+    // Never below zero: a forked child starts at 0 while a frame interrupted before the fork may still leave.
+    let _ = GATE.fetch_update(Ordering::AcqRel, Ordering::Acquire, |g| {
+        if g & !FORKING == 0 { None } else { Some(g - 1) }
+    });
+}
+
+impl Drop for Changing {
+    fn drop(&mut self) {
+        leave();
+    }
+}
+
+/// Closes the gate for a fork (signals are blocked by the caller).
+pub fn close() {
+    let deadline = sys::now_us() + WAIT_MAX_US;
+    loop {
+        let g = GATE.load(Ordering::Acquire);
+        let late = sys::now_us() > deadline;
+        if (g == 0 || (late && g & FORKING == 0))
+            && GATE.compare_exchange(g, g | FORKING, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+        {
+            return;
+        }
+        // SAFETY: takes nothing.
+        unsafe { libc::syscall(libc::SYS_sched_yield) };
+    }
+}
+
+/// Opens it again in the parent.
+pub fn open() {
+    GATE.fetch_and(!FORKING, Ordering::AcqRel);
+    sys::futex_wake(&GATE, i32::MAX);
+}
+
+/// In the child nobody else is there.
+pub fn reset() {
+    GATE.store(0, Ordering::Release);
+}

@@ -1,0 +1,286 @@
+//! Raw system calls, errno and futex. Everything here bypasses the names that this library itself defines.
+
+use core::ptr::null;
+use core::sync::atomic::AtomicU32;
+
+use libc::{c_int, c_long, c_void, timespec};
+
+/// The calling thread's errno.
+#[must_use]
+pub fn errno() -> c_int {
+    // SAFETY: the location is valid for the calling thread.
+    unsafe { *libc::__errno_location() }
+}
+
+/// Sets the calling thread's errno.
+pub fn set_errno(e: c_int) {
+    // SAFETY: as in `errno`.
+    unsafe { *libc::__errno_location() = e }
+}
+
+/// Sets errno and returns -1, as a failing call does.
+#[must_use]
+pub fn fail(e: c_int) -> c_int {
+    set_errno(e);
+    -1
+}
+
+/// [`fail`] for calls that return `ssize_t`.
+#[must_use]
+pub fn fail_size(e: c_int) -> isize {
+    set_errno(e);
+    -1
+}
+
+/// One system call by number; -1 and errno on failure.
+///
+/// # Safety
+/// As the call itself: pointers must be what it expects.
+pub unsafe fn call(number: c_long, a: [usize; 6]) -> isize {
+    // SAFETY: the caller's promise; syscall(2) takes six machine words.
+    unsafe { libc::syscall(number, a[0], a[1], a[2], a[3], a[4], a[5]) as isize }
+}
+
+/// close by syscall. errno is left alone on success.
+pub fn close(fd: c_int) -> c_int {
+    // SAFETY: no memory is involved.
+    unsafe { libc::syscall(libc::SYS_close, fd) as c_int }
+}
+
+/// Writes 1 to an eventfd; a full counter is as good as written. errno is preserved: this runs in calls that succeed.
+pub fn ring_eventfd(fd: c_int) {
+    let one = 1u64;
+    let saved = errno();
+    // SAFETY: reads 8 bytes of a local.
+    unsafe { libc::syscall(libc::SYS_write, fd, &raw const one, 8usize) };
+    set_errno(saved);
+}
+
+/// Reads an eventfd's counter away (it must be non-blocking). errno is preserved.
+pub fn drain_eventfd(fd: c_int) {
+    let mut count = 0u64;
+    let saved = errno();
+    // SAFETY: writes 8 bytes of a local.
+    unsafe { libc::syscall(libc::SYS_read, fd, &raw mut count, 8usize) };
+    set_errno(saved);
+}
+
+/// Waits until the word, shared between processes, is no longer `value` and somebody wakes it. Ok: woken, or the value differed.
+///
+/// Without a timeout the kernel restarts the wait after a handler with SA_RESTART and gives EINTR otherwise, as a native
+/// blocking call does.
+///
+/// # Errors
+/// EINTR or ETIMEDOUT.
+pub fn futex_wait(word: &AtomicU32, value: u32, timeout: Option<&timespec>) -> Result<(), c_int> {
+    let t = timeout.map_or(null(), |t| &raw const *t);
+    // SAFETY: the word is valid for the call; the timeout is null or valid.
+    let r = unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), libc::FUTEX_WAIT, value, t) };
+    if r == 0 {
+        return Ok(());
+    }
+    match errno() {
+        libc::EAGAIN => Ok(()),
+        e => Err(e),
+    }
+}
+
+/// Wakes up to `count` waiters of a shared word.
+pub fn futex_wake(word: &AtomicU32, count: i32) {
+    let saved = errno();
+    // SAFETY: the word is only used as an address.
+    unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), libc::FUTEX_WAKE, count) };
+    set_errno(saved);
+}
+
+/// Private zeroed memory that costs nothing until touched; null when there is none.
+#[must_use]
+pub fn map_private(len: usize) -> *mut c_void {
+    // SAFETY: an anonymous mapping touches no existing memory.
+    let p = unsafe {
+        libc::syscall(
+            libc::SYS_mmap,
+            0usize,
+            len,
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
+            -1,
+            0usize,
+        )
+    };
+    if p == -1 { core::ptr::null_mut() } else { p as *mut c_void }
+}
+
+/// Monotonic time in µs.
+#[must_use]
+pub fn now_us() -> u64 {
+    let mut t = timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: writes a local; clock_gettime is not one of our names and needs no lock.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut t) };
+    t.tv_sec as u64 * 1_000_000 + t.tv_nsec as u64 / 1000
+}
+
+/// µs as a timespec.
+#[must_use]
+pub fn timespec_us(us: u64) -> timespec {
+    timespec { tv_sec: (us / 1_000_000) as i64, tv_nsec: (us % 1_000_000 * 1000) as i64 }
+}
+
+/// The thread's id.
+#[must_use]
+pub fn gettid() -> c_int {
+    // SAFETY: takes nothing.
+    unsafe { libc::syscall(libc::SYS_gettid) as c_int }
+}
+
+/// The process's id, past any cache.
+#[must_use]
+pub fn getpid() -> c_int {
+    // SAFETY: takes nothing.
+    unsafe { libc::syscall(libc::SYS_getpid) as c_int }
+}
+
+/// All signals blocked in this thread until dropped. Kernel-sized mask: also the ones glibc keeps for itself.
+#[derive(Debug)]
+pub struct SignalsBlocked {
+    old: u64,
+}
+
+impl SignalsBlocked {
+    /// Blocks them.
+    #[must_use]
+    pub fn new() -> SignalsBlocked {
+        let all = u64::MAX;
+        let mut old = 0u64;
+        // SAFETY: both masks are 8 bytes, as said in the last argument.
+        unsafe {
+            libc::syscall(
+                libc::SYS_rt_sigprocmask,
+                libc::SIG_SETMASK,
+                &raw const all,
+                &raw mut old,
+                8usize,
+            );
+        }
+        SignalsBlocked { old }
+    }
+}
+
+impl Default for SignalsBlocked {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Drop for SignalsBlocked {
+    fn drop(&mut self) {
+        let saved = errno();
+        // SAFETY: restores the mask read before; 8 bytes.
+        unsafe {
+            libc::syscall(
+                libc::SYS_rt_sigprocmask,
+                libc::SIG_SETMASK,
+                &raw const self.old,
+                0usize,
+                8usize,
+            );
+        }
+        set_errno(saved);
+    }
+}
+
+/// Sleeps; a signal ends it early. errno is preserved.
+pub fn sleep_us(us: u64) {
+    let t = timespec_us(us);
+    let saved = errno();
+    // SAFETY: reads a local.
+    unsafe { libc::syscall(libc::SYS_nanosleep, &raw const t, 0usize) };
+    set_errno(saved);
+}
+
+/// Writes text to standard error, past any buffer. For the last words before `exit_now` only.
+pub fn complain(parts: &[&[u8]]) {
+    for p in parts {
+        // SAFETY: reads the slice.
+        unsafe { libc::syscall(libc::SYS_write, 2, p.as_ptr(), p.len()) };
+    }
+}
+
+/// Ends the process at once.
+pub fn exit_now(status: c_int) -> ! {
+    // SAFETY: takes nothing by pointer; does not return.
+    unsafe { libc::_exit(status) }
+}
+
+/// Lowest number for this library's own descriptors: out of the way of programs, yet low enough that the kernel's table stays small.
+const INTERNAL_FD_MIN: c_int = 900;
+
+/// Moves a descriptor of our own up, CLOEXEC. On failure it stays where it is.
+#[must_use]
+pub fn move_up(fd: c_int) -> c_int {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: writes a local.
+    unsafe {
+        libc::syscall(
+            libc::SYS_prlimit64,
+            0,
+            libc::RLIMIT_NOFILE,
+            0usize,
+            &raw mut limit,
+        );
+    }
+    let cap = c_int::try_from(limit.rlim_cur).unwrap_or(c_int::MAX);
+    let min = INTERNAL_FD_MIN.min(cap.saturating_sub(24)).max(3);
+    // SAFETY: no memory is involved.
+    let up = unsafe { libc::syscall(libc::SYS_fcntl, fd, libc::F_DUPFD_CLOEXEC, min) as c_int };
+    if up < 0 {
+        return fd;
+    }
+    close(fd);
+    up
+}
+
+/// Bytes sent on a Unix socket that the peer has not read.
+#[must_use]
+pub fn unread_by_peer(fd: c_int) -> c_int {
+    let mut n: c_int = 0;
+    // SAFETY: SIOCOUTQ (= TIOCOUTQ) writes one int.
+    unsafe { libc::syscall(libc::SYS_ioctl, fd, libc::TIOCOUTQ, &raw mut n) };
+    n
+}
+
+/// Waits until the descriptor is readable or closed by its peer; `false` after the time.
+#[must_use]
+pub fn wait_readable(fd: c_int, timeout_ms: u32) -> bool {
+    let mut p = libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
+    let t = timespec_us(u64::from(timeout_ms) * 1000);
+    // SAFETY: one pollfd, one timespec, no mask.
+    unsafe {
+        libc::syscall(libc::SYS_ppoll, &raw mut p, 1usize, &raw const t, 0usize, 8usize) > 0
+    }
+}
+
+/// An eventfd that does not block, or -errno.
+pub fn eventfd() -> Result<c_int, c_int> {
+    // SAFETY: no memory is involved.
+    let fd = unsafe {
+        libc::syscall(libc::SYS_eventfd2, 0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) as c_int
+    };
+    if fd < 0 { Err(errno()) } else { Ok(fd) }
+}
+
+/// A SEQPACKET pair, CLOEXEC.
+pub fn seqpacket_pair() -> Result<[c_int; 2], c_int> {
+    let mut p = [0; 2];
+    // SAFETY: writes two ints.
+    let r = unsafe {
+        libc::syscall(
+            libc::SYS_socketpair,
+            libc::AF_UNIX,
+            libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC,
+            0,
+            p.as_mut_ptr(),
+        )
+    };
+    if r < 0 { Err(errno()) } else { Ok(p) }
+}
