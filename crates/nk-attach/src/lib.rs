@@ -5,8 +5,8 @@
 //!
 //! | kind | from → to | words and text | descriptors |
 //! |---|---|---|---|
-//! | [`Kind::CreateGuest`] | nk → daemon | a = flags; text = name | network namespace of its sockets |
-//! | reply | | a = guest id, b, c = token | |
+//! | [`Kind::CreateGuest`] | nk → daemon | a = flags; text = name, or empty | network namespace of its sockets |
+//! | reply | | a = guest id, b, c = token; on failure text = why | |
 //! | [`Kind::Attach`] | process → daemon | b, c = token | doorbell eventfd of the primary queue set |
 //! | reply | | a = row, b = queue set, c = region length, d = 1 if the row was kept over exec | device memfd, engine's eventfd |
 //! | [`Kind::Fork`] | process → daemon | | child's doorbell eventfd, far end of the child's control socket |
@@ -17,10 +17,19 @@
 //! | reply | | a = queue set | |
 //! | [`Kind::DropQset`] | process → daemon | a = queue set; no reply | |
 //! | [`Kind::Hold`] | process → daemon | a = socket id, b = generation | far end of the stand-in pair |
+//! | reply | | | |
 //! | [`Kind::Query`] | nk → daemon | text = question | |
-//! | reply | | a = length | memfd with JSON |
+//! | reply | | a = length; on failure text = why | memfd with JSON |
+//! | [`Kind::Socket`] | NSM process → broker | a = guest id, b = family, c = type, d = protocol | |
+//! | reply | | | the socket |
+//! | [`Kind::Keep`] | daemon → keeper | a = class, b = key, c, d = words; text = more | what is to be kept; no reply |
+//! | [`Kind::Drop`] | daemon → keeper | a = class, b = key; no reply | |
+//! | [`Kind::Kept`] | daemon → keeper | | |
+//! | reply | | as in Keep, one per entry; the last has class 0 | as in Keep |
+//! | [`Kind::Nsm`] | daemon → NSM process | a = command, b = guest id, c, d = words | as the command says |
 //!
 //! The connection on which a process attached (or the socketpair made for a forked child) stays open: its end is the process's end.
+#![no_std]
 #![deny(missing_docs)]
 
 pub mod env;
@@ -55,6 +64,16 @@ pub enum Kind {
     Hold = 8,
     /// What is there: `guests`, `flows`, `why PID`, `stats`.
     Query = 9,
+    /// Open a socket in a guest's namespace.
+    Socket = 10,
+    /// Keep an entry (it replaces one of the same class and key).
+    Keep = 11,
+    /// Keep an entry no more.
+    Drop = 12,
+    /// Give back every entry.
+    Kept = 13,
+    /// Control of an NSM process.
+    Nsm = 14,
 }
 
 impl Kind {
@@ -71,6 +90,11 @@ impl Kind {
             7 => Kind::DropQset,
             8 => Kind::Hold,
             9 => Kind::Query,
+            10 => Kind::Socket,
+            11 => Kind::Keep,
+            12 => Kind::Drop,
+            13 => Kind::Kept,
+            14 => Kind::Nsm,
             _ => return None,
         })
     }
