@@ -443,14 +443,14 @@ static int wait_for(pid_t pid) {
     return status;
 }
 static void reap(const char *what, pid_t pid) { T("%s: %s", what, status_name(wait_for(pid))); }
-// Waits until a thread (or a process' main thread) sleeps in a call: asleep at five looks in a row.
+// Waits until a thread (or a process' main thread) sleeps in a call (asleep at five looks in a row) or has ended.
 static void wait_asleep(pid_t tid) {
     int64_t end = now_ms() + WAIT_MS;
     for (int asleep = 0; asleep < 5 && now_ms() < end; msleep(5)) {
         char path[64], text[256] = {0};
         snprintf(path, sizeof path, "/proc/%d/stat", tid);
         int fd = open(path, O_RDONLY | O_CLOEXEC);
-        if (fd < 0) continue;
+        if (fd < 0) return; // it has ended
         ssize_t n = read(fd, text, sizeof text - 1);
         close(fd);
         char *paren = n > 0 ? strrchr(text, ')') : NULL;

@@ -3,11 +3,13 @@
 #include "case.h"
 
 static int listener;
+static int result, error;
 static pid_t tid;
 static void *acceptor(void *argument) {
     (void)argument;
     __atomic_store_n(&tid, my_tid(), __ATOMIC_SEQ_CST);
-    R("blocked accept", accept(listener, NULL, NULL));
+    result = accept(listener, NULL, NULL);
+    error = errno;
     return NULL;
 }
 
@@ -20,6 +22,8 @@ int main(void) {
     wait_asleep(tid);
     R("shutdown", shutdown(listener, SHUT_RD));
     join(t);
+    errno = error;
+    R("blocked accept", result);
     R("accept", accept(listener, NULL, NULL));
     int fd = tcp_socket(AF_INET);
     R("connect", connect_fd(fd, AF_INET, port));

@@ -4,6 +4,8 @@
 
 static int ends[2], listener, what;
 static pid_t tid;
+static long result;
+static int error;
 static volatile sig_atomic_t handled;
 static void handler(int number) {
     (void)number;
@@ -37,7 +39,8 @@ static void *blocked(void *argument) {
     case 7: r = send(ends[1], block, sizeof block, MSG_NOSIGNAL); break;
     }
     if (what == 7 && r > 0) r = 1; // how much went in before is not part of it
-    R(NAMES[what], r);
+    result = r;
+    error = errno;
     close(ep);
     return NULL;
 }
@@ -62,7 +65,6 @@ int main(void) {
             wait_asleep(tid);
             MUST0(pthread_kill(t, SIGUSR1));
             for (int64_t end = now_ms() + WAIT_MS; !handled && now_ms() < end;) msleep(1);
-            T("handled %d", handled);
             int client = -1;
             if (restart) {
                 wait_asleep(tid);
@@ -74,6 +76,9 @@ int main(void) {
                     send_text(ends[0], "data");
             }
             join(t);
+            errno = error;
+            R(NAMES[what], result);
+            T("handled %d", handled);
             if (client >= 0) close(client);
             if (!(restart && what == 7)) close(ends[0]);
             close(ends[1]);
