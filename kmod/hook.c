@@ -126,6 +126,13 @@ int nk_hook_install(void)
 	return 0;
 }
 
+int nk_hook_create_hidden(struct net *net, struct socket *sock, int family)
+{
+	struct nk_hook *hook = &nk_hooks[family == AF_INET ? 0 : 1];
+
+	return hook->original(net, sock, IPPROTO_TCP, 0);
+}
+
 void nk_hook_remove(void)
 {
 	int i;

@@ -7,27 +7,27 @@ static int __init nk_init(void)
 {
 	int rc;
 
-	rc = nk_socket_init();
-	if (rc)
-		return rc;
 	rc = nk_device_init();
 	if (rc)
-		goto undo_socket;
+		return rc;
 	if (!nk_device_ready()) {
 		/* Nothing can be served: hooking would only break what works now. */
 		pr_err("netkernel: no usable NK device\n");
 		rc = -ENODEV;
 		goto undo_device;
 	}
-	rc = nk_hook_install();
+	rc = nk_wait_init();
 	if (rc)
 		goto undo_device;
+	rc = nk_hook_install();
+	if (rc)
+		goto undo_wait;
 	return 0;
 
+undo_wait:
+	nk_wait_exit();
 undo_device:
 	nk_device_exit();
-undo_socket:
-	nk_socket_exit();
 	return rc;
 }
 
@@ -36,7 +36,7 @@ static void __exit nk_exit(void)
 {
 	nk_hook_remove();
 	nk_device_exit();
-	nk_socket_exit();
+	nk_wait_exit();
 }
 
 module_init(nk_init);
