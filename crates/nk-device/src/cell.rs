@@ -5,7 +5,7 @@
 
 use crate::addr::AddrCell;
 use crate::stream::{Position, Publisher};
-use crate::sync::{AtomicU32, AtomicU64, Ordering, fence};
+use crate::sync::{AtomicU32, AtomicU64, Ordering, Pad32, Pad64, fence};
 use crate::{HOLDER_WORDS, STREAM_SLOTS, WATCH_SLOTS};
 
 /// `state`: the stack knows a local address.
@@ -29,10 +29,11 @@ pub const SF_FAILED: u32 = 1 << 7;
 pub const GF_SHUT_RD: u32 = 1;
 /// `guest_state`: shutdown(SHUT_WR) was called.
 pub const GF_SHUT_WR: u32 = 1 << 1;
-/// `guest_state`: a sender found no room and wants an event.
-pub const GF_WANT_TX: u32 = 1 << 2;
 /// `guest_state`: connect was called (until disconnect).
 pub const GF_CONNECT_CALLED: u32 = 1 << 3;
+
+/// In [`Cell::claim`]: the host took an accepted socket out of the queue of a listener that is going.
+pub const CLAIMED_BY_HOST: u16 = u16::MAX - 1;
 
 /// A watch entry: queue set + 1 in the low 16 bits (0: free), flags above.
 pub const WATCH_QSET_MASK: u32 = 0xffff;
@@ -80,7 +81,11 @@ pub struct Cell {
     pub snd_timeout_us: AtomicU64,
     /// SO_LINGER: 0 off, else seconds + 1.
     pub linger: AtomicU32,
-    guest_pad: [AtomicU32; 13],
+    /// Counts the times that somebody found no room to send, see [`Cell::want_tx`].
+    pub tx_want: AtomicU32,
+    /// Who took this socket from its listener's ring: generation << 16 | row + 1, see [`Cell::claim`].
+    pub accepted: AtomicU32,
+    guest_pad: [Pad32; 13],
     // ---- service: what every send and recv reads ----
     /// Bits [`SF_BOUND`] and so on.
     pub state: AtomicU32,
@@ -100,28 +105,35 @@ pub struct Cell {
     pub tx_bytes: AtomicU64,
     /// Bytes that the stack put on the rx ring (wraps).
     pub rx_bytes: AtomicU64,
-    service_pad: [AtomicU64; 2],
+    service_pad: [Pad64; 2],
     // ---- service: addresses ----
     /// Local address, valid with [`SF_BOUND`].
     pub local: AddrCell,
     /// Peer address, valid with [`SF_CONNECTED`].
     pub peer: AddrCell,
-    service_pad2: [AtomicU64; 2],
+    service_pad2: [Pad64; 2],
     // ---- engine ----
     /// Generation of this id, bumped on each reuse; 0 is never in use.
     pub generation: AtomicU32,
     /// 1 while the id is in use.
     pub in_use: AtomicU32,
-    engine_pad: [AtomicU64; 7],
+    engine_pad: [Pad64; 7],
     // ---- rings ----
     /// Guest-written descriptors to send.
     pub tx_slots: [AtomicU64; STREAM_SLOTS],
     /// Service-written descriptors received, or accepted sockets.
     pub rx_slots: [AtomicU64; STREAM_SLOTS],
-    end_pad: [AtomicU64; 8],
+    end_pad: [Pad64; 8],
 }
 
-const _: () = assert!(core::mem::size_of::<Cell>() == 1024);
+#[cfg(not(loom))]
+const _: () = {
+    assert!(core::mem::size_of::<Cell>() == 1024);
+    // Writers share no cache line.
+    assert!(core::mem::offset_of!(Cell, state) % 64 == 0);
+    assert!(core::mem::offset_of!(Cell, generation) % 64 == 0);
+    assert!(core::mem::offset_of!(Cell, tx_slots) % 64 == 0);
+};
 
 impl Cell {
     /// The tx ring as its publishers see it.
@@ -149,6 +161,8 @@ impl Cell {
         if let Some(w) = self.holders.get(usize::from(row) / 64) {
             w.fetch_and(!(1u64 << (row % 64)), Ordering::SeqCst);
         }
+        // Two last holders in different words each clear their bit, then look: one of them must see both.
+        fence(Ordering::SeqCst);
         self.is_unheld()
     }
 
@@ -187,6 +201,110 @@ impl Cell {
             && self.tx_kick.swap(seq.wrapping_add(1), Ordering::SeqCst) != seq.wrapping_add(1)
     }
 
+    /// Guest: the tx ring had no room (or too little to count as writable): asks for an event. Look at the room again after
+    /// this, then wait. A count and not a flag: nobody can take back what another thread asked for.
+    pub fn want_tx(&self) {
+        self.tx_want.fetch_add(1, Ordering::SeqCst);
+        // The service reads the count after it moved tx_head.
+        fence(Ordering::SeqCst);
+    }
+
+    /// Service: moves `tx_head`. `true` when a sender asked for room since the last event (`served` remembers, 0 at first) and
+    /// there is enough to count as writable: announce it.
+    pub fn consume_tx(&self, head: u32, served: &mut u32) -> bool {
+        self.tx_head.store(head, Ordering::Release);
+        fence(Ordering::SeqCst);
+        let want = self.tx_want.load(Ordering::SeqCst);
+        if want == *served || self.tx().room() < crate::stream::WRITABLE_SLOTS {
+            return false;
+        }
+        *served = want;
+        true
+    }
+
+    /// Service: looks at the tx ring no more until a SEND NQE comes for `seq` (even; it never goes back). `true` when
+    /// something beyond `head` was published meanwhile: look again, under an odd `tx_seq`.
+    #[must_use]
+    pub fn idle_tx(&self, seq: u32, head: u32) -> bool {
+        self.tx_seq.store(seq, Ordering::SeqCst);
+        // A sender publishes, fences, then reads tx_seq.
+        fence(Ordering::SeqCst);
+        self.tx_tail.load(Ordering::SeqCst) != head
+    }
+
+    /// Service: has more than the rx ring takes, and waits for [`crate::Op::RxRoom`]. `state` is its own copy of the state bits.
+    /// Returns where readers are now: with room after all, go on.
+    #[must_use]
+    pub fn stall_rx(&self, state: u32) -> Position {
+        self.state.store(state | SF_RX_STALLED, Ordering::SeqCst);
+        // A reader moves rx_pos, fences, then reads the state.
+        fence(Ordering::SeqCst);
+        self.position()
+    }
+
+    /// Guest: before a futex wait on `rx_wake`: the value to wait with. Look at the socket again after this.
+    /// [`Cell::end_rx_sleep`] follows in any case.
+    #[must_use]
+    pub fn begin_rx_sleep(&self) -> u32 {
+        self.rx_sleepers.fetch_add(1, Ordering::SeqCst);
+        let word = self.rx_wake.load(Ordering::SeqCst);
+        fence(Ordering::SeqCst);
+        word
+    }
+    /// Guest: after the wait.
+    pub fn end_rx_sleep(&self) {
+        self.rx_sleepers.fetch_sub(1, Ordering::SeqCst);
+    }
+    /// As [`Cell::begin_rx_sleep`], for `tx_wake`.
+    #[must_use]
+    pub fn begin_tx_sleep(&self) -> u32 {
+        self.tx_sleepers.fetch_add(1, Ordering::SeqCst);
+        let word = self.tx_wake.load(Ordering::SeqCst);
+        fence(Ordering::SeqCst);
+        word
+    }
+    /// Guest: after the wait.
+    pub fn end_tx_sleep(&self) {
+        self.tx_sleepers.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    /// Service: something changed for readers. `true` when somebody must be told with an Event NQE.
+    #[must_use]
+    pub fn announce_rx(&self) -> bool {
+        self.rx_wake.fetch_add(1, Ordering::SeqCst);
+        fence(Ordering::SeqCst);
+        self.has_audience()
+    }
+    /// Service: something changed for writers. `true` when somebody must be told with an Event NQE.
+    #[must_use]
+    pub fn announce_tx(&self) -> bool {
+        self.tx_wake.fetch_add(1, Ordering::SeqCst);
+        fence(Ordering::SeqCst);
+        self.has_audience()
+    }
+
+    /// Takes this accepted socket out of its listener's queue for a row, once: `false` when it was taken, or lives no more. The
+    /// claim is in the socket and not in the ring, so a thread that comes late can neither repeat it nor touch another life of the
+    /// id. A row that dies between its claim and [`Cell::hold`] is found by [`Cell::claimed_by`].
+    pub fn claim(&self, generation: u16, row: u16) -> bool {
+        let free = u32::from(generation) << 16;
+        self.accepted
+            .compare_exchange(
+                free,
+                free | (u32::from(row) + 1),
+                Ordering::SeqCst,
+                Ordering::Relaxed,
+            )
+            .is_ok()
+    }
+
+    /// Who claimed the socket in this life. `None`: nobody yet, it waits in its listener's queue (or never was in one).
+    #[must_use]
+    pub fn claimed_by(&self, generation: u16) -> Option<u16> {
+        let w = self.accepted.load(Ordering::SeqCst);
+        (w >> 16 == u32::from(generation)).then_some(w as u16).and_then(|r| r.checked_sub(1))
+    }
+
     /// The pending error (sequence, errno), if it was not yet reported.
     #[must_use]
     pub fn pending_error(&self) -> Option<(u32, i32)> {
@@ -197,34 +315,44 @@ impl Cell {
 
     /// Guest: takes the pending error, so that it is reported once. 0 when there is none.
     pub fn take_error(&self) -> i32 {
-        match self.pending_error() {
-            Some((seq, errno)) => {
-                if self.err_ack.swap(seq, Ordering::AcqRel) == seq {
-                    0
-                } else {
-                    errno
-                }
+        loop {
+            let ack = self.err_ack.load(Ordering::Acquire);
+            let e = self.error.load(Ordering::Acquire);
+            let seq = (e >> 32) as u32;
+            if seq == 0 || seq == ack {
+                return 0;
             }
-            None => 0,
+            // Not a swap: a thread that was stopped here must not acknowledge an older error over a newer one.
+            if self.err_ack.compare_exchange(ack, seq, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+            {
+                return e as u32 as i32;
+            }
         }
     }
 
     /// Guest: adds a watch entry for the queue set (once; the flags of a later call win).
     pub fn watch(&self, qset: u16, flags: u32) {
         let mine = (u32::from(qset) + 1) | flags;
-        for e in &self.watch {
-            if e.load(Ordering::Relaxed) & WATCH_QSET_MASK == mine & WATCH_QSET_MASK {
-                e.store(mine, Ordering::SeqCst);
-                return;
-            }
+        if !self.change_watch(mine) && !self.claim_watch(mine) {
+            self.watch_overflow.store(1, Ordering::SeqCst);
         }
-        for e in &self.watch {
-            if e.compare_exchange(0, mine, Ordering::SeqCst, Ordering::Relaxed).is_ok() {
-                fence(Ordering::SeqCst);
-                return;
-            }
-        }
-        self.watch_overflow.store(1, Ordering::SeqCst);
+        // Whoever watches looks at the socket after this; the service looks for watchers after its change and a fence.
+        fence(Ordering::SeqCst);
+    }
+
+    fn change_watch(&self, mine: u32) -> bool {
+        self.watch.iter().any(|e| {
+            let v = e.load(Ordering::Relaxed);
+            // By CAS: the entry may have been freed and claimed by another queue set meanwhile.
+            v & WATCH_QSET_MASK == mine & WATCH_QSET_MASK
+                && e.compare_exchange(v, mine, Ordering::SeqCst, Ordering::Relaxed).is_ok()
+        })
+    }
+
+    fn claim_watch(&self, mine: u32) -> bool {
+        self.watch
+            .iter()
+            .any(|e| e.compare_exchange(0, mine, Ordering::SeqCst, Ordering::Relaxed).is_ok())
     }
 
     /// Removes the queue set's watch entry.
@@ -267,6 +395,7 @@ impl Cell {
             &self.kind,
             &self.nonblock,
             &self.linger,
+            &self.tx_want,
             &self.state,
             &self.rx_tail,
             &self.tx_head,
@@ -293,6 +422,7 @@ impl Cell {
         for s in self.tx_slots.iter().chain(&self.rx_slots) {
             s.store(0, Ordering::Relaxed);
         }
+        self.accepted.store(u32::from(generation) << 16, Ordering::SeqCst);
         self.generation.store(u32::from(generation), Ordering::SeqCst);
     }
 }

@@ -3,10 +3,10 @@
 //! The host keeps the truth about each lease in private memory; the ring only hands the numbers over. The host is the one
 //! producer, the threads of the process pop by CAS, so a kill at any point loses nothing that the host cannot take back.
 
-use crate::sync::{AtomicU32, Ordering, Word32};
+use crate::sync::{AtomicU32, Ordering, Pad32, Word32};
 
 /// Entries of a grant ring.
-pub const GRANT_SLOTS: usize = 64;
+pub const GRANT_SLOTS: usize = if cfg!(loom) { 2 } else { 64 };
 
 /// A ring of leased numbers in the row.
 #[derive(Debug)]
@@ -14,12 +14,12 @@ pub const GRANT_SLOTS: usize = 64;
 pub struct GrantRing {
     /// Written by the host.
     pub tail: AtomicU32,
-    pad0: [AtomicU32; 15],
+    pad0: [Pad32; 15],
     /// Written by the host.
     pub slots: [AtomicU32; GRANT_SLOTS],
     /// Written by the guest.
     pub head: AtomicU32,
-    pad1: [AtomicU32; 15],
+    pad1: [Pad32; 15],
 }
 
 impl GrantRing {

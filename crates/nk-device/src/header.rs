@@ -1,13 +1,13 @@
 //! The device header: version, geometry, engine state and doorbells.
 
-use crate::sync::{AtomicU32, AtomicU64, Ordering, fence};
+use crate::sync::{AtomicU32, AtomicU64, Ordering, Pad32, fence};
 
 /// "NETKERNL" as bytes.
 pub const MAGIC: u64 = u64::from_le_bytes(*b"NETKERNL");
 /// Layout version of this crate.
 pub const VERSION: u32 = 1;
 /// Queue sets that the doorbell bitmap can name.
-pub const QSETS_MAX: usize = 1024;
+pub const QSETS_MAX: usize = if cfg!(loom) { 64 } else { 1024 };
 
 /// `engine_state`: the engine serves the device.
 pub const ENGINE_UP: u32 = 1;
@@ -37,7 +37,7 @@ pub struct Header {
     pub chunks: AtomicU32,
     /// Guest id (information only).
     pub guest: AtomicU32,
-    pad0: [AtomicU32; 5],
+    pad0: [Pad32; 5],
     // ---- engine ----
     /// [`ENGINE_UP`] and so on. Written by the keeper when the engine died.
     pub engine_state: AtomicU32,
@@ -45,7 +45,7 @@ pub struct Header {
     pub epoch: AtomicU32,
     /// 1 while the engine sleeps and wants the doorbell.
     pub engine_sleeping: AtomicU32,
-    pad1: [AtomicU32; 15],
+    pad1: [Pad32; 15],
     // ---- guest ----
     /// Bit per queue set with something on its job or send ring; set by the guest, taken by the engine.
     pub bell: [AtomicU64; QSETS_MAX / 64],
@@ -63,6 +63,20 @@ impl Header {
         self.engine_sleeping.load(Ordering::SeqCst) != 0
     }
 
+    /// Engine: asks for the doorbell. `true`: nothing was rung meanwhile, sleep until the doorbell; whatever it says,
+    /// [`Header::finish_sleep`] follows.
+    #[must_use]
+    pub fn prepare_sleep(&self) -> bool {
+        self.engine_sleeping.store(1, Ordering::SeqCst);
+        // A guest sets its bell, fences, then reads engine_sleeping.
+        fence(Ordering::SeqCst);
+        !self.has_bells()
+    }
+    /// Engine: awake again.
+    pub fn finish_sleep(&self) {
+        self.engine_sleeping.store(0, Ordering::SeqCst);
+    }
+
     /// Engine: takes all set bits of one word.
     #[must_use]
     pub fn take_bells(&self, word: usize) -> u64 {
@@ -72,7 +86,7 @@ impl Header {
         }
     }
 
-    /// Engine: whether any bit is set (call after setting `engine_sleeping` and a fence).
+    /// Engine: whether any bit is set (within [`Header::prepare_sleep`]).
     #[must_use]
     pub fn has_bells(&self) -> bool {
         self.bell.iter().any(|w| w.load(Ordering::SeqCst) != 0)

@@ -18,6 +18,8 @@
 //! Every field has one writer while a socket, row or queue set is in use: `guest`, `service` (ServiceLib in the NSM) or
 //! `engine` (CoreEngine). While it is free, it belongs to the engine, which zeroes it before handing it out. What
 //! the guest writes is a hint to the host: read once, checked, and used from the copy.
+//!
+//! Under `--cfg loom` the geometry shrinks (two descriptors a socket), so that models see every wrap.
 #![no_std]
 
 pub mod addr;
@@ -42,10 +44,10 @@ pub use row::Row;
 /// Bytes of a chunk of the pool.
 pub const CHUNK_SIZE: usize = 16 * 1024;
 /// Descriptors in each direction of a socket.
-pub const STREAM_SLOTS: usize = 32;
+pub const STREAM_SLOTS: usize = if cfg!(loom) { 2 } else { 32 };
 /// Rows (processes) that a guest can have. Row 0 is the engine's own hold row, or a VM's kernel.
-pub const ROWS_MAX: usize = 512;
+pub const ROWS_MAX: usize = if cfg!(loom) { 128 } else { 512 };
 /// Words of the holders bitmap.
 pub const HOLDER_WORDS: usize = ROWS_MAX / 64;
 /// Watchers named in one cell; more than these set [`cell::WATCH_OVERFLOW`].
-pub const WATCH_SLOTS: usize = 15;
+pub const WATCH_SLOTS: usize = if cfg!(loom) { 2 } else { 15 };

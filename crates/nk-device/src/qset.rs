@@ -4,19 +4,19 @@
 //! the same structure: there ServiceLib is the "guest" end of completion and receive, turned round: it pops job and send, and
 //! pushes completion and receive.
 
-use crate::ring::Ring;
-use crate::sync::{AtomicU32, AtomicU64, Ordering};
+use crate::ring::{Consumer, Ring};
+use crate::sync::{AtomicU32, AtomicU64, Ordering, Pad32, fence};
 
 /// Slots of the job ring.
-pub const JOB_SLOTS: usize = 256;
+pub const JOB_SLOTS: usize = if cfg!(loom) { 2 } else { 256 };
 /// Slots of the send ring.
-pub const SEND_SLOTS: usize = 512;
+pub const SEND_SLOTS: usize = if cfg!(loom) { 2 } else { 512 };
 /// Slots of the completion ring.
-pub const COMPLETION_SLOTS: usize = 256;
+pub const COMPLETION_SLOTS: usize = if cfg!(loom) { 2 } else { 256 };
 /// Slots of the receive ring.
-pub const RECEIVE_SLOTS: usize = 1024;
+pub const RECEIVE_SLOTS: usize = if cfg!(loom) { 2 } else { 1024 };
 /// Bytes of the reply area.
-pub const REPLY_BYTES: usize = 512;
+pub const REPLY_BYTES: usize = if cfg!(loom) { 8 } else { 512 };
 
 /// One queue set.
 #[repr(C, align(4096))]
@@ -33,7 +33,7 @@ pub struct Qset {
     pub completion_head: AtomicU32,
     /// Consumed events.
     pub receive_head: AtomicU32,
-    guest_pad: [AtomicU32; 11],
+    guest_pad: [Pad32; 11],
     // ---- engine ----
     /// Consumed jobs.
     pub job_head: AtomicU32,
@@ -49,7 +49,7 @@ pub struct Qset {
     pub overflow: AtomicU32,
     /// 1 while the queue set is in use.
     pub in_use: AtomicU32,
-    engine_pad: [AtomicU32; 9],
+    engine_pad: [Pad32; 9],
     // ---- service ----
     /// Long replies, valid until the next synchronous call on this queue set.
     pub reply: [AtomicU64; REPLY_BYTES / 8],
@@ -83,6 +83,26 @@ impl Qset {
     #[must_use]
     pub fn receive(&self) -> SharedRing<'_> {
         Ring { tail: &self.receive_tail, head: &self.receive_head, slots: &self.receive }
+    }
+
+    /// Guest: before sleeping in poll: asks for the doorbell. `true`: no event came meanwhile, sleep. [`Qset::finish_sleep`]
+    /// follows in any case.
+    #[must_use]
+    pub fn prepare_sleep(&self, receive: &Consumer) -> bool {
+        self.sleeping.store(1, Ordering::SeqCst);
+        // The engine pushes, fences, then reads `sleeping`.
+        fence(Ordering::SeqCst);
+        !receive.is_ready(&self.receive())
+    }
+    /// Guest: awake again.
+    pub fn finish_sleep(&self) {
+        self.sleeping.store(0, Ordering::SeqCst);
+    }
+    /// Engine: after a push on the receive ring, whether the doorbell must be rung. Reads the flag and never clears it.
+    #[must_use]
+    pub fn wants_doorbell(&self) -> bool {
+        fence(Ordering::SeqCst);
+        self.sleeping.load(Ordering::SeqCst) != 0
     }
 
     /// Engine: zeroes a queue set that nobody uses.

@@ -45,7 +45,8 @@ impl<'a, A32: Word32, A64: Word64> Ring<'a, A32, A64> {
         self.slots.get(base..base + 4)
     }
 
-    /// Pushes one element; safe for several threads at once and in signal handlers.
+    /// Pushes one element; safe for several threads at once and in signal handlers. For guests: it believes the shared `tail`,
+    /// which the host must not ([`Producer`]).
     ///
     /// # Errors
     /// [`Full`] when the consumer is a whole ring behind (or its index is nonsense).
@@ -72,13 +73,49 @@ impl<'a, A32: Word32, A64: Word64> Ring<'a, A32, A64> {
                 Err(found) => tail = found,
             }
         }
+        self.write(tail, nqe);
+        Ok(())
+    }
+
+    fn write(&self, index: u32, nqe: &Nqe) {
         let [w0, w1, w2, w3] = nqe.to_words();
-        if let Some([s0, s1, s2, s3]) = self.slot(tail) {
+        if let Some([s0, s1, s2, s3]) = self.slot(index) {
             s1.store(w1, Ordering::Relaxed);
             s2.store(w2, Ordering::Relaxed);
             s3.store(w3, Ordering::Relaxed);
-            s0.store(w0 | phase(tail, capacity), Ordering::Release);
+            s0.store(w0 | phase(index, self.capacity()), Ordering::Release);
         }
+    }
+}
+
+/// The private end of a ring's only producer, for the host: what a guest writes to `tail` means nothing to it.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Producer {
+    tail: u32,
+}
+
+impl Producer {
+    /// A producer that goes on at `tail` (0 on a fresh ring).
+    #[must_use]
+    pub fn at(tail: u32) -> Producer {
+        Producer { tail }
+    }
+
+    /// Pushes one element.
+    ///
+    /// # Errors
+    /// [`Full`] when the consumer is a whole ring behind (or its index is nonsense).
+    pub fn push<A32: Word32, A64: Word64>(
+        &mut self,
+        ring: &Ring<'_, A32, A64>,
+        nqe: &Nqe,
+    ) -> Result<(), Full> {
+        if self.tail.wrapping_sub(ring.head.load(Ordering::Acquire)) >= ring.capacity() {
+            return Err(Full);
+        }
+        ring.write(self.tail, nqe);
+        self.tail = self.tail.wrapping_add(1);
+        ring.tail.store(self.tail, Ordering::Release);
         Ok(())
     }
 }
@@ -169,6 +206,22 @@ mod tests {
             }
             c.commit(&o.ring());
         }
+    }
+
+    #[test]
+    fn a_producer_does_not_believe_the_shared_tail() {
+        let o = Owned::new(4);
+        let (mut p, mut c) = (Producer::default(), Consumer::default());
+        for i in 0..20 {
+            o.tail.store(i * 7919, Ordering::Relaxed);
+            assert_eq!(p.push(&o.ring(), &Nqe::new(Op::Event, i, 0)), Ok(()));
+            assert_eq!(c.pop(&o.ring()).map(|e| e.socket), Some(i));
+            c.commit(&o.ring());
+        }
+        for _ in 0..4 {
+            assert_eq!(p.push(&o.ring(), &Nqe::new(Op::Event, 0, 0)), Ok(()));
+        }
+        assert_eq!(p.push(&o.ring(), &Nqe::new(Op::Event, 0, 0)), Err(Full));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! A row: one process of the guest, as the host sees it.
 
 use crate::grant::GrantRing;
-use crate::sync::{AtomicU32, AtomicU64, Ordering};
+use crate::sync::{AtomicU32, AtomicU64, Ordering, Pad32};
 
 /// `phase`: nothing is going on.
 pub const ROW_LIVE: u32 = 0;
@@ -9,7 +9,7 @@ pub const ROW_LIVE: u32 = 0;
 pub const ROW_EXECING: u32 = 1;
 
 /// Entries of the table of what was not redirected.
-pub const MISSED_SLOTS: usize = 64;
+pub const MISSED_SLOTS: usize = if cfg!(loom) { 2 } else { 64 };
 
 /// Kinds of what `nk why` reports; the low 56 bits of the key say which.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,7 +56,7 @@ pub struct Row {
     pub phase: AtomicU32,
     /// The guest found a grant ring empty and wants [`crate::Op::Granted`] on its primary queue set.
     pub want: AtomicU32,
-    guest_pad: [AtomicU32; 14],
+    guest_pad: [Pad32; 14],
     /// What was not redirected: kind << 56 | detail; 0 is free. Claimed by CAS.
     pub missed_keys: [AtomicU64; MISSED_SLOTS],
     /// How often.
@@ -70,17 +70,18 @@ pub struct Row {
     pub pid: AtomicU32,
     /// Primary queue set.
     pub qset: AtomicU32,
-    engine_pad: [AtomicU32; 12],
+    engine_pad: [Pad32; 12],
     /// Socket ids for new sockets: id | generation in `id_generations` is not needed, the cell says it.
     pub id_grants: GrantRing,
     // ---- service ----
     /// Futex word, bumped when chunks were granted.
     pub grant_wake: AtomicU32,
-    service_pad: [AtomicU32; 15],
+    service_pad: [Pad32; 15],
     /// Chunks for sending.
     pub chunk_grants: GrantRing,
 }
 
+#[cfg(not(loom))]
 const _: () = assert!(core::mem::size_of::<Row>() == 4096);
 
 impl Row {

@@ -8,6 +8,10 @@
 use crate::sync::{Ordering, Word32, Word64};
 use crate::{CHUNK_SIZE, STREAM_SLOTS};
 
+/// Free tx descriptors from which a socket counts as writable; a quarter of the ring, so that a writer that was refused is
+/// woken for more than one more write (Linux waits for a third of the send buffer).
+pub const WRITABLE_SLOTS: u32 = (STREAM_SLOTS as u32).div_ceil(4);
+
 const PAYLOAD_BITS: u32 = 56;
 const PAYLOAD_MASK: u64 = (1 << PAYLOAD_BITS) - 1;
 
@@ -132,6 +136,20 @@ impl<A32: Word32, A64: Word64> Publisher<'_, A32, A64> {
                 return Ok(());
             }
         }
+    }
+}
+
+impl<A32: Word32, A64: Word64> Publisher<'_, A32, A64> {
+    /// Finishes a descriptor whose publisher was stopped before the tail moved. For the host, before it takes back the chunks of a
+    /// dead process: what the next publisher would find must not be leased again. `true` when there was one.
+    pub fn help(&self) -> bool {
+        let tail = self.tail.load(Ordering::Acquire);
+        let Some(slot) = self.slots.get(tail as usize % STREAM_SLOTS) else { return false };
+        slot.load(Ordering::Acquire) & !PAYLOAD_MASK == lap(tail)
+            && self
+                .tail
+                .compare_exchange(tail, tail.wrapping_add(1), Ordering::AcqRel, Ordering::Relaxed)
+                .is_ok()
     }
 }
 

@@ -1,7 +1,18 @@
-//! Atomics behind a trait, so that the algorithms of [`crate::ring`], [`crate::stream`] and [`crate::grant`] run over shared
-//! memory with `core`'s atomics and under loom with loom's.
+//! The atomics and fences of the whole crate: `core`'s, or under `--cfg loom` loom's, so that the models of `nk-models` run the
+//! shipped code and not a copy of it.
+//!
+//! The traits let [`crate::ring`], [`crate::stream`] and [`crate::grant`] be tried over other words than those of a device.
 
-pub use core::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+pub use core::sync::atomic::Ordering;
+#[cfg(not(loom))]
+pub use core::sync::atomic::{AtomicU32, AtomicU64, fence};
+#[cfg(loom)]
+pub use modelled::{AtomicU32, AtomicU64, fence};
+
+/// Padding between the groups of a structure: never accessed, so no model needs to follow it.
+pub type Pad32 = core::sync::atomic::AtomicU32;
+/// Padding in 64-bit steps.
+pub type Pad64 = core::sync::atomic::AtomicU64;
 
 macro_rules! atomic_trait {
     ($name:ident, $int:ty, $doc:literal) => {
@@ -48,7 +59,109 @@ macro_rules! atomic_impl {
 }
 atomic_impl!(Word32, u32, AtomicU32);
 atomic_impl!(Word64, u64, AtomicU64);
+
+/// loom's atomics, with a switch that weakens them: a model that still passes then proves nothing.
 #[cfg(loom)]
-atomic_impl!(Word32, u32, loom::sync::atomic::AtomicU32);
-#[cfg(loom)]
-atomic_impl!(Word64, u64, loom::sync::atomic::AtomicU64);
+pub mod modelled {
+    use core::sync::atomic::{AtomicU8, Ordering};
+
+    /// What is taken away from the code under test.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    #[repr(u8)]
+    pub enum Mutation {
+        /// Nothing.
+        None = 0,
+        /// Every fence.
+        NoFences = 1,
+        /// Every ordering: all accesses are relaxed. Fences stay.
+        Relaxed = 2,
+    }
+
+    // Not loom's: it belongs to the test, not to the code under test.
+    static MUTATION: AtomicU8 = AtomicU8::new(0);
+
+    /// Chooses the mutation of this process.
+    pub fn mutate(m: Mutation) {
+        MUTATION.store(m as u8, Ordering::SeqCst);
+    }
+
+    fn weakened(order: Ordering) -> Ordering {
+        if MUTATION.load(Ordering::SeqCst) == Mutation::Relaxed as u8 {
+            Ordering::Relaxed
+        } else {
+            order
+        }
+    }
+
+    /// As [`core::sync::atomic::fence`].
+    pub fn fence(order: Ordering) {
+        if MUTATION.load(Ordering::SeqCst) != Mutation::NoFences as u8 {
+            loom::sync::atomic::fence(order);
+        }
+    }
+
+    macro_rules! modelled {
+        ($name:ident, $int:ty) => {
+            /// As `core`'s.
+            #[derive(Debug)]
+            pub struct $name(loom::sync::atomic::$name);
+
+            impl $name {
+                /// A word with a value.
+                #[must_use]
+                pub fn new(value: $int) -> $name {
+                    $name(loom::sync::atomic::$name::new(value))
+                }
+                /// As `core`'s.
+                pub fn load(&self, order: Ordering) -> $int {
+                    self.0.load(weakened(order))
+                }
+                /// As `core`'s.
+                pub fn store(&self, value: $int, order: Ordering) {
+                    self.0.store(value, weakened(order));
+                }
+                /// As `core`'s.
+                pub fn swap(&self, value: $int, order: Ordering) -> $int {
+                    self.0.swap(value, weakened(order))
+                }
+                /// As `core`'s.
+                pub fn fetch_add(&self, value: $int, order: Ordering) -> $int {
+                    self.0.fetch_add(value, weakened(order))
+                }
+                /// As `core`'s.
+                pub fn fetch_sub(&self, value: $int, order: Ordering) -> $int {
+                    self.0.fetch_sub(value, weakened(order))
+                }
+                /// As `core`'s.
+                pub fn fetch_or(&self, value: $int, order: Ordering) -> $int {
+                    self.0.fetch_or(value, weakened(order))
+                }
+                /// As `core`'s.
+                pub fn fetch_and(&self, value: $int, order: Ordering) -> $int {
+                    self.0.fetch_and(value, weakened(order))
+                }
+                /// As `core`'s.
+                ///
+                /// # Errors
+                /// The value found, when it was not `current`.
+                pub fn compare_exchange(
+                    &self,
+                    current: $int,
+                    new: $int,
+                    success: Ordering,
+                    failure: Ordering,
+                ) -> Result<$int, $int> {
+                    self.0.compare_exchange(current, new, weakened(success), weakened(failure))
+                }
+            }
+
+            impl Default for $name {
+                fn default() -> $name {
+                    $name::new(0)
+                }
+            }
+        };
+    }
+    modelled!(AtomicU32, u32);
+    modelled!(AtomicU64, u64);
+}

@@ -2,7 +2,7 @@
 
 use nk_device::cell::SF_RX_STALLED;
 use nk_device::stream::{AcceptedSocket, Position, read_slot};
-use nk_device::sync::Ordering;
+use nk_device::sync::{Ordering, fence};
 use nk_device::{Cell, Device, STREAM_SLOTS};
 
 use crate::View;
@@ -26,9 +26,10 @@ pub enum Accepted {
 
 /// Accepts for the process of `row`.
 ///
-/// Two steps, so that a kill between them leaves no socket without an owner: the position is first marked as claimed (its offset
-/// becomes row + 1), then the row's holder bit is set, then the position moves on. Whoever meets a claim completes it for
-/// the claimer, also a signal handler that interrupted it. The engine completes the claims of a dead row.
+/// Three steps, each of which anybody may find done: the socket is claimed in its own cell ([`Cell::claim`]), which decides;
+/// the row's holder bit is set; the listener's position moves on. Whoever meets a claimed socket moves the position for its
+/// claimer, also a signal handler that interrupted it, but never touches the socket: that may have been used, closed and
+/// born again since. A row that dies before its bit is set is found by [`Cell::claimed_by`].
 pub fn accept(device: &Device, listener: &Cell, row: u16) -> Accepted {
     loop {
         let v = View::of(listener);
@@ -41,8 +42,7 @@ pub fn accept(device: &Device, listener: &Cell, row: u16) -> Accepted {
         let word = listener.rx_pos.load(Ordering::Acquire);
         let at = Position::from_word(word);
         let tail = listener.rx_tail.load(Ordering::Acquire);
-        let queued = tail.wrapping_sub(at.index);
-        let payload = match queued {
+        let payload = match tail.wrapping_sub(at.index) {
             1..=MAX_QUEUED => read_slot(&listener.rx_slots, at.index),
             _ => None,
         };
@@ -53,54 +53,30 @@ pub fn accept(device: &Device, listener: &Cell, row: u16) -> Accepted {
             return Accepted::WouldBlock;
         };
         let socket = AcceptedSocket::from_payload(payload);
-        if let Some(claimer) = claimer(at) {
-            complete(device, listener, at, socket, claimer);
-            continue;
+        let mine = device.cell(socket.socket).is_some_and(|c| {
+            let mine = c.claim(socket.generation, row);
+            if mine {
+                c.hold(row);
+            }
+            mine
+        });
+        let next = Position { index: at.index.wrapping_add(1), offset: 0 };
+        let _ = listener.rx_pos.compare_exchange(
+            word,
+            next.to_word(),
+            Ordering::SeqCst,
+            Ordering::Relaxed,
+        );
+        if mine {
+            // Against `Cell::stall_rx`: the position moved, whoever moved it; now the service's state.
+            fence(Ordering::SeqCst);
+            let rx_room = listener.state.load(Ordering::SeqCst) & SF_RX_STALLED != 0;
+            return Accepted::Socket { socket, rx_room };
         }
-        let claimed = Position { index: at.index, offset: u32::from(row) + 1 };
-        if listener
-            .rx_pos
-            .compare_exchange(word, claimed.to_word(), Ordering::SeqCst, Ordering::Relaxed)
-            .is_err()
-        {
-            continue;
-        }
-        complete(device, listener, claimed, socket, row);
-        if live_cell(device, socket).is_none() {
-            // The connection ended in the queue and its id lives on: skip it.
-            continue;
-        }
-        let rx_room = listener.state.load(Ordering::SeqCst) & SF_RX_STALLED != 0;
-        return Accepted::Socket { socket, rx_room };
     }
 }
 
 const MAX_QUEUED: u32 = STREAM_SLOTS as u32;
-
-/// The row that has claimed the socket at this position of a listener's ring.
-#[must_use]
-pub fn claimer(at: Position) -> Option<u16> {
-    (at.offset != 0).then(|| (at.offset - 1) as u16)
-}
-
-fn live_cell(device: &Device, socket: AcceptedSocket) -> Option<&Cell> {
-    device
-        .cell(socket.socket)
-        .filter(|c| c.generation.load(Ordering::Acquire) == u32::from(socket.generation))
-}
-
-fn complete(device: &Device, listener: &Cell, at: Position, socket: AcceptedSocket, row: u16) {
-    if let Some(c) = live_cell(device, socket) {
-        c.hold(row);
-    }
-    let next = Position { index: at.index.wrapping_add(1), offset: 0 };
-    let _ = listener.rx_pos.compare_exchange(
-        at.to_word(),
-        next.to_word(),
-        Ordering::SeqCst,
-        Ordering::Relaxed,
-    );
-}
 
 #[cfg(test)]
 mod tests {
@@ -108,40 +84,55 @@ mod tests {
     use crate::testing::Fixture;
     use nk_device::cell::SF_LISTENING;
 
+    fn listener_with(f: &Fixture, sockets: &[u32]) {
+        f.socket().cell.state.store(SF_LISTENING, Ordering::Relaxed);
+        for &socket in sockets {
+            f.device().cell(socket).expect("cell").reset(9);
+            f.push_rx(AcceptedSocket { socket, generation: 9 }.to_payload());
+        }
+    }
+
+    fn got(socket: u32) -> Accepted {
+        Accepted::Socket { socket: AcceptedSocket { socket, generation: 9 }, rx_room: false }
+    }
+
     #[test]
     fn pops_in_order_and_holds() {
         let f = Fixture::new();
         let l = f.socket().cell;
         assert_eq!(accept(f.device(), l, 3), Accepted::Errno(EINVAL));
-        l.state.store(SF_LISTENING, Ordering::Relaxed);
+        listener_with(&f, &[]);
         assert_eq!(accept(f.device(), l, 3), Accepted::WouldBlock);
+        listener_with(&f, &[5, 6]);
         for socket in [5, 6] {
-            f.device().cell(socket).expect("cell").generation.store(9, Ordering::Relaxed);
-            f.push_rx(AcceptedSocket { socket, generation: 9 }.to_payload());
-        }
-        for socket in [5, 6] {
-            let got = accept(f.device(), l, 3);
-            let socket = AcceptedSocket { socket, generation: 9 };
-            assert_eq!(got, Accepted::Socket { socket, rx_room: false });
-            assert!(f.device().cell(socket.socket).expect("cell").is_held_by(3));
+            assert_eq!(accept(f.device(), l, 3), got(socket));
+            let c = f.device().cell(socket).expect("cell");
+            assert!(c.is_held_by(3));
+            assert_eq!(c.claimed_by(9), Some(3));
         }
         assert_eq!(accept(f.device(), l, 3), Accepted::WouldBlock);
     }
 
     #[test]
-    fn a_claim_left_by_a_killed_thread_is_completed_for_it() {
+    fn what_a_killed_thread_claimed_stays_its_own() {
         let f = Fixture::new();
         let l = f.socket().cell;
-        l.state.store(SF_LISTENING, Ordering::Relaxed);
-        for socket in [5, 6] {
-            f.device().cell(socket).expect("cell").generation.store(9, Ordering::Relaxed);
-            f.push_rx(AcceptedSocket { socket, generation: 9 }.to_payload());
-        }
-        l.rx_pos.store(Position { index: 0, offset: 2 + 1 }.to_word(), Ordering::Relaxed);
-        let got = accept(f.device(), l, 3);
-        let socket = AcceptedSocket { socket: 6, generation: 9 };
-        assert_eq!(got, Accepted::Socket { socket, rx_room: false });
-        assert!(f.device().cell(5).expect("cell").is_held_by(2));
-        assert!(!f.device().cell(5).expect("cell").is_held_by(3));
+        listener_with(&f, &[5, 6]);
+        let first = f.device().cell(5).expect("cell");
+        assert!(first.claim(9, 2));
+        assert_eq!(accept(f.device(), l, 3), got(6));
+        assert_eq!(first.claimed_by(9), Some(2));
+        assert!(first.is_unheld(), "the engine finds it claimed by a dead row and unheld");
+    }
+
+    #[test]
+    fn a_connection_that_ended_in_the_queue_is_skipped() {
+        let f = Fixture::new();
+        let l = f.socket().cell;
+        listener_with(&f, &[5, 6]);
+        f.device().cell(5).expect("cell").reset(10);
+        assert_eq!(accept(f.device(), l, 3), got(6));
+        assert!(f.device().cell(5).expect("cell").is_unheld());
+        assert_eq!(f.device().cell(5).expect("cell").claimed_by(10), None);
     }
 }

@@ -1,7 +1,6 @@
 //! The event mask of a socket, as Linux's `tcp_poll` computes it.
 
 use nk_device::Cell;
-use nk_device::STREAM_SLOTS;
 use nk_device::sync::Ordering;
 
 use crate::{View, recv};
@@ -21,9 +20,7 @@ pub const EPOLLWRNORM: u32 = 0x100;
 /// The peer shut its writing half.
 pub const EPOLLRDHUP: u32 = 0x2000;
 
-/// Free tx descriptors from which a socket counts as writable; a quarter of the ring, so that a writer that was refused is
-/// woken for more than one more write (Linux waits for a third of the send buffer).
-pub const WRITABLE_SLOTS: u32 = STREAM_SLOTS as u32 / 4;
+pub use nk_device::stream::WRITABLE_SLOTS;
 
 /// The mask of a socket now. `can_send`: the process has chunks to send with ([`nk_device::Row::chunk_grants`]); without one
 /// a socket is not writable, whatever its ring says.

@@ -169,10 +169,10 @@ pub fn has_at_least(cell: &Cell, bytes: usize) -> bool {
     if bytes <= 1 {
         return !is_empty(cell);
     }
-    let tail = cell.rx_tail.load(Ordering::Acquire);
-    let position = cell.position();
-    // A full ring is readable even below SO_RCVLOWAT: it cannot grow.
-    available(cell) >= bytes || tail.wrapping_sub(position.index) >= STREAM_SLOTS as u32
+    let queued = cell.rx_tail.load(Ordering::Acquire).wrapping_sub(cell.position().index);
+    // Readable even below SO_RCVLOWAT: a full ring, and one whose service waits for this reader. Neither grows.
+    let stalled = cell.state.load(Ordering::Acquire) & SF_RX_STALLED != 0;
+    available(cell) >= bytes || queued >= STREAM_SLOTS as u32 || (stalled && queued > 0)
 }
 
 /// Bytes that can be received now (FIONREAD).
@@ -235,6 +235,22 @@ mod tests {
         assert_eq!(f.recv(10, false).0, bytes(4));
         assert_eq!(f.recv(10, false).0, Received::Errno(104));
         assert_eq!(f.recv(10, false).0, Received::Eof);
+    }
+
+    #[test]
+    fn low_water_does_not_wait_for_a_service_that_waits_for_the_reader() {
+        let f = Fixture::new();
+        let s = f.socket();
+        s.cell.state.store(SF_CONNECTED, Ordering::Relaxed);
+        for _ in 0..STREAM_SLOTS {
+            f.receive(b"ab");
+        }
+        assert!(has_at_least(s.cell, 1000), "full");
+        s.cell.state.fetch_or(SF_RX_STALLED, Ordering::Relaxed);
+        assert_eq!(f.recv(2, false).0, bytes(2), "not enough taken for RxRoom");
+        assert!(has_at_least(s.cell, 1000), "stalled: it will not grow");
+        s.cell.state.store(SF_CONNECTED, Ordering::Relaxed);
+        assert!(!has_at_least(s.cell, 1000), "not stalled: more may come");
     }
 
     #[test]

@@ -3,9 +3,8 @@
 use core::ptr::NonNull;
 
 use nk_device::CHUNK_SIZE;
-use nk_device::cell::GF_WANT_TX;
 use nk_device::stream::Span;
-use nk_device::sync::{Ordering, fence};
+use nk_device::sync::Ordering;
 
 use crate::errno::{EFAULT, EPIPE};
 use crate::{Fault, Socket, View};
@@ -30,7 +29,7 @@ pub trait Chunks {
 /// Why a send moved nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SendError {
-    /// No room on the ring: wait on `tx_wake` or return EAGAIN. `GF_WANT_TX` is set, so an event will come.
+    /// No room on the ring: wait on `tx_wake` or return EAGAIN. [`nk_device::Cell::want_tx`] was called, so an event will come.
     WouldBlock,
     /// No chunk: ask for some ([`nk_device::Op::Refill`]), wait on the row's `grant_wake` or return EAGAIN.
     NoChunks,
@@ -87,9 +86,7 @@ pub fn send(
     let mut stop = None;
     while done < len {
         if cell.tx().room() == 0 {
-            cell.guest_state.fetch_or(GF_WANT_TX, Ordering::SeqCst);
-            // The service reads GF_WANT_TX after it moved tx_head: look again behind the fence, or a wake-up is lost.
-            fence(Ordering::SeqCst);
+            cell.want_tx();
             if cell.tx().room() == 0 {
                 stop = Some(SendError::WouldBlock);
                 break;
@@ -121,9 +118,6 @@ pub fn send(
         && let Some(why) = stop
     {
         return Err(why);
-    }
-    if done == len {
-        let _ = cell.guest_state.fetch_and(!GF_WANT_TX, Ordering::SeqCst);
     }
     Ok(Sent { bytes: done, kick: done > 0 && cell.needs_kick() })
 }
@@ -168,7 +162,7 @@ mod tests {
         let big = [7u8; 40 * CHUNK_SIZE];
         assert_eq!(f.send(&big), Ok(Sent { bytes: 29 * CHUNK_SIZE, kick: false }));
         assert_eq!(f.send(b"x"), Err(SendError::WouldBlock));
-        assert_ne!(s.cell.guest_state.load(Ordering::Relaxed) & GF_WANT_TX, 0);
+        assert_eq!(s.cell.tx_want.load(Ordering::Relaxed), 2, "once by each call");
         s.cell.guest_state.fetch_or(GF_SHUT_WR, Ordering::Relaxed);
         assert_eq!(f.send(b"x"), Err(SendError::Pipe));
     }
