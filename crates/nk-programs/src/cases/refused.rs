@@ -1,0 +1,56 @@
+//! Programs into which GuestLib cannot load are refused, with a message, at the start and in children. They must
+//! never reach any network, neither the host's nor their own.
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+
+use crate::suite::{GUESTS_ONLY, Group, Test};
+use crate::world::{Mode, Side, World};
+
+const LIMIT: Duration = Duration::from_secs(30);
+
+/// Prints `ran` when it runs at all.
+const PROGRAM: &str = "#include <stdio.h>\nint main(void) { puts(\"ran\"); return 0; }\n";
+
+pub(super) fn tests() -> Vec<Test> {
+    vec![Test {
+        name: "static and setuid programs are refused",
+        group: Group::Programs,
+        modes: GUESTS_ONLY,
+        private: false,
+        native: false,
+        body: refused,
+    }]
+}
+
+fn refused(world: &mut World, mode: Mode) -> Result<String> {
+    let source = world.write("program.c", PROGRAM)?;
+    let (fixed, plain, setuid) = (world.path("static"), world.path("plain"), world.path("setuid"));
+    world.run(Side::Plain, &["/usr/bin/gcc", "-static", "-o", &fixed, &source], LIMIT)?;
+    world.run(Side::Plain, &["/usr/bin/gcc", "-o", &plain, &source], LIMIT)?;
+    ensure!(world.run(mode.client, &[&plain], LIMIT)? == "ran\n", "an ordinary program must run");
+    let mut programs = vec![(fixed, "static")];
+    if rustix::process::geteuid().is_root() {
+        // Another user's, so that it is set-uid in effect even for root.
+        fs::copy(&plain, &setuid)?;
+        chown(&setuid, Some(65534), Some(65534))?;
+        fs::set_permissions(&setuid, fs::Permissions::from_mode(0o4755))?;
+        programs.push((setuid, "setuid"));
+    }
+    for (program, why) in &programs {
+        let in_child = format!("{program}; echo status $?");
+        let at_start: [&str; 1] = [program];
+        let by_shell = ["/bin/sh", "-c", &in_child];
+        for words in [&at_start[..], &by_shell[..]] {
+            let ended = world.start("refused", mode.client, words)?.finish(LIMIT)?;
+            ensure!(!ended.out.contains("ran"), "{why} program ran: {words:?}");
+            ensure!(!ended.out.contains("status 0"), "{why} program pretends to have run: {words:?}");
+            let said = ended.err.to_lowercase().replace('-', "");
+            ensure!(said.contains(why), "the message does not say {why:?}: {:?} ({})", ended.err, ended.how());
+        }
+    }
+    Ok(format!("{} kinds", programs.len()))
+}

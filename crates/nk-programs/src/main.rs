@@ -1,0 +1,138 @@
+//! `nk-programs`: runs real programs and safety tests as guests and says what failed.
+#![forbid(unsafe_code)]
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, ensure};
+use clap::{Parser, ValueEnum};
+use nk_programs::suite::{Group, Outcome, Test, run_one, tests};
+use nk_programs::world::{Nsm, Options};
+use nk_programs::{Mode, process};
+
+/// Runs Debian's programs as NetKernel guests, with plain peers and with each other.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Arguments {
+    /// The nk binary
+    #[arg(long, default_value = "target/release/nk")]
+    nk: PathBuf,
+    /// Run everything natively, to try the tests themselves
+    #[arg(long)]
+    native: bool,
+    /// Where the NSM runs
+    #[arg(long, value_enum, default_value_t = NsmChoice::Inline)]
+    nsm: NsmChoice,
+    /// Only tests of this group
+    #[arg(long, value_enum)]
+    group: Option<GroupChoice>,
+    /// Only tests whose name and mode contain this
+    #[arg(long, default_value = "")]
+    filter: String,
+    /// Shorter safety tests: a tenth of the connections and of the time
+    #[arg(long)]
+    quick: bool,
+    /// How many times
+    #[arg(long, default_value_t = 1)]
+    repeat: u32,
+    /// Leave the temporary directories
+    #[arg(long)]
+    keep: bool,
+    /// Print the names and end
+    #[arg(long)]
+    list: bool,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum NsmChoice {
+    Inline,
+    Separate,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum GroupChoice {
+    Programs,
+    Safety,
+}
+
+fn main() -> ExitCode {
+    match run(&Arguments::parse()) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("nk-programs: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> Result<bool> {
+    let chosen = choose(arguments);
+    ensure!(!chosen.is_empty(), "no test matches");
+    if arguments.list {
+        for (test, mode) in &chosen {
+            println!("{} ({})", test.name, mode.name());
+        }
+        return Ok(true);
+    }
+    let nk = if arguments.native {
+        None
+    } else {
+        let path = arguments.nk.canonicalize();
+        Some(path.with_context(|| format!("there is no nk at {}", arguments.nk.display()))?)
+    };
+    let nsm = match arguments.nsm {
+        NsmChoice::Inline => Nsm::Inline,
+        NsmChoice::Separate => Nsm::Separate,
+    };
+    let options = Options { nk, nsm, private: false, keep: arguments.keep, quick: arguments.quick };
+    let mut failed = Vec::new();
+    let mut passed = 0u32;
+    for _ in 0..arguments.repeat {
+        for (test, mode) in &chosen {
+            let outcome = run_one(test, *mode, &options);
+            print_outcome(&outcome);
+            if outcome.result.is_ok() {
+                passed += 1;
+            } else {
+                failed.push(outcome.name);
+            }
+        }
+    }
+    println!("{passed} passed, {} failed", failed.len());
+    for name in &failed {
+        println!("  failed: {name}");
+    }
+    Ok(failed.is_empty())
+}
+
+fn choose(arguments: &Arguments) -> Vec<(Test, Mode)> {
+    let all = tests().into_iter().filter(|test| match arguments.group {
+        None => true,
+        Some(GroupChoice::Programs) => test.group == Group::Programs,
+        Some(GroupChoice::Safety) => test.group == Group::Safety,
+    });
+    let native = [Mode::NATIVE];
+    all.flat_map(|test| {
+        let modes = match (arguments.native, test.native) {
+            (true, true) => &native[..],
+            (true, false) => &[],
+            (false, _) => test.modes,
+        };
+        modes.iter().map(move |mode| (test, *mode)).collect::<Vec<_>>()
+    })
+    .filter(|(test, mode)| format!("{} ({})", test.name, mode.name()).contains(&arguments.filter))
+    .collect()
+}
+
+fn print_outcome(outcome: &Outcome) {
+    let seconds = outcome.elapsed.as_secs_f64();
+    match &outcome.result {
+        Ok(saw) if saw.is_empty() => println!("ok    {} ({seconds:.1} s)", outcome.name),
+        Ok(saw) => println!("ok    {} ({seconds:.1} s): {saw}", outcome.name),
+        Err(error) => {
+            println!("FAIL  {} ({seconds:.1} s)", outcome.name);
+            println!("{}", process::tail(&format!("{error:#}")).trim_start_matches('\n'));
+        }
+    }
+}

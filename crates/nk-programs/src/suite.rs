@@ -1,0 +1,73 @@
+//! The list of tests, and running them one by one, each in a [`World`] of its own.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, anyhow};
+
+use crate::world::{Mode, Options, World};
+use crate::{cases, safety};
+
+/// Which of the suite's two halves a test belongs to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Group {
+    Programs,
+    Safety,
+}
+
+/// What a test does: the text says what it saw, for the log.
+pub type Body = fn(&mut World, Mode) -> Result<String>;
+
+/// One test.
+#[derive(Debug, Clone, Copy)]
+pub struct Test {
+    pub name: &'static str,
+    pub group: Group,
+    pub modes: &'static [Mode],
+    /// Its guests start private daemons.
+    pub private: bool,
+    /// It makes sense with no guest at all (to try the test itself).
+    pub native: bool,
+    pub body: Body,
+}
+
+/// Both sides in turn, then both at once.
+pub const ALL_MODES: &[Mode] = &[Mode::GUEST_SERVER, Mode::GUEST_CLIENT, Mode::BOTH_GUESTS];
+/// For tests in which all programs are guests.
+pub const GUESTS_ONLY: &[Mode] = &[Mode::BOTH_GUESTS];
+
+/// All tests, cheap ones first.
+#[must_use]
+pub fn tests() -> Vec<Test> {
+    let mut tests = cases::tests();
+    tests.extend(safety::tests());
+    tests
+}
+
+/// How one test ended in one mode.
+#[derive(Debug)]
+pub struct Outcome {
+    pub name: String,
+    pub elapsed: Duration,
+    /// What it saw, or why it failed.
+    pub result: Result<String>,
+}
+
+/// Runs a test in one mode: the test, then the checks of what it left.
+#[must_use]
+pub fn run_one(test: &Test, mode: Mode, options: &Options) -> Outcome {
+    let begun = Instant::now();
+    let options = Options { private: options.private || test.private, ..options.clone() };
+    let result = catch_unwind(AssertUnwindSafe(|| {
+        let mut world = World::new(&options)?;
+        let saw = (test.body)(&mut world, mode)?;
+        world.close()?;
+        Ok(saw)
+    }))
+    .unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().cloned();
+        let text = text.or_else(|| panic.downcast_ref::<&str>().map(ToString::to_string));
+        Err(anyhow!("panicked: {}", text.unwrap_or_default()))
+    });
+    Outcome { name: format!("{} ({})", test.name, mode.name()), elapsed: begun.elapsed(), result }
+}

@@ -1,0 +1,310 @@
+//! The surroundings of one test: a temporary directory, a daemon of its own, and how programs become guests.
+
+use std::fs;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use rustix::process::Signal;
+
+use crate::leaks;
+use crate::process::{self, Running, eventually};
+
+/// Where one program of a test runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    Plain,
+    Guest,
+}
+
+/// Which of a test's two programs is a guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Mode {
+    pub server: Side,
+    pub client: Side,
+}
+
+impl Mode {
+    pub const NATIVE: Mode = Mode { server: Side::Plain, client: Side::Plain };
+    pub const GUEST_SERVER: Mode = Mode { server: Side::Guest, client: Side::Plain };
+    pub const GUEST_CLIENT: Mode = Mode { server: Side::Plain, client: Side::Guest };
+    pub const BOTH_GUESTS: Mode = Mode { server: Side::Guest, client: Side::Guest };
+
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match (self.server, self.client) {
+            (Side::Plain, Side::Plain) => "native",
+            (Side::Guest, Side::Plain) => "guest server",
+            (Side::Plain, Side::Guest) => "guest client",
+            (Side::Guest, Side::Guest) => "both guests",
+        }
+    }
+}
+
+/// Where the NSM runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Nsm {
+    #[default]
+    Inline,
+    Separate,
+}
+
+/// What all tests of a run have in common.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// The `nk` binary; none: everything runs natively, to try the tests themselves.
+    pub nk: Option<PathBuf>,
+    pub nsm: Nsm,
+    /// Guests start private daemons instead of sharing the test's.
+    pub private: bool,
+    /// Leave the temporary directories.
+    pub keep: bool,
+    /// Limit on the number of random kills, connections and so on, as a fraction of the full test.
+    pub quick: bool,
+}
+
+/// A running daemon.
+#[derive(Debug)]
+pub struct Daemon {
+    pub running: Running,
+    pub socket: PathBuf,
+}
+
+/// One test's surroundings. Dropping it removes the directory; [`close`](World::close) also checks for leaks.
+#[derive(Debug)]
+pub struct World {
+    pub dir: PathBuf,
+    pub options: Options,
+    daemon: Option<Daemon>,
+    before: leaks::Snapshot,
+    daemon_fds_before: Option<leaks::DaemonState>,
+}
+
+static SERIAL: AtomicU32 = AtomicU32::new(0);
+
+impl World {
+    /// Makes the directory and, where there are guests that share one, starts the daemon.
+    pub fn new(options: &Options) -> Result<Self> {
+        let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
+        let dir = std::env::temp_dir().join(format!("nk-programs-{}-{serial}", std::process::id()));
+        fs::create_dir(&dir).with_context(|| dir.display().to_string())?;
+        let mut world = World {
+            dir,
+            options: options.clone(),
+            daemon: None,
+            before: leaks::Snapshot::take(options.nk.as_deref())?,
+            daemon_fds_before: None,
+        };
+        if options.nk.is_some() && !options.private {
+            world.start_daemon()?;
+            world.warm_up()?;
+            world.daemon_fds_before = Some(leaks::DaemonState::of(&world)?);
+        }
+        Ok(world)
+    }
+
+    /// One short guest, so that what the daemon opens once and keeps is open before anything is counted.
+    fn warm_up(&self) -> Result<()> {
+        let port = free_port()?;
+        let url = format!("http://127.0.0.1:{port}/");
+        let curl = self.start("warm-up", Side::Guest, &["/usr/bin/curl", "-s", "-m", "5", &url])?;
+        let ended = curl.finish(Duration::from_secs(15)).context("the first guest")?;
+        if ended.status.code() != Some(7) {
+            bail!("curl to a closed port should end with 7 (refused): {} {}", ended.how(), ended.err);
+        }
+        Ok(())
+    }
+
+    /// The daemon's socket, where the test has a daemon.
+    #[must_use]
+    pub fn daemon(&self) -> Option<&Daemon> {
+        self.daemon.as_ref()
+    }
+
+    /// Starts the daemon on this test's socket (again, where a test killed it).
+    pub fn start_daemon(&mut self) -> Result<()> {
+        self.start_daemon_by(&[])
+    }
+
+    /// As [`start_daemon`](Self::start_daemon), with words before the command, such as `prlimit`.
+    pub fn start_daemon_by(&mut self, prefix: &[&str]) -> Result<()> {
+        let nk = self.nk()?.to_owned();
+        let socket = self.dir.join("nk.sock");
+        let config = self.dir.join("nk.toml");
+        let inline = self.options.nsm == Nsm::Inline;
+        fs::write(&config, format!("socket = {:?}\nnsm_inline = {inline}\n", socket.display().to_string()))?;
+        let mut words: Vec<String> = prefix.iter().map(ToString::to_string).collect();
+        words.extend([nk, "daemon".into(), "--config".into(), config.display().to_string()]);
+        let mut running = process::start(process::command(words), &self.dir, "daemon")?;
+        eventually(Duration::from_secs(10), || {
+            if running.ended_within(Duration::ZERO)? {
+                bail!("the daemon ended: {}", process::tail(&running.err()));
+            }
+            self.control_at(&socket, &["guests"]).map(drop)
+        })
+        .or_else(|error| running.must_live().and(Err(error)))
+        .context("nk daemon")?;
+        self.daemon = Some(Daemon { running, socket });
+        Ok(())
+    }
+
+    /// kill -9 of the daemon process; the keeper goes on.
+    pub fn kill_daemon(&mut self) -> Result<()> {
+        let daemon = self.daemon.take().context("there is no daemon to kill")?;
+        // Only the process itself: the keeper must not be taken along.
+        daemon.running.signal(Signal::KILL)?;
+        daemon.running.finish_alone(Duration::from_secs(10))?;
+        Ok(())
+    }
+
+    /// The daemon and what it started: keeper, NSMs. Private daemons of this test's guests, too.
+    pub fn nk_pids(&self) -> Result<Vec<u32>> {
+        let now = leaks::nk_processes(self.options.nk.as_deref())?;
+        Ok(now.into_iter().filter(|pid| !self.before.has(*pid)).collect())
+    }
+
+    /// The binary's path as text.
+    pub fn nk(&self) -> Result<&str> {
+        let path = self.options.nk.as_deref().context("this run has no nk")?;
+        path.to_str().context("the path of nk is not UTF-8")
+    }
+
+    /// What `nk guests` or `nk flows` print.
+    pub fn control(&self, words: &[&str]) -> Result<String> {
+        let daemon = self.daemon.as_ref().context("this test has no daemon")?;
+        self.control_at(&daemon.socket, words)
+    }
+
+    fn control_at(&self, socket: &Path, words: &[&str]) -> Result<String> {
+        let (verb, rest) = words.split_first().context("no verb")?;
+        let output = Command::new(self.nk()?)
+            .arg(verb)
+            .arg("--engine")
+            .arg(socket)
+            .args(rest)
+            .output()
+            .context("nk")?;
+        if !output.status.success() {
+            bail!("nk {}: {}", words.join(" "), String::from_utf8_lossy(&output.stderr).trim());
+        }
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// The words that come before a guest's command; none for a plain program.
+    pub fn prefix(&self, side: Side) -> Result<Vec<String>> {
+        if side == Side::Plain || self.options.nk.is_none() {
+            return Ok(Vec::new());
+        }
+        let mut words = vec![self.nk()?.to_owned(), "run".to_owned()];
+        if let Some(daemon) = &self.daemon {
+            words.push("--engine".to_owned());
+            words.push(daemon.socket.display().to_string());
+        }
+        words.push("--".to_owned());
+        Ok(words)
+    }
+
+    /// Starts a program on one side.
+    pub fn start<S: AsRef<str>>(&self, name: &str, side: Side, words: &[S]) -> Result<Running> {
+        self.start_with(name, side, words, |_| {})
+    }
+
+    /// As [`start`](Self::start), with changes to the command (environment, directory).
+    pub fn start_with<S: AsRef<str>>(
+        &self,
+        name: &str,
+        side: Side,
+        words: &[S],
+        change: impl FnOnce(&mut Command),
+    ) -> Result<Running> {
+        let prefix = self.prefix(side)?;
+        let all = prefix.iter().map(String::as_str).chain(words.iter().map(AsRef::as_ref));
+        let mut command = process::command(all);
+        command.current_dir(&self.dir);
+        change(&mut command);
+        process::start(command, &self.dir, name)
+    }
+
+    /// Runs a program to its end; it must end with status 0 in time.
+    pub fn run<S: AsRef<str>>(&self, side: Side, words: &[S], limit: Duration) -> Result<String> {
+        let name = words.first().map_or("program", |word| {
+            word.as_ref().rsplit('/').next().unwrap_or("program")
+        });
+        self.start(name, side, words)?.ok(limit)
+    }
+
+    /// A path in the directory, as text.
+    #[must_use]
+    pub fn path(&self, name: &str) -> String {
+        self.dir.join(name).display().to_string()
+    }
+
+    /// Writes a file into the directory and says where it is.
+    pub fn write(&self, name: &str, contents: impl AsRef<[u8]>) -> Result<String> {
+        let path = self.path(name);
+        fs::write(&path, contents).with_context(|| path.clone())?;
+        Ok(path)
+    }
+
+    /// Checks that nothing is left, ends the daemon, and checks again. Call it when all programs have ended.
+    pub fn close(mut self) -> Result<()> {
+        if let Some(before) = self.daemon_fds_before.take() {
+            leaks::daemon_is_back(&self, &before)?;
+        }
+        if let Some(daemon) = self.daemon.take() {
+            // Only the daemon is asked and awaited: what it started has to end by itself.
+            daemon.running.signal(Signal::TERM)?;
+            daemon.running.finish_alone(Duration::from_secs(10)).context("the daemon's end")?;
+        }
+        leaks::nothing_left(self.options.nk.as_deref(), &self.before)
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        drop(self.daemon.take());
+        leaks::kill_leftovers(self.options.nk.as_deref(), &self.before);
+        if !self.options.keep {
+            let _ = fs::remove_dir_all(&self.dir);
+        }
+    }
+}
+
+/// A port that is free on both families, outside the range from which the kernel picks by itself.
+pub fn free_port() -> Result<u16> {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    for _ in 0..2000 {
+        let step = NEXT.fetch_add(1, Ordering::Relaxed);
+        let port = 20_000 + (std::process::id().wrapping_mul(37).wrapping_add(step * 7)) % 12_000;
+        let port = u16::try_from(port)?;
+        let v4 = TcpListener::bind((Ipv4Addr::UNSPECIFIED, port));
+        let v6 = TcpListener::bind((Ipv6Addr::LOCALHOST, port));
+        if v4.is_ok() && v6.is_ok() {
+            return Ok(port);
+        }
+    }
+    bail!("found no free port")
+}
+
+/// Waits until something accepts at the port, and fails early when `server` has ended.
+pub fn wait_for_port(server: &mut Running, port: u16) -> Result<()> {
+    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    let up = eventually(Duration::from_secs(15), || {
+        if server.ended_within(Duration::ZERO)? {
+            return Ok(false);
+        }
+        TcpStream::connect_timeout(&address, Duration::from_secs(1))?;
+        Ok(true)
+    });
+    match up {
+        Ok(true) => Ok(()),
+        Ok(false) => server.must_live(),
+        Err(error) => {
+            let said = format!("{}{}", process::tail(&server.out()), process::tail(&server.err()));
+            Err(error).with_context(|| format!("{} does not accept at port {port}{said}", server.name()))
+        }
+    }
+}
