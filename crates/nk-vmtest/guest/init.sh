@@ -1,4 +1,4 @@
-#!/bin/sh
+#!/bin/busybox sh
 # The guest's first process. Results are lines "NK name ok|FAIL detail" on the console; the last line is "NK end".
 /bin/busybox mkdir -p /proc /sys /dev /tmp
 /bin/busybox mount -t proc proc /proc
@@ -11,9 +11,17 @@ value() { tr ' ' '\n' < /proc/cmdline | sed -n "s/^nk\.$1=//p"; }
 result() { # name, exit status, detail
 	if [ "$2" = 0 ]; then echo "NK $1 ok $3"; else echo "NK $1 FAIL status $2: $3"; fi
 }
+run() { # name, command...
+	name=$1
+	shift
+	said=$(timeout 30 "$@" 2>&1)
+	result "$name" $? "$said"
+}
 
 address=$(value address)
 port=$(value port)
+closed=$(value closed)
+bytes=$(value bytes)
 
 # Only the loopback interface, and it is down: without the module nothing can be reached.
 interfaces=$(ls /sys/class/net | tr '\n' ' ')
@@ -23,5 +31,36 @@ said=$(timeout 5 nc "$address" "$port" < /dev/null 2>&1)
 [ $? = 1 ]
 result unreachable-before $? "$said"
 
-insmod /netkernel.ko
-result insmod $?
+run insmod insmod /netkernel.ko
+
+said=$(echo "hello from a virtual machine" | timeout 10 nc "$address" "$port" 2>&1)
+[ "$said" = "hello from a virtual machine" ]
+result nc $? "$said"
+run echo-static /echo-static "$address" "$port" "$bytes" blocking
+run echo-dynamic /echo-dynamic "$address" "$port" "$bytes" nonblocking
+run refused /echo-static "$address" "$closed" 0 refused
+
+# A socket in use holds the module.
+sleep 30 | nc "$address" "$port" > /dev/null &
+sleep 0.3
+rmmod netkernel 2> /dev/null
+[ $? != 0 ] && grep -q '^netkernel [0-9]* [1-9]' /proc/modules
+result held $? "$(grep '^netkernel' /proc/modules)"
+killall nc sleep 2> /dev/null
+sleep 0.3
+
+run rmmod rmmod netkernel
+said=$(timeout 5 nc "$address" "$port" < /dev/null 2>&1)
+[ $? = 1 ]
+result unreachable-after $? "$said"
+
+# Unloading left nothing behind that a second life of the module trips over.
+run insmod-again insmod /netkernel.ko
+run echo-again /echo-static "$address" "$port" "$bytes" nonblocking
+run rmmod-again rmmod netkernel
+
+said=$(dmesg | grep -E 'BUG|WARNING|Oops|Call Trace|netkernel: .*(cannot|broken|no usable)')
+[ -z "$said" ]
+result kernel-log $? "$said"
+echo "NK end"
+poweroff -f

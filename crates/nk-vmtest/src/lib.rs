@@ -22,7 +22,7 @@ pub mod scenario;
 mod command;
 
 pub use module::build_core_none;
-pub use scenario::run;
+pub use scenario::{Prepared, Report, VmDevice, check, prepare};
 
 /// Why the VM test did not pass.
 #[derive(Debug, thiserror::Error)]

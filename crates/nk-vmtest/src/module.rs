@@ -86,16 +86,17 @@ fn copy_if_changed(from: &Path, to: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Compiles a test program of `guest/`, static: a LD_PRELOAD could not reach it.
+/// Compiles a test program: static, which a preloaded library could not reach, or dynamic.
 ///
 /// # Errors
 /// gcc fails.
-pub fn build_program(name: &str, source: &str, out: &Path) -> Result<PathBuf> {
-    let file = out.join(format!("{name}.c"));
-    std::fs::write(&file, source)?;
+pub fn build_program(source: &Path, name: &str, is_static: bool, out: &Path) -> Result<PathBuf> {
     let program = out.join(name);
     let mut gcc = Command::new("gcc");
-    gcc.args(["-static", "-O1", "-Wall", "-Wextra", "-Werror", "-o"]).arg(&program).arg(&file);
-    run_logged(&mut gcc, &out.join("programs.log"))?;
+    gcc.args(["-O1", "-Wall", "-Wextra", "-Werror"]);
+    if is_static {
+        gcc.arg("-static");
+    }
+    run_logged(gcc.arg("-o").arg(&program).arg(source), &out.join("programs.log"))?;
     Ok(program)
 }

@@ -116,10 +116,7 @@ impl Vm {
                 if status.success() {
                     return Ok(self.text());
                 }
-                let mut said = String::new();
-                if let Some(mut e) = self.child.stderr.take() {
-                    let _ = e.read_to_string(&mut said);
-                }
+                let said = self.errors();
                 return Err(Error::Command { command: "qemu-system-x86_64".into(), said });
             }
             if Instant::now() >= self.deadline {
@@ -127,6 +124,16 @@ impl Vm {
             }
             std::thread::sleep(Duration::from_millis(20));
         }
+    }
+
+    /// What QEMU itself complained of; ends it if it still runs.
+    pub fn errors(&mut self) -> String {
+        let _ = self.child.kill();
+        let mut said = String::new();
+        if let Some(mut e) = self.child.stderr.take() {
+            let _ = e.read_to_string(&mut said);
+        }
+        said
     }
 
     fn text(&self) -> String {

@@ -1,0 +1,326 @@
+//! What is tested: plain programs in a VM without a NIC reach a plain echo server on the host.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use crate::command::run_logged;
+use crate::cpio::Cpio;
+use crate::qemu::Boot;
+use crate::{Error, Paths, Result, ivshmem, module, packages};
+
+/// The VM takes about 6 s; a machine that is busy with other things gets this long.
+const VM_LIMIT: Duration = Duration::from_secs(150);
+/// QEMU connects to the ivshmem server within a second.
+const IVSHMEM_LIMIT: Duration = Duration::from_secs(30);
+const ECHO_BYTES: u64 = 1 << 20;
+const NC_BYTES: u64 = "hello from a virtual machine\n".len() as u64;
+
+/// What the guest must report, each as "ok"; nothing else may be missing or fail.
+const EXPECTED: [&str; 14] = [
+    "no-nic",
+    "unreachable-before",
+    "insmod",
+    "nc",
+    "echo-static",
+    "echo-dynamic",
+    "refused",
+    "held",
+    "rmmod",
+    "unreachable-after",
+    "insmod-again",
+    "echo-again",
+    "rmmod-again",
+    "kernel-log",
+];
+/// Bytes that the echo server must have counted: nc once, the echo client three times.
+const SERVED_BYTES: u64 = NC_BYTES + 3 * ECHO_BYTES;
+
+/// The NK device of a VM guest, as the daemon made it.
+#[derive(Debug)]
+pub struct VmDevice {
+    /// The region.
+    pub memfd: OwnedFd,
+    /// The VM rings it.
+    pub engine_eventfd: OwnedFd,
+    /// The engine rings it; MSI-X vector 0 of the VM.
+    pub guest_eventfd: OwnedFd,
+}
+
+/// What was seen.
+#[derive(Clone, Debug)]
+pub struct Report {
+    /// The guest's results: name and detail.
+    pub results: Vec<(String, String)>,
+    /// From QEMU's start to its end.
+    pub took: Duration,
+    /// Connections and bytes that the echo server counted.
+    pub connections: u64,
+    /// Bytes.
+    pub bytes: u64,
+}
+
+/// Everything that a VM needs, built.
+#[derive(Debug)]
+pub struct Prepared {
+    kernel: PathBuf,
+    initramfs: PathBuf,
+}
+
+/// Installs what lacks, builds the module and the test programs and packs them.
+///
+/// # Errors
+/// Whatever is lacking or does not build.
+pub fn prepare(paths: &Paths) -> Result<Prepared> {
+    let out = &paths.out;
+    fs::create_dir_all(out)?;
+    let kernel = packages::ensure_packages(&out.join("packages.log"))?;
+    let image = packages::extract_vmlinux(&kernel, out)?.unwrap_or_else(|| kernel.image.clone());
+    let module = module::build_module(&paths.root, &kernel, out)?;
+    let guest = paths.root.join("crates/nk-vmtest/guest");
+
+    let mut c = Cpio::new();
+    for d in ["bin", "lib", "lib64", "lib/x86_64-linux-gnu"] {
+        c.directory(d);
+    }
+    c.copy("bin/busybox", Path::new("/bin/busybox"))?;
+    c.copy("init", &guest.join("init.sh"))?;
+    c.file("netkernel.ko", &strip(&module, out)?);
+    c.copy("echo-static", &module::build_program(&guest.join("echo.c"), "echo-static", true, out)?)?;
+    c.copy("echo-dynamic", &module::build_program(&guest.join("echo.c"), "echo-dynamic", false, out)?)?;
+    for library in ["lib64/ld-linux-x86-64.so.2", "lib/x86_64-linux-gnu/libc.so.6"] {
+        c.copy(library, &Path::new("/").join(library))?;
+    }
+    let initramfs = out.join("initramfs.cpio");
+    fs::write(&initramfs, c.finish())?;
+    Ok(Prepared { kernel: image, initramfs })
+}
+
+/// The module without its debug sections, which are most of it.
+fn strip(module: &Path, out: &Path) -> Result<Vec<u8>> {
+    let stripped = out.join("netkernel-stripped.ko");
+    let mut c = Command::new("strip");
+    c.args(["--strip-debug", "-o"]).arg(&stripped).arg(module);
+    run_logged(&mut c, &out.join("module.log"))?;
+    Ok(fs::read(stripped)?)
+}
+
+/// Boots the VM on the device and checks what it reports, and what the echo server saw.
+///
+/// # Errors
+/// [`Error::Failed`] with the console when anything is not as expected.
+pub fn check(paths: &Paths, prepared: &Prepared, device: &VmDevice) -> Result<Report> {
+    let server = EchoServer::start()?;
+    // Bound and never listened on: connections to it are refused, and nobody else can take it.
+    let closed = ClosedPort::new()?;
+    let socket = paths.out.join(format!("ivshmem-{}.sock", std::process::id()));
+    let _ = fs::remove_file(&socket);
+    let listener = UnixListener::bind(&socket)?;
+    let arguments = format!(
+        "nk.address={} nk.port={} nk.closed={} nk.bytes={ECHO_BYTES}",
+        server.address.ip(),
+        server.address.port(),
+        closed.port
+    );
+    let started = Instant::now();
+    let vm = Boot {
+        kernel: &prepared.kernel,
+        initramfs: &prepared.initramfs,
+        arguments: &arguments,
+        ivshmem: &socket,
+        vectors: 1,
+        limit: VM_LIMIT,
+    }
+    .start();
+    let console = vm.and_then(|mut vm| {
+        wait_for_client(&listener, &mut vm)?;
+        let _serving = ivshmem::serve_ivshmem(
+            &listener,
+            device.memfd.as_fd(),
+            device.engine_eventfd.as_fd(),
+            &[device.guest_eventfd.as_fd()],
+        )?;
+        vm.finish()
+    });
+    let took = started.elapsed();
+    fs::remove_file(&socket)?;
+    let console = console?;
+    let (connections, bytes) = server.stop();
+    let results = parse(&console);
+    let failed = |what: String| Err(Error::Failed { what, console: console.clone() });
+    for name in EXPECTED {
+        match results.iter().find(|r| r.name == name) {
+            None => return failed(format!("no result of {name}")),
+            Some(r) if !r.ok => return failed(format!("{name} failed: {}", r.detail)),
+            Some(_) => {}
+        }
+    }
+    if !console.lines().any(|l| l == "NK end") {
+        return failed("the guest did not come to its end".into());
+    }
+    // The connections of "held" carry nothing.
+    if bytes != SERVED_BYTES {
+        return failed(format!("the echo server saw {bytes} bytes instead of {SERVED_BYTES}"));
+    }
+    let results = results.into_iter().map(|r| (r.name, r.detail)).collect();
+    Ok(Report { results, took, connections, bytes })
+}
+
+/// QEMU may fail before it connects; then its own message is the error, not a wait for ever.
+fn wait_for_client(listener: &UnixListener, vm: &mut crate::qemu::Vm) -> Result<()> {
+    use std::os::fd::AsRawFd;
+    let deadline = Instant::now() + IVSHMEM_LIMIT;
+    loop {
+        let mut p = libc::pollfd { fd: listener.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+        // SAFETY: one pollfd of ours.
+        if unsafe { libc::poll(&raw mut p, 1, 100) } == 1 {
+            return Ok(());
+        }
+        if !vm.is_running()? || Instant::now() > deadline {
+            let said = vm.errors();
+            return Err(Error::Command { command: "qemu-system-x86_64".into(), said });
+        }
+    }
+}
+
+struct GuestResult {
+    name: String,
+    ok: bool,
+    detail: String,
+}
+
+/// The "NK name ok|FAIL detail" lines; what does not read like one is the kernel's or a program's.
+fn parse(console: &str) -> Vec<GuestResult> {
+    console
+        .lines()
+        .filter_map(|line| {
+            let mut words = line.strip_prefix("NK ")?.splitn(3, ' ');
+            let name = words.next()?.to_owned();
+            let ok = match words.next()? {
+                "ok" => true,
+                "FAIL" => false,
+                _ => return None,
+            };
+            Some(GuestResult { name, ok, detail: words.next().unwrap_or_default().to_owned() })
+        })
+        .collect()
+}
+
+/// A port of the loopback address that refuses connections.
+struct ClosedPort {
+    port: u16,
+    _bound: OwnedFd,
+}
+
+impl ClosedPort {
+    fn new() -> Result<ClosedPort> {
+        use std::os::fd::{AsRawFd, FromRawFd};
+        // SAFETY: a plain syscall; the descriptor is owned at once.
+        let fd = unsafe { libc::socket(libc::AF_INET, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0) };
+        if fd < 0 {
+            return Err(std::io::Error::last_os_error().into());
+        }
+        // SAFETY: fd is open and nobody else's.
+        let bound = unsafe { OwnedFd::from_raw_fd(fd) };
+        // SAFETY: sockaddr_in is plain data.
+        let mut a: libc::sockaddr_in = unsafe { std::mem::zeroed() };
+        a.sin_family = libc::AF_INET as u16;
+        a.sin_addr.s_addr = u32::from_ne_bytes([127, 0, 0, 1]);
+        let mut len = size_of::<libc::sockaddr_in>() as u32;
+        // SAFETY: a and len live through both calls and say their own size.
+        let rc = unsafe {
+            match libc::bind(bound.as_raw_fd(), (&raw const a).cast(), len) {
+                0 => libc::getsockname(bound.as_raw_fd(), (&raw mut a).cast(), &raw mut len),
+                e => e,
+            }
+        };
+        if rc != 0 {
+            return Err(std::io::Error::last_os_error().into());
+        }
+        Ok(ClosedPort { port: u16::from_be(a.sin_port), _bound: bound })
+    }
+}
+
+/// An echo server with plain kernel sockets.
+struct EchoServer {
+    address: SocketAddr,
+    connections: Arc<AtomicU64>,
+    bytes: Arc<AtomicU64>,
+    stop: Arc<AtomicU64>,
+    acceptor: Option<JoinHandle<()>>,
+}
+
+impl EchoServer {
+    fn start() -> Result<EchoServer> {
+        let listener = TcpListener::bind("127.0.0.1:0")?;
+        let address = listener.local_addr()?;
+        let (connections, bytes, stop) = <(Arc<AtomicU64>, Arc<AtomicU64>, Arc<AtomicU64>)>::default();
+        let counters = (Arc::clone(&connections), Arc::clone(&bytes), Arc::clone(&stop));
+        let acceptor = std::thread::spawn(move || {
+            let (connections, bytes, stop) = counters;
+            for stream in listener.incoming().map_while(|s| s.ok()) {
+                if stop.load(Ordering::SeqCst) != 0 {
+                    break;
+                }
+                connections.fetch_add(1, Ordering::SeqCst);
+                let bytes = Arc::clone(&bytes);
+                // Ends with its connection, at the latest when the daemon that holds the other end does.
+                std::thread::spawn(move || echo(stream, &bytes));
+            }
+        });
+        Ok(EchoServer { address, connections, bytes, stop, acceptor: Some(acceptor) })
+    }
+
+    /// Connections and bytes seen.
+    fn stop(mut self) -> (u64, u64) {
+        self.end();
+        (self.connections.load(Ordering::SeqCst), self.bytes.load(Ordering::SeqCst))
+    }
+
+    fn end(&mut self) {
+        self.stop.store(1, Ordering::SeqCst);
+        // Wakes the acceptor, which then sees the flag.
+        let woken = TcpStream::connect(self.address);
+        if let (Ok(_), Some(a)) = (woken, self.acceptor.take()) {
+            let _ = a.join();
+        }
+    }
+}
+
+impl Drop for EchoServer {
+    fn drop(&mut self) {
+        if self.acceptor.is_some() {
+            self.end();
+        }
+    }
+}
+
+fn echo(mut stream: TcpStream, bytes: &AtomicU64) {
+    let mut buffer = vec![0u8; 64 * 1024];
+    while let Ok(n @ 1..) = stream.read(&mut buffer) {
+        bytes.fetch_add(n as u64, Ordering::SeqCst);
+        if stream.write_all(buffer.get(..n).unwrap_or_default()).is_err() {
+            break;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn result_lines_are_told_from_noise() {
+        let r = parse("[ 1.0] NK x ok\nNK a ok 3 bytes\nNK b FAIL status 1: no\nNK end\nNK c maybe\n");
+        let r: Vec<_> = r.iter().map(|r| (r.name.as_str(), r.ok, r.detail.as_str())).collect();
+        assert_eq!(r, [("a", true, "3 bytes"), ("b", false, "status 1: no")]);
+    }
+}
