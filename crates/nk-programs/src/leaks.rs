@@ -49,7 +49,7 @@ pub fn nk_processes(nk: Option<&Path>) -> Result<BTreeSet<u32>> {
 
 /// Names that NetKernel could leave outside of its processes.
 fn files() -> BTreeSet<String> {
-    ["/dev/shm", "/run", "/run/netns", "/run/user/0", "/tmp"]
+    ["/dev/shm", "/run/netns"]
         .iter()
         .filter_map(|dir| Some((dir, fs::read_dir(dir).ok()?)))
         .flat_map(|(dir, entries)| {
@@ -72,6 +72,16 @@ pub fn nothing_left(nk: Option<&Path>, before: &Snapshot) -> Result<()> {
         ensure!(processes.is_empty(), "processes left behind: {}", processes.join(", "));
         let files: Vec<_> = now.files.difference(&before.files).cloned().collect();
         ensure!(files.is_empty(), "left behind: {}", files.join(", "));
+        Ok(())
+    })
+}
+
+/// Private daemons remove their directories when they end.
+pub fn directory_is_empty(directory: &Path) -> Result<()> {
+    eventually(SETTLE, || {
+        let Ok(entries) = fs::read_dir(directory) else { return Ok(()) };
+        let names: Vec<_> = entries.flatten().map(|entry| entry.path().display().to_string()).collect();
+        ensure!(names.is_empty(), "left behind: {}", names.join(", "));
         Ok(())
     })
 }
@@ -107,7 +117,8 @@ impl DaemonState {
         Ok(last)
     }
 
-    fn count(world: &World) -> Result<Self> {
+    /// Counts now, whatever guests there are.
+    pub fn count(world: &World) -> Result<Self> {
         let mut descriptors = BTreeMap::new();
         for pid in world.nk_pids()? {
             let role = procfs::command_line(pid).split(' ').nth(1).unwrap_or("?").to_owned();
@@ -136,4 +147,78 @@ pub fn daemon_is_back(world: &World, before: &DaemonState) -> Result<()> {
         ensure!(now == *before, "descriptors were {:?}, are {:?}", before.descriptors, now.descriptors);
         Ok(())
     })
+}
+
+/// What one guest holds on the host, as `nk guests` says it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct GuestCounts {
+    pub processes: u64,
+    pub queue_sets: u64,
+    pub sockets: u64,
+    pub connections: u64,
+    pub holds: u64,
+    /// As the NSM counts them.
+    pub nsm_sockets: u64,
+    pub orphans: u64,
+    /// Chunks that carry bytes, either way.
+    pub chunks_busy: u64,
+    /// Chunks that are free or leased to processes ahead of use: together, what is not lost.
+    pub chunks_idle: u64,
+    /// A process may have chunks ahead of use, but not any number.
+    pub leases_are_bounded: bool,
+}
+
+/// Chunks that a process may have been given ahead of use.
+const LEASED_PER_PROCESS_MAX: u64 = 64;
+
+impl GuestCounts {
+    /// The guest that the process belongs to.
+    pub fn of(world: &World, pid: u32) -> Result<Self> {
+        let guest = describe_guest(world, pid)?;
+        let number = |path: &str| {
+            guest.pointer(path).and_then(serde_json::Value::as_u64).with_context(|| {
+                format!("`nk guests --json` has no number {path}: {guest}")
+            })
+        };
+        let processes = number("/engine/rows")?;
+        let leased = number("/nsm/chunks_leased")?;
+        Ok(GuestCounts {
+            processes,
+            queue_sets: number("/engine/queue_sets")?,
+            sockets: number("/engine/sockets")?,
+            connections: number("/engine/connections_open")?,
+            holds: number("/holds")?,
+            nsm_sockets: number("/nsm/sockets")?,
+            orphans: number("/nsm/orphans")?,
+            chunks_busy: number("/nsm/chunks_tx")? + number("/nsm/chunks_rx")?,
+            chunks_idle: number("/nsm/chunks_free")? + leased,
+            leases_are_bounded: leased <= processes * LEASED_PER_PROCESS_MAX,
+        })
+    }
+
+    /// No count is higher than in `other`, and no chunk is lost.
+    #[must_use]
+    pub fn no_more_than(&self, other: &Self) -> bool {
+        self.processes <= other.processes
+            && self.queue_sets <= other.queue_sets
+            && self.sockets <= other.sockets
+            && self.connections <= other.connections
+            && self.holds <= other.holds
+            && self.nsm_sockets <= other.nsm_sockets
+            && self.orphans <= other.orphans
+            && self.chunks_busy <= other.chunks_busy
+            && self.chunks_idle >= other.chunks_idle
+            && self.leases_are_bounded
+    }
+}
+
+/// What `nk guests` says of the guest that the process belongs to.
+pub fn describe_guest(world: &World, pid: u32) -> Result<serde_json::Value> {
+    let text = world.control(&["guests", "--json"])?;
+    let guests: Vec<serde_json::Value> = serde_json::from_str(&text).with_context(|| text.clone())?;
+    let has = |guest: &serde_json::Value| {
+        let processes = guest.get("processes").and_then(serde_json::Value::as_array);
+        processes.is_some_and(|all| all.iter().any(|one| one.get("pid") == Some(&pid.into())))
+    };
+    guests.into_iter().find(has).with_context(|| format!("`nk guests` does not list process {pid}: {text}"))
 }

@@ -8,7 +8,7 @@ use std::fs::{self, File};
 use std::os::fd::OwnedFd;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -52,14 +52,19 @@ pub struct Running {
     reaped: bool,
 }
 
-/// Starts `command` in a process group of its own with its output in `dir`.
-pub fn start(mut command: Command, dir: &Path, name: &str) -> Result<Running> {
+/// Starts `command` in a process group of its own with its output in `dir` and nothing to read.
+pub fn start(command: Command, dir: &Path, name: &str) -> Result<Running> {
+    start_reading(command, dir, name, Stdio::null())
+}
+
+/// As [`start`], with something to read: a pipe is taken with [`Running::input`].
+pub fn start_reading(mut command: Command, dir: &Path, name: &str, input: Stdio) -> Result<Running> {
     let unique = (0u32..)
         .find(|n| !dir.join(format!("{name}.{n}.out")).exists())
         .context("no free name for the output")?;
     let out = dir.join(format!("{name}.{unique}.out"));
     let err = dir.join(format!("{name}.{unique}.err"));
-    command.stdin(Stdio::null()).stdout(File::create(&out)?).stderr(File::create(&err)?);
+    command.stdin(input).stdout(File::create(&out)?).stderr(File::create(&err)?);
     let child = command
         .process_group(0)
         .spawn()
@@ -85,6 +90,11 @@ impl Running {
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// The writing end of the pipe that the program reads, if it was started with one.
+    pub fn input(&mut self) -> Option<ChildStdin> {
+        self.child.stdin.take()
     }
 
     /// What the program printed so far.

@@ -3,7 +3,7 @@
 use std::fs;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -62,7 +62,7 @@ pub struct Options {
     pub private: bool,
     /// Leave the temporary directories.
     pub keep: bool,
-    /// Limit on the number of random kills, connections and so on, as a fraction of the full test.
+    /// A tenth of the connections and of the time of the safety tests.
     pub quick: bool,
 }
 
@@ -90,7 +90,7 @@ impl World {
     pub fn new(options: &Options) -> Result<Self> {
         let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
         let dir = std::env::temp_dir().join(format!("nk-programs-{}-{serial}", std::process::id()));
-        fs::create_dir(&dir).with_context(|| dir.display().to_string())?;
+        fs::create_dir_all(dir.join("run")).with_context(|| dir.display().to_string())?;
         let mut world = World {
             dir,
             options: options.clone(),
@@ -134,11 +134,15 @@ impl World {
         let nk = self.nk()?.to_owned();
         let socket = self.dir.join("nk.sock");
         let config = self.dir.join("nk.toml");
-        let inline = self.options.nsm == Nsm::Inline;
-        fs::write(&config, format!("socket = {:?}\nnsm_inline = {inline}\n", socket.display().to_string()))?;
+        let placement = if self.options.nsm == Nsm::Inline { "inline" } else { "process" };
+        let socket_text = socket.display().to_string();
+        let text = format!("socket = {socket_text:?}\n\n[nsm.kernel]\nplacement = \"{placement}\"\n");
+        fs::write(&config, text)?;
         let mut words: Vec<String> = prefix.iter().map(ToString::to_string).collect();
         words.extend([nk, "daemon".into(), "--config".into(), config.display().to_string()]);
-        let mut running = process::start(process::command(words), &self.dir, "daemon")?;
+        let mut command = process::command(words);
+        self.surround(&mut command);
+        let mut running = process::start(command, &self.dir, "daemon")?;
         eventually(Duration::from_secs(10), || {
             if running.ended_within(Duration::ZERO)? {
                 bail!("the daemon ended: {}", process::tail(&running.err()));
@@ -223,9 +227,41 @@ impl World {
         let prefix = self.prefix(side)?;
         let all = prefix.iter().map(String::as_str).chain(words.iter().map(AsRef::as_ref));
         let mut command = process::command(all);
-        command.current_dir(&self.dir);
+        self.surround(&mut command);
         change(&mut command);
         process::start(command, &self.dir, name)
+    }
+
+    /// As [`start`](Self::start), with a pipe to the program's standard input.
+    pub fn start_piped<S: AsRef<str>>(&self, name: &str, side: Side, words: &[S]) -> Result<Running> {
+        let prefix = self.prefix(side)?;
+        let all = prefix.iter().map(String::as_str).chain(words.iter().map(AsRef::as_ref));
+        let mut command = process::command(all);
+        self.surround(&mut command);
+        process::start_reading(command, &self.dir, name, Stdio::piped())
+    }
+
+    /// Private daemons live in the test's directory, and nothing is inherited from whoever runs the tests.
+    fn surround(&self, command: &mut Command) {
+        command.current_dir(&self.dir).env("XDG_RUNTIME_DIR", self.dir.join("run")).env("LC_ALL", "C.UTF-8");
+        for variable in ["http_proxy", "https_proxy", "all_proxy", "no_proxy", "LD_PRELOAD", "PYTHONHOME"] {
+            command.env_remove(variable).env_remove(variable.to_uppercase());
+        }
+    }
+
+    /// Compiles one of this crate's small C programs and says where it is.
+    pub fn compile(&self, name: &str, source: &str) -> Result<String> {
+        let file = self.write(&format!("{name}.c"), source)?;
+        let program = self.path(name);
+        let words = ["/usr/bin/gcc", "-O2", "-pthread", "-Wall", "-Wextra", "-o", &program, &file];
+        self.run(Side::Plain, &words, Duration::from_secs(60))?;
+        Ok(program)
+    }
+
+    /// A full test's count or seconds, or a tenth of it in a quick run.
+    #[must_use]
+    pub fn scaled(&self, full: u64) -> u64 {
+        if self.options.quick { (full / 10).max(1) } else { full }
     }
 
     /// Runs a program to its end; it must end with status 0 in time.
@@ -259,7 +295,8 @@ impl World {
             daemon.running.signal(Signal::TERM)?;
             daemon.running.finish_alone(Duration::from_secs(10)).context("the daemon's end")?;
         }
-        leaks::nothing_left(self.options.nk.as_deref(), &self.before)
+        leaks::nothing_left(self.options.nk.as_deref(), &self.before)?;
+        leaks::directory_is_empty(&self.dir.join("run").join("netkernel"))
     }
 }
 

@@ -1,0 +1,124 @@
+//! The daemon, and an NSM of its own, are killed with -9 and come back: the guests' processes live on, connections
+//! break with ECONNRESET, listeners answer again, and nothing is left.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use rustix::process::Signal;
+
+use crate::process::{Running, eventually, signal_pid};
+use crate::procfs;
+use crate::redis::Redis;
+use crate::suite::{GUESTS_ONLY, Group, Test};
+use crate::world::{Mode, Nsm, Side, World, free_port, wait_for_port};
+
+const PYTHON: &str = "/usr/bin/python3";
+const ROUNDS: usize = 3;
+const RECOVERY: Duration = Duration::from_secs(15);
+
+pub(super) fn tests() -> Vec<Test> {
+    let test = |name, body| Test {
+        name,
+        group: Group::Safety,
+        modes: GUESTS_ONLY,
+        private: false,
+        native: false,
+        body,
+    };
+    vec![
+        test("the daemon is killed and comes back", daemon_restarts),
+        test("the NSM is killed and comes back", nsm_restarts),
+    ]
+}
+
+/// Two guests: a server, asked by plain clients, and a client of a plain server.
+struct Guests {
+    redis: Redis,
+    plain_echo: Running,
+    survivor: Running,
+}
+
+impl Guests {
+    fn start(world: &World, mode: Mode) -> Result<Self> {
+        let redis = Redis::start(world, mode.server, None)?;
+        ensure!(redis.ask("SET kept through")? == "+OK", "redis does not answer");
+        let script = world.write("threaded_echo.py", include_str!("../../programs/threaded_echo.py"))?;
+        let port = free_port()?;
+        let mut plain_echo =
+            world.start("echo", Side::Plain, &[PYTHON, &script, "server", &port.to_string()])?;
+        wait_for_port(&mut plain_echo, port)?;
+        let script = world.write("survivor.py", include_str!("../../programs/survivor.py"))?;
+        let survivor = world.start("survivor", mode.client, &[PYTHON, &script, &port.to_string(), "120"])?;
+        let guests = Guests { redis, plain_echo, survivor };
+        guests.talks(1)?;
+        Ok(guests)
+    }
+
+    /// The client has come back `count` times (the first is its start).
+    fn talks(&self, count: usize) -> Result<()> {
+        eventually(RECOVERY, || {
+            let said = self.survivor.out();
+            let again = said.lines().filter(|line| *line == "again").count();
+            ensure!(again >= count, "the guest client is not back: it said {said:?} {}", self.survivor.err());
+            Ok(())
+        })
+    }
+
+    /// The guest server answers, with its data.
+    fn answers(&self) -> Result<()> {
+        eventually(RECOVERY, || {
+            ensure!(self.redis.ask("GET kept")? == "through", "redis lost its data");
+            Ok(())
+        })
+        .context("redis as a guest")
+    }
+
+    /// Both processes live, and a connection that was open has broken: with ECONNRESET as the guest client sees it.
+    fn end(mut self, breaks: usize) -> Result<String> {
+        self.redis.running.must_live()?;
+        self.survivor.must_live()?;
+        let said = self.survivor.out();
+        let resets = said.lines().filter(|line| *line == "ECONNRESET").count();
+        ensure!(resets == breaks, "{breaks} ECONNRESET expected: the guest client saw {said:?}");
+        self.survivor.stop(Signal::TERM, Duration::from_secs(10))?;
+        self.plain_echo.stop(Signal::TERM, Duration::from_secs(10))?;
+        self.redis.stop()?;
+        Ok(format!("{breaks} times, each connection ECONNRESET, listener and client back"))
+    }
+}
+
+fn daemon_restarts(world: &mut World, mode: Mode) -> Result<String> {
+    let guests = Guests::start(world, mode)?;
+    for round in 0..ROUNDS {
+        world.kill_daemon()?;
+        std::thread::sleep(Duration::from_millis(400));
+        world.start_daemon()?;
+        guests.answers()?;
+        guests.talks(round + 2)?;
+    }
+    guests.end(ROUNDS)
+}
+
+fn nsm_restarts(world: &mut World, mode: Mode) -> Result<String> {
+    if world.options.nsm == Nsm::Inline {
+        return Ok("not with an inline NSM: it has no process of its own".to_owned());
+    }
+    let guests = Guests::start(world, mode)?;
+    for round in 0..ROUNDS {
+        let nsm = nsm_pid(world)?;
+        signal_pid(nsm, Signal::KILL);
+        eventually(RECOVERY, || {
+            let new = nsm_pid(world)?;
+            ensure!(new != nsm, "the NSM is not started again");
+            Ok(())
+        })?;
+        guests.answers()?;
+        guests.talks(round + 2)?;
+    }
+    guests.end(ROUNDS)
+}
+
+fn nsm_pid(world: &World) -> Result<u32> {
+    let is_nsm = |pid: &u32| procfs::command_line(*pid).split(' ').nth(1) == Some("nsm");
+    world.nk_pids()?.into_iter().find(is_nsm).context("no NSM process")
+}
