@@ -531,6 +531,16 @@ static int private_port(void) {
     return port ? atoi(port) : 19000;
 }
 
+// A listener on one of those ports: for cases that look at the port once it is free again, when an ephemeral
+// port could be somebody else's by then.
+static int private_listener(int family, int which) {
+    int fd = tcp_socket(family);
+    MUST(set_int(fd, SOL_SOCKET, SO_REUSEADDR, 1));
+    MUST(bind_to(fd, family, private_port() + which));
+    MUST(listen(fd, 128));
+    return fd;
+}
+
 static void case_start(void) { alarm(CASE_ALARM_S); }
 static bool is_server(int argc, char **argv) {
     case_start();

@@ -4,7 +4,7 @@
 
 int main(void) {
     case_start();
-    int listener = make_listener(AF_INET), port = port_of(listener);
+    int listener = private_listener(AF_INET, 0), port = port_of(listener);
     struct gate done = make_gate();
     pid_t first = must_fork();
     if (first == 0) {

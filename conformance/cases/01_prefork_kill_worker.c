@@ -12,7 +12,7 @@ static void worker(int listener) {
 
 int main(void) {
     case_start();
-    int listener = make_listener(AF_INET), port = port_of(listener);
+    int listener = private_listener(AF_INET, 0), port = port_of(listener);
     pid_t workers[4];
     for (int i = 0; i < 4; i++)
         if ((workers[i] = must_fork()) == 0) worker(listener);

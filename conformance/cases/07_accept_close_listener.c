@@ -5,7 +5,7 @@
 int main(void) {
     case_start();
     EACH_FAMILY(family) {
-        int listener = make_listener(family), port = port_of(listener);
+        int listener = private_listener(family, family == AF_INET6), port = port_of(listener);
         int first = connect_to(family, port), waiting = connect_to(family, port);
         int taken = MUST(accept(listener, NULL, NULL));
         wait_mask(listener, POLLIN, POLLIN);

@@ -13,7 +13,12 @@ static void *blocked(void *argument) {
     }
     __atomic_store_n(&tid, my_tid(), __ATOMIC_SEQ_CST);
     if (how == 0) R("recv", recv(fd, block, 1, 0));
-    if (how == 1) R("send", send(fd, block, sizeof block, MSG_NOSIGNAL));
+    if (how == 1) {
+        ssize_t n;
+        do n = send(fd, block, sizeof block, MSG_NOSIGNAL); // some of it may have gone in before
+        while (n > 0);
+        R("send", n);
+    }
     if (how == 2) T("poll %s", mask(poll1(fd, POLLPRI, WAIT_MS)));
     return NULL;
 }

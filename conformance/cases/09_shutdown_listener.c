@@ -15,7 +15,7 @@ static void *acceptor(void *argument) {
 
 int main(void) {
     case_start();
-    listener = make_listener(AF_INET);
+    listener = private_listener(AF_INET, 0);
     int port = port_of(listener);
     pthread_t t = start_thread(acceptor, NULL);
     while (!__atomic_load_n(&tid, __ATOMIC_SEQ_CST)) msleep(1);
@@ -29,7 +29,6 @@ int main(void) {
     R("connect", connect_fd(fd, AF_INET, port));
     T("SO_ACCEPTCONN %d", get_int(listener, SOL_SOCKET, SO_ACCEPTCONN));
     R("listen again", listen(listener, 5));
-    // bind(0) did not pin the port, so it may be another one now.
     R("connect", connect_fd(fd, AF_INET, port_of(listener)));
     RF("accept", accept(listener, NULL, NULL));
     return 0;

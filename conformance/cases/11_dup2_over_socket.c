@@ -4,7 +4,7 @@
 
 int main(void) {
     case_start();
-    int a[2], b[2], listener = make_listener(AF_INET), port = port_of(listener), file = MUST(open("/dev/null", O_RDWR));
+    int a[2], b[2], listener = private_listener(AF_INET, 0), port = port_of(listener), file = MUST(open("/dev/null", O_RDWR));
     tcp_pair(AF_INET, a);
     tcp_pair(AF_INET6, b);
     R("over a connection", dup2(b[1], a[1]) == a[1] ? 0 : -1);

@@ -19,7 +19,7 @@ int main(int argc, char **argv) {
         return 7;
     }
     EACH_FAMILY(family) {
-        int listener = make_listener(family), ends[2], gone = make_listener(family), gone_ends[2];
+        int listener = make_listener(family), ends[2], gone = private_listener(family, family == AF_INET6), gone_ends[2];
         tcp_pair(family, ends);
         tcp_pair(family, gone_ends);
         MUST(fcntl(gone, F_SETFD, FD_CLOEXEC));

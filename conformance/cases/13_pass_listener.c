@@ -22,7 +22,7 @@ int main(void) {
             _exit(0);
         }
         close(channel[1]);
-        listener = make_listener(family); // made after the fork: only the message brings it over
+        listener = private_listener(family, family == AF_INET6); // made after the fork: only the message brings it over
         port = port_of(listener);
         int fd = connect_to(family, port);
         scm_send(channel[0], listener);

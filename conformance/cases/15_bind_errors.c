@@ -17,6 +17,7 @@ int main(void) {
     R("a bad fd", bind(999, &v4.sa, sizeof v4.in));
     R("a pipe", bind(0, &v4.sa, sizeof v4.in));
     away.in.sin_addr.s_addr = htonl(0x7f000002);
+    away.in.sin_port = htons(private_port());
     R("127.0.0.2", bind(fd, &away.sa, sizeof away.in));
     socklen_t length = sizeof v4;
     MUST(getsockname(fd, &v4.sa, &length));

@@ -6,7 +6,7 @@ int main(void) {
     case_start();
     for (int how = 0; how < 3; how++) {
         int port = private_port() + how;
-        struct gate up = make_gate();
+        struct gate up = make_gate(), die = make_gate();
         pid_t child = must_fork();
         if (child == 0) {
             int fd = tcp_socket(AF_INET);
@@ -16,6 +16,7 @@ int main(void) {
             gate_open(up);
             for (int i = 0; i < 2; i++) MUST(accept(fd, NULL, NULL));
             gate_open(up);
+            gate_wait(die);
             if (how == 0) _exit(0);
             if (how == 1) raise(SIGKILL);
             *(volatile int *)8 = 0; // dies of SIGSEGV
@@ -23,6 +24,7 @@ int main(void) {
         gate_wait(up);
         int first = connect_to(AF_INET, port), second = connect_to(AF_INET, port), third = connect_to(AF_INET, port);
         gate_wait(up);
+        gate_open(die);
         reap("child", child);
         drain("first", first);
         drain("second", second);

@@ -17,7 +17,7 @@ int main(void) {
         int listener = tcp_socket(AF_INET6);
         T("default %d", get_int(listener, IPPROTO_IPV6, IPV6_V6ONLY));
         MUST(set_int(listener, IPPROTO_IPV6, IPV6_V6ONLY, only));
-        union address a = any_address(AF_INET6, 0);
+        union address a = any_address(AF_INET6, private_port() + only);
         MUST(bind(listener, &a.sa, sizeof a.in6));
         MUST(listen(listener, 8));
         R("set it once bound", set_int(listener, IPPROTO_IPV6, IPV6_V6ONLY, !only));

@@ -34,7 +34,7 @@ int main(void) {
     close(fd);
 
     int six = tcp_socket(AF_INET6);
-    a = mapped(0);
+    a = mapped(private_port());
     R("bind", bind(six, &a.sa, sizeof a.in6));
     R("listen", listen(six, 4));
     fd = tcp_socket(AF_INET);
