@@ -47,7 +47,8 @@ bool nk_shell_copy_to(void *message, size_t at, const void *from, size_t len)
 }
 
 /* Waits after NK_WAIT_*: 0 to try again, or the errno to return. */
-static int nk_wait_more(struct nk_sock *nk, s64 why, int grants_seen, u32 events, long *timeout)
+static int nk_wait_more(struct nk_sock *nk, s64 why, int grants_seen, u32 events, long limit,
+			long *timeout)
 {
 	long left;
 
@@ -58,7 +59,7 @@ static int nk_wait_more(struct nk_sock *nk, s64 why, int grants_seen, u32 events
 	else
 		left = nk_wait_socket(nk, events, *timeout);
 	if (left < 0)
-		return sock_intr_errno(*timeout);
+		return sock_intr_errno(limit);
 	*timeout = left;
 	return left ? 0 : -EAGAIN;
 }
@@ -66,8 +67,9 @@ static int nk_wait_more(struct nk_sock *nk, s64 why, int grants_seen, u32 events
 int nk_sendmsg(struct socket *sock, struct msghdr *msg, size_t len)
 {
 	struct nk_sock *nk = nk_sock_of(sock);
-	long timeout = sock_sndtimeo(nk->sk, msg->msg_flags & MSG_DONTWAIT);
+	const long limit = sock_sndtimeo(nk->sk, msg->msg_flags & MSG_DONTWAIT);
 	size_t done = 0;
+	long timeout = limit;
 	int rc = 0;
 
 	if (msg->msg_flags & MSG_OOB)
@@ -84,7 +86,7 @@ int nk_sendmsg(struct socket *sock, struct msghdr *msg, size_t len)
 			if (n == 0)
 				break;
 		} else if (n == NK_WAIT_SOCKET || n == NK_WAIT_GRANT) {
-			rc = nk_wait_more(nk, n, seen, EPOLLOUT, &timeout);
+			rc = nk_wait_more(nk, n, seen, EPOLLOUT, limit, &timeout);
 		} else {
 			rc = (int)n;
 		}
@@ -101,10 +103,11 @@ int nk_sendmsg(struct socket *sock, struct msghdr *msg, size_t len)
 int nk_recvmsg(struct socket *sock, struct msghdr *msg, size_t len, int flags)
 {
 	struct nk_sock *nk = nk_sock_of(sock);
-	long timeout = sock_rcvtimeo(nk->sk, flags & MSG_DONTWAIT);
+	const long limit = sock_rcvtimeo(nk->sk, flags & MSG_DONTWAIT);
 	size_t target = sock_rcvlowat(nk->sk, flags & MSG_WAITALL, len);
 	bool peek = flags & MSG_PEEK, drop = (flags & MSG_TRUNC) && !peek;
 	size_t done = 0;
+	long timeout = limit;
 	int rc = 0;
 
 	if (flags & (MSG_OOB | MSG_ERRQUEUE))
@@ -128,7 +131,7 @@ int nk_recvmsg(struct socket *sock, struct msghdr *msg, size_t len, int flags)
 			break;
 		if (n > 0)
 			continue;
-		rc = nk_wait_more(nk, n, 0, EPOLLIN | EPOLLRDHUP, &timeout);
+		rc = nk_wait_more(nk, n, 0, EPOLLIN | EPOLLRDHUP, limit, &timeout);
 		if (rc)
 			break;
 	}

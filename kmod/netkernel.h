@@ -4,6 +4,7 @@
  *
  * hook.c    catches the creation of TCP sockets (ftrace on inet_create and inet6_create)
  * socket.c  the operations of such a socket
+ * options.c its options
  * data.c    its send and receive, with copies that may fault
  * wait.c    what the host tells: replies, events, grants; who sleeps for them
  * device.c  the NK device: an ivshmem-doorbell PCI function, its interrupt and its doorbell
@@ -23,7 +24,6 @@ struct nk_sock {
 	const struct proto_ops *saved;	/* the hidden socket's own */
 	spinlock_t error_lock;
 	bool error_posted;		/* sk_err shows the cell's pending error */
-	bool connect_told;		/* some connect() has returned 0 */
 };
 
 static inline struct nk_sock *nk_sock_of(struct socket *sock)
@@ -39,6 +39,12 @@ int nk_hook_create_hidden(struct net *net, struct socket *sock, int family);
 
 /* socket.c */
 int nk_socket_adopt(struct socket *sock);
+
+/* options.c */
+int nk_setsockopt(struct socket *sock, int level, int name, sockptr_t value, unsigned int len);
+int nk_getsockopt(struct socket *sock, int level, int name, char __user *value, int __user *len);
+/* What the kernel stored of SOL_SOCKET and the stack needs to know before it binds or connects. */
+void nk_tell_kept(struct nk_sock *nk);
 
 /* data.c */
 int nk_sendmsg(struct socket *sock, struct msghdr *msg, size_t len);
@@ -104,6 +110,7 @@ int nk_core_connect(u64 handle, const struct nk_addr *to, u8 ticket);
 void nk_core_connect_refused(u64 handle);
 s64 nk_core_connected(u64 handle);
 int nk_core_disconnect(u64 handle, u8 ticket);
+void nk_core_disconnected(u64 handle);
 s64 nk_core_send(u64 handle, void *message, size_t len);
 s64 nk_core_recv(u64 handle, void *message, size_t len, bool peek);
 u32 nk_core_poll(u64 handle, bool want_out);
@@ -117,6 +124,8 @@ int nk_core_address(u64 handle, bool peer, struct nk_addr *to);
 int nk_core_bind(u64 handle, const struct nk_addr *to, u8 ticket);
 int nk_core_listen(u64 handle, u32 backlog, u8 ticket);
 s64 nk_core_accept(u64 handle);
+int nk_core_option(int level, int name);
+int nk_core_set_option(u64 handle, u8 level, u16 name, u8 length, u64 low, u64 high, u8 ticket);
 bool nk_core_next(struct nk_incoming *to);
 
 #endif

@@ -147,6 +147,7 @@ static int nk_bind(struct socket *sock, struct sockaddr *sa, int len)
 
 	if (rc)
 		return rc;
+	nk_tell_kept(nk);
 	ticket = nk_wait_call_begin();
 	return nk_wait_call_end(nk_core_bind(nk->handle, &addr, ticket));
 }
@@ -161,13 +162,17 @@ static int nk_connect_start(struct socket *sock, struct sockaddr *sa, int len)
 	if (len >= sizeof(sa->sa_family) && sa->sa_family == AF_UNSPEC) {
 		ticket = nk_wait_call_begin();
 		rc = nk_wait_call_end(nk_core_disconnect(nk->handle, ticket));
-		nk->connect_told = false;
+		if (rc)
+			return rc;
+		nk_core_disconnected(nk->handle);
+		sock->state = SS_UNCONNECTED;
 		/* 1: done, there is nothing to wait for. */
-		return rc ? rc : 1;
+		return 1;
 	}
 	rc = nk_addr_from(sock, sa, len, &addr);
 	if (rc)
 		return rc;
+	nk_tell_kept(nk);
 	ticket = nk_wait_call_begin();
 	rc = nk_core_connect(nk->handle, &addr, ticket);
 	if (rc) {
@@ -183,7 +188,8 @@ static int nk_connect_start(struct socket *sock, struct sockaddr *sa, int len)
 static int nk_connect(struct socket *sock, struct sockaddr *sa, int len, int flags)
 {
 	struct nk_sock *nk = nk_sock_of(sock);
-	long timeout = sock_sndtimeo(nk->sk, flags & O_NONBLOCK);
+	const long limit = sock_sndtimeo(nk->sk, flags & O_NONBLOCK);
+	long timeout = limit;
 	bool started;
 	s64 stands;
 	int rc;
@@ -205,18 +211,14 @@ static int nk_connect(struct socket *sock, struct sockaddr *sa, int len, int fla
 		}
 		timeout = nk_wait_socket(nk, EPOLLIN | EPOLLOUT, timeout);
 		if (timeout < 0) {
-			rc = sock_intr_errno(MAX_SCHEDULE_TIMEOUT);
+			rc = sock_intr_errno(limit);
 			goto out;
 		}
 		started = true;
 	}
 	rc = (int)stands;
-	if (!rc) {
-		/* The first call that sees it connected succeeds. */
-		rc = nk->connect_told ? -EISCONN : 0;
-		nk->connect_told = true;
+	if (!rc)
 		sock->state = SS_CONNECTED;
-	}
 out:
 	nk_wait_sync_error(nk);
 	return rc;
@@ -230,10 +232,31 @@ static int nk_listen(struct socket *sock, int backlog)
 	return nk_wait_call_end(nk_core_listen(nk->handle, backlog, ticket));
 }
 
+static int nk_set_rcvlowat(struct sock *sk, int bytes)
+{
+	struct nk_sock *nk = sk->sk_user_data;
+
+	WRITE_ONCE(sk->sk_rcvlowat, bytes ? : 1);
+	nk_core_set_lowat(nk->handle, bytes);
+	return 0;
+}
+
+/* What Linux copies from a listener, of what the kernel itself keeps. */
+static void nk_inherit(const struct sock *from, struct sock *to)
+{
+	to->sk_rcvtimeo = from->sk_rcvtimeo;
+	to->sk_sndtimeo = from->sk_sndtimeo;
+	to->sk_lingertime = from->sk_lingertime;
+	if (sock_flag(from, SOCK_LINGER))
+		sock_set_flag(to, SOCK_LINGER);
+	nk_set_rcvlowat(to, from->sk_rcvlowat);
+}
+
 static int nk_accept(struct socket *sock, struct socket *newsock, int flags, bool kern)
 {
 	struct nk_sock *nk = nk_sock_of(sock);
-	long timeout = sock_rcvtimeo(nk->sk, flags & O_NONBLOCK);
+	const long limit = sock_rcvtimeo(nk->sk, flags & O_NONBLOCK);
+	long timeout = limit;
 	s64 handle;
 	int rc;
 
@@ -245,9 +268,7 @@ static int nk_accept(struct socket *sock, struct socket *newsock, int flags, boo
 			return -EAGAIN;
 		timeout = nk_wait_socket(nk, EPOLLIN, timeout);
 		if (timeout < 0)
-			return sock_intr_errno(MAX_SCHEDULE_TIMEOUT);
-		if (!timeout)
-			return -EAGAIN;
+			return sock_intr_errno(limit);
 	}
 	if (handle < 0)
 		return (int)handle;
@@ -255,16 +276,18 @@ static int nk_accept(struct socket *sock, struct socket *newsock, int flags, boo
 	if (rc)
 		goto undo_handle;
 	rc = nk_cover(newsock, handle);
-	if (rc)
-		goto undo_hidden;
-	nk_sock_of(newsock)->connect_told = true;
+	if (rc) {
+		newsock->ops->release(newsock);
+		goto undo_handle;
+	}
+	nk_inherit(nk->sk, newsock->sk);
 	newsock->state = SS_CONNECTED;
 	return 0;
 
-undo_hidden:
-	newsock->ops->release(newsock);
-	newsock->ops = sock->ops;
 undo_handle:
+	/* Our caller gave a reference to the module with our operations; they give it back. */
+	newsock->sk = NULL;
+	newsock->ops = sock->ops;
 	nk_core_release(handle, 0);
 	return rc;
 }
@@ -309,25 +332,6 @@ static int nk_shutdown(struct socket *sock, int how)
 	if (!rc)
 		wake_up_interruptible_all(sk_sleep(nk->sk));
 	return rc;
-}
-
-static int nk_setsockopt(struct socket *sock, int level, int name, sockptr_t value, unsigned int len)
-{
-	return nk_sock_of(sock)->saved->setsockopt(sock, level, name, value, len);
-}
-
-static int nk_getsockopt(struct socket *sock, int level, int name, char __user *value, int __user *len)
-{
-	return nk_sock_of(sock)->saved->getsockopt(sock, level, name, value, len);
-}
-
-static int nk_set_rcvlowat(struct sock *sk, int bytes)
-{
-	struct nk_sock *nk = sk->sk_user_data;
-
-	WRITE_ONCE(sk->sk_rcvlowat, bytes ? : 1);
-	nk_core_set_lowat(nk->handle, bytes);
-	return 0;
 }
 
 #define NK_OPS(FAMILY) {				\

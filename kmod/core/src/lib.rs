@@ -6,7 +6,8 @@
 //! | module | what |
 //! |---|---|
 //! | [`guest`] | the device, the rings' private ends, pushing NQEs |
-//! | [`calls`] | one C function per operation on a socket |
+//! | [`calls`] | C functions that move bytes or look |
+//! | [`control`] | C functions that change what a socket is |
 //! | [`shell`] | what the kernel supplies |
 //!
 //! Every value that C hands in is a handle made here (`id | generation << 32`) or a pointer of the shell's own; a stale
@@ -14,6 +15,7 @@
 #![no_std]
 
 mod calls;
+mod control;
 mod guest;
 mod shell;
 

@@ -39,7 +39,11 @@ impl Source for Message {
     fn copy(&mut self, at: usize, to: NonNull<u8>, len: usize) -> Result<(), Fault> {
         // SAFETY: the message lives as long as the call that it came with; `to` has room for `len` bytes of a chunk (the core
         // asks for no more than a chunk's size). The host may read the chunk meanwhile, which only C's copy sees.
-        if unsafe { nk_shell_copy_from(self.0, at, to.as_ptr(), len) } { Ok(()) } else { Err(Fault) }
+        if unsafe { nk_shell_copy_from(self.0, at, to.as_ptr(), len) } {
+            Ok(())
+        } else {
+            Err(Fault)
+        }
     }
 }
 
@@ -47,6 +51,10 @@ impl Sink for Message {
     fn copy(&mut self, at: usize, from: NonNull<u8>, len: usize) -> Result<(), Fault> {
         // SAFETY: as above; `from` has `len` bytes within a chunk (the core checked the span). The host may change them
         // meanwhile: the copy takes what it finds, and a kernel copies to user memory byte for byte without looking.
-        if unsafe { nk_shell_copy_to(self.0, at, from.as_ptr(), len) } { Ok(()) } else { Err(Fault) }
+        if unsafe { nk_shell_copy_to(self.0, at, from.as_ptr(), len) } {
+            Ok(())
+        } else {
+            Err(Fault)
+        }
     }
 }
