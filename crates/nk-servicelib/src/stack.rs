@@ -133,8 +133,8 @@ pub trait Stack {
     fn disconnect(&mut self, socket: &Self::Socket) -> Result<(), Errno>;
     /// Ends directions of a connection, or stops listening.
     fn shutdown(&mut self, socket: &Self::Socket, how: How) -> Result<(), Errno>;
-    /// Closes; with `abort` the peer gets a reset. `key` as in [`Stack::listen`].
-    fn close(&mut self, socket: Self::Socket, abort: bool, key: Key);
+    /// Closes; with `abort` the peer gets a reset. `listener` is the key given to [`Stack::listen`], if it listened.
+    fn close(&mut self, socket: Self::Socket, abort: bool, listener: Option<Key>);
     /// Sets an option (which ServiceLib found allowed).
     fn set_option(
         &mut self,

@@ -1,9 +1,24 @@
 //! The kernel-stack NSM: Linux TCP behind the [`nk_servicelib::Stack`] trait, over one edge-triggered epoll.
+//!
+//! | module | what |
+//! |---|---|
+//! | `stack` | [`KernelStack`] |
+//! | `sys` | the syscalls, each with its errno |
+//! | `address` | `sockaddr_storage` to and from [`nk_device::Addr`] |
+//!
+//! Sockets come from a [`Broker`], so that an NSM process needs no right to enter a network namespace; each listener is offered to
+//! a [`ListenerKeeper`], so that it outlives the NSM.
+
+mod address;
+mod stack;
+mod sys;
 
 use std::os::fd::{BorrowedFd, OwnedFd};
 
 use nk_device::Addr;
 use nk_servicelib::{Errno, Key};
+
+pub use stack::KernelStack;
 
 /// Opens sockets in network namespaces, because the NSM itself may not enter them.
 pub trait Broker: core::fmt::Debug {
@@ -20,4 +35,15 @@ pub trait ListenerKeeper: core::fmt::Debug {
     fn keep(&mut self, key: Key, fd: BorrowedFd<'_>, local: &Addr, backlog: u32);
     /// The listener was closed by its guest.
     fn forget(&mut self, key: Key);
+}
+
+/// A broker that opens sockets in the namespace of the calling thread, whatever is asked for: for tests, and for a daemon whose
+/// only guests use its own namespace.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct OwnNamespace;
+
+impl Broker for OwnNamespace {
+    fn open(&mut self, _namespace: u64, family: u16) -> Result<OwnedFd, Errno> {
+        sys::socket(family)
+    }
 }

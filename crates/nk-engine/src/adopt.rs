@@ -1,0 +1,333 @@
+//! Going on after a death: of an NSM, or of the engine that served a guest before.
+
+use nk_device::cell::{
+    GF_CONNECT_CALLED, SF_CONNECTED, SF_CONNECTING, SF_DEAD, SF_EOF, SF_FAILED, SF_LISTENING,
+    SF_RX_STALLED,
+};
+use nk_device::header::ENGINE_UP;
+use nk_device::stream::Position;
+use nk_device::sync::Ordering;
+use nk_device::{Cell, Device, Nqe, Op};
+
+use crate::deliver::ALL;
+use crate::engine::{Engine, Parts};
+use crate::guest::{Listener, NONE, Socket, State};
+use crate::nsm::Nsm;
+use crate::out::Out;
+use crate::{AdoptedListener, Adoption, ControlError, GuestId, GuestSetup, Notify, NsmId};
+
+const ECONNRESET: u64 = 104;
+/// Flag in `data` of [`Op::RowLive`]: the row lived before; what stands on its chunk grants is its.
+pub const ROW_ADOPTED: u64 = 1;
+
+/// Marks a connection as reset. The engine writes the service's fields here: there is no service any more.
+fn reset_cell(cell: &Cell) {
+    let seq = (cell.error.load(Ordering::Relaxed) >> 32).wrapping_add(1) & 0xffff_ffff;
+    cell.error.store(seq.max(1) << 32 | ECONNRESET, Ordering::SeqCst);
+    let state = cell.state.load(Ordering::Relaxed);
+    let failed = if state & SF_CONNECTED == 0 { SF_FAILED } else { 0 };
+    let gone = SF_CONNECTING | SF_RX_STALLED | SF_LISTENING;
+    cell.state.store((state & !gone) | SF_DEAD | SF_EOF | failed, Ordering::SeqCst);
+    cell.rx_wake.fetch_add(1, Ordering::SeqCst);
+    cell.tx_wake.fetch_add(1, Ordering::SeqCst);
+}
+
+#[allow(clippy::missing_errors_doc, reason = "ControlError's variants say it")]
+impl Engine {
+    /// An NSM died: its connections get ECONNRESET, its listeners wait for the next one ([`Engine::nsm_back`]).
+    pub fn nsm_dead(&mut self, id: NsmId, notify: &mut dyn Notify) -> Result<(), ControlError> {
+        self.nsm_mut(id).ok_or(ControlError::Nsm)?.down();
+        for guest in self.guests_of(id) {
+            self.control(guest, notify, |p, out| p.lose_nsm(out))?;
+        }
+        Ok(())
+    }
+
+    fn guests_of(&self, id: NsmId) -> Vec<GuestId> {
+        let on = |g: &&GuestId| self.guest(**g).is_some_and(|g| g.nsm == id);
+        self.order.iter().filter(on).copied().collect()
+    }
+
+    /// A new NSM takes the place of a dead one. Its ServiceLib must have been given the guests (`Service::add_guest`) first.
+    /// Returns the listeners of its guests: give each to ServiceLib (`adopt_listener`) with the descriptor that the keeper has,
+    /// or, where there is none, call [`Engine::listener_lost`].
+    pub fn nsm_back(
+        &mut self,
+        id: NsmId,
+        device: Device,
+    ) -> Result<Vec<(GuestId, AdoptedListener)>, ControlError> {
+        *self.nsm_mut(id).ok_or(ControlError::Nsm)? = Nsm::new(id, device);
+        let mut listeners = Vec::new();
+        for guest in self.guests_of(id) {
+            let mut p = self.parts(guest)?;
+            let rows = p.guest.rows.iter().enumerate().filter(|(_, r)| r.in_use);
+            for row in rows.map(|(i, _)| i as u16).collect::<Vec<_>>() {
+                p.announce_row(row);
+            }
+            p.renew(&mut listeners);
+            p.guest.top_up_nsm(p.nsm);
+        }
+        Ok(listeners)
+    }
+
+    /// The keeper had no descriptor for a listener: it is dead, accept fails.
+    pub fn listener_lost(
+        &mut self,
+        guest: GuestId,
+        socket: u32,
+        generation: u16,
+        notify: &mut dyn Notify,
+    ) -> Result<(), ControlError> {
+        self.control(guest, notify, |p, out| {
+            let ours = |s: &Socket| s.generation == generation && s.state == State::Open;
+            if !p.guest.socket(socket).is_some_and(ours) {
+                return Err(ControlError::Socket);
+            }
+            p.bury(socket, out);
+            Ok(())
+        })?
+    }
+
+    /// Adds a guest that another engine served until it died. Everything is rebuilt from the device: rings start at 0,
+    /// `header.epoch` is bumped, connections become dead with ECONNRESET, kept listeners live on (give each to ServiceLib with
+    /// `adopt_listener`), sockets that nobody holds are freed.
+    pub fn adopt_guest(
+        &mut self,
+        setup: GuestSetup,
+        adoption: &Adoption,
+        notify: &mut dyn Notify,
+    ) -> Result<(), ControlError> {
+        let id = setup.id;
+        self.insert_guest(&setup)?;
+        self.control(id, notify, |p, out| p.adopt(adoption, out))
+    }
+}
+
+impl Parts<'_> {
+    fn announce_row(&mut self, row: u16) {
+        let mut nqe = Nqe::new(Op::RowLive, 0, 0);
+        nqe.guest = self.guest.id.0;
+        nqe.op_data = u64::from(row);
+        nqe.data = ROW_ADOPTED;
+        self.nsm.push(&nqe);
+    }
+
+    /// The stack lost a socket for good.
+    fn bury(&mut self, id: u32, out: &mut Out<'_>) {
+        let device = self.guest.device;
+        let Some(cell) = device.cell(id) else { return };
+        if let Some(a) = self.guest.socket_mut(id).and_then(|s| s.local.take()) {
+            self.ports.release(self.guest.namespace, self.guest.id, id, a.port);
+        }
+        let g = &mut *self.guest;
+        let Some(s) = g.sockets.get_mut(id as usize) else { return };
+        s.state = State::Dead;
+        if s.listener.take().is_some() {
+            g.listeners = g.listeners.saturating_sub(1);
+        }
+        let generation = s.generation;
+        reset_cell(cell);
+        self.deliver(id, generation, ALL, false, out);
+    }
+
+    fn lose_nsm(&mut self, out: &mut Out<'_>) {
+        for id in 0..self.guest.sockets.len() as u32 {
+            let queued = self.guest.is_queued(id);
+            let Some(s) = self.guest.socket(id) else { break };
+            match s.state {
+                State::GrantedNsm => {
+                    self.guest.nsm_granted = self.guest.nsm_granted.saturating_sub(1);
+                    self.guest.free_id(id);
+                }
+                State::Closing => self.forget(id, out),
+                State::Open if queued => self.forget(id, out),
+                State::Open if s.connection => self.bury(id, out),
+                _ => {}
+            }
+        }
+        // Replies that will not come.
+        for q in 0..self.guest.qsets.len() as u16 {
+            let Some(calls) = self.guest.qsets.get(usize::from(q)).map(|s| s.calls) else { break };
+            for ticket in (1..64u8).filter(|t| calls & (1u64 << t) != 0) {
+                let mut nqe = Nqe::new(Op::Reply, 0, 0);
+                nqe.ticket = ticket;
+                self.refuse(q, &nqe, ECONNRESET as i32, out);
+            }
+        }
+    }
+
+    /// Tells a new NSM of the sockets that outlived the last one.
+    fn renew(&mut self, listeners: &mut Vec<(GuestId, AdoptedListener)>) {
+        let device = self.guest.device;
+        let guest = self.guest.id;
+        for id in 0..self.guest.sockets.len() as u32 {
+            let (Some(s), Some(cell)) = (self.guest.socket_mut(id), device.cell(id)) else { break };
+            if s.state != State::Open {
+                continue;
+            }
+            let generation = s.generation;
+            if let Some(l) = s.listener.as_mut() {
+                l.queued.clear();
+                drop_claim(cell);
+                listeners.push((
+                    guest,
+                    AdoptedListener {
+                        socket: id,
+                        generation,
+                        local: s.local.unwrap_or_default(),
+                        backlog: s.backlog,
+                    },
+                ));
+                continue;
+            }
+            let local = s.local;
+            let mut nqe = Nqe::new(Op::Socket, id, generation);
+            nqe.guest = guest.0;
+            nqe.op_data = u64::from(cell.kind.load(Ordering::Relaxed));
+            self.nsm.push(&nqe);
+            if let Some(a) = local {
+                nqe.op = Op::Bind as u8;
+                (nqe.size, nqe.op_data, nqe.data) = a.to_words();
+                self.nsm.push(&nqe);
+            }
+        }
+    }
+
+    fn adopt(&mut self, adoption: &Adoption, out: &mut Out<'_>) {
+        let device = self.guest.device;
+        let header = device.header();
+        for r in &adoption.rows {
+            if self.guest.adopt_row(r.row, r.pid, &r.qsets) {
+                self.announce_row(r.row);
+            }
+        }
+        // Ids are handed out in order, and a cell that was ever handed out has a generation: the first without ends the walk.
+        for id in 0..device.layout().cells {
+            let Some(cell) = device.cell(id) else { break };
+            let generation = cell.generation.load(Ordering::Acquire) as u16;
+            if generation == 0 {
+                break;
+            }
+            self.adopt_cell(id, generation, cell, adoption);
+        }
+        header.epoch.fetch_add(1, Ordering::SeqCst);
+        header.engine_state.store(ENGINE_UP, Ordering::SeqCst);
+        for id in 0..self.guest.sockets.len() as u32 {
+            let Some(s) = self.guest.socket(id) else { break };
+            if s.state == State::Dead {
+                let generation = s.generation;
+                self.deliver(id, generation, ALL, false, out);
+            }
+        }
+        for row in 0..self.guest.rows.len() as u16 {
+            self.guest.top_up_row(row);
+        }
+        self.guest.top_up_nsm(self.nsm);
+        // Sleepers in synchronous calls ask again, senders without chunks look again.
+        for q in 0..self.guest.qsets.len() as u16 {
+            if let (true, Some(shared)) =
+                (self.guest.qsets.get(usize::from(q)).is_some_and(|s| s.in_use), device.qset(q))
+            {
+                shared.completion_wake.fetch_add(1, Ordering::SeqCst);
+                out.notify.futex_wake(&shared.completion_wake, u32::MAX);
+                self.guest.ring(q, out);
+            }
+        }
+    }
+
+    fn adopt_cell(&mut self, id: u32, generation: u16, cell: &Cell, adoption: &Adoption) {
+        let live = self.guest.live;
+        for (w, live) in cell.holders.iter().zip(live) {
+            w.fetch_and(live, Ordering::SeqCst);
+        }
+        if !adoption.holds.contains(&(id, generation)) && !self.guest.vm {
+            cell.release(0);
+        }
+        let kind = u64::from(cell.kind.load(Ordering::Relaxed));
+        let mut s = Socket {
+            generation,
+            parent: NONE,
+            family: kind as u16,
+            state: State::Open,
+            ..Socket::default()
+        };
+        let on_ring = self.granted_to(id);
+        let mut jobs = [None, None];
+        let kept = adoption.listeners.iter().find(|l| l.socket == id && l.generation == generation);
+        if cell.is_unheld() {
+            if let (Some((row, index)), true) = (on_ring, cell.in_use.load(Ordering::Relaxed) != 0)
+            {
+                s.state = State::GrantedRow;
+                s.row = row;
+                s.grant_index = index;
+            } else {
+                s.state = State::Free;
+                cell.reset(generation.checked_add(1).unwrap_or(1));
+            }
+        } else if let Some(l) = kept {
+            drop_claim(cell);
+            self.ports.claim(self.guest.namespace, self.guest.id, id, &l.local, false);
+            s.local = Some(l.local);
+            s.family = l.local.family;
+            s.backlog = l.backlog;
+            s.listener = Some(Box::new(Listener::default()));
+        } else {
+            let state = cell.state.load(Ordering::Relaxed);
+            let called = cell.guest_state.load(Ordering::Relaxed) & GF_CONNECT_CALLED != 0;
+            if called || state & (SF_CONNECTED | SF_CONNECTING | SF_LISTENING | SF_DEAD) != 0 {
+                s.state = State::Dead;
+                reset_cell(cell);
+            } else {
+                let mut nqe = Nqe::new(Op::Socket, id, generation);
+                nqe.guest = self.guest.id.0;
+                nqe.op_data = kind;
+                let local = cell.local.load();
+                cell.state.store(0, Ordering::SeqCst);
+                if local.port != 0 && local.family == s.family && self.may_rebind(id, &local) {
+                    s.local = Some(local);
+                    let mut bind = nqe;
+                    bind.op = Op::Bind as u8;
+                    (bind.size, bind.op_data, bind.data) = local.to_words();
+                    jobs = [Some(nqe), Some(bind)];
+                } else {
+                    jobs = [Some(nqe), None];
+                }
+            }
+        }
+        self.guest.insert_adopted(id, s);
+        for nqe in jobs.into_iter().flatten() {
+            self.nsm.push(&nqe);
+        }
+    }
+
+    /// The cell's word for what it was bound to is the guest's own: it may ask for no more than by a bind.
+    fn may_rebind(&mut self, id: u32, local: &nk_device::Addr) -> bool {
+        local.port >= self.guest.limits.port_min
+            && self.ports.claim(self.guest.namespace, self.guest.id, id, local, false)
+    }
+
+    /// The row on whose grant ring an id stands, and where.
+    fn granted_to(&self, id: u32) -> Option<(u16, u32)> {
+        for (row, r) in self.guest.rows.iter().enumerate().filter(|(_, r)| r.in_use) {
+            let ring = &self.guest.device.row(row as u16)?.id_grants;
+            for back in 1..=ring.available() {
+                let index = r.grant_tail.wrapping_sub(back);
+                let slot = ring.slots.get(index as usize % ring.slots.len())?;
+                if slot.load(Ordering::Relaxed) == id {
+                    return Some((row as u16, index));
+                }
+            }
+        }
+        None
+    }
+}
+
+/// Takes back a claim that was under way on a listener's ring: what it claimed is gone.
+fn drop_claim(cell: &Cell) {
+    let word = cell.rx_pos.load(Ordering::Acquire);
+    let pos = Position::from_word(word);
+    if pos.offset != 0 {
+        let free = Position { index: pos.index, offset: 0 }.to_word();
+        let _ = cell.rx_pos.compare_exchange(word, free, Ordering::SeqCst, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,288 @@
+//! From the NSM to guests: replies, events, accepted sockets.
+
+use nk_device::cell::{WATCH_EXCLUSIVE, WATCH_QSET_MASK};
+use nk_device::nqe::{FLAG_ERROR, Nqe};
+use nk_device::stream::Position;
+use nk_device::sync::{Ordering, fence};
+use nk_device::{Addr, Op, STREAM_SLOTS, WATCH_SLOTS};
+
+use crate::engine::Parts;
+use crate::guest::{Guest, Listener, NONE, State};
+use crate::out::Out;
+
+const EPOLLIN: u64 = 0x001;
+const EPOLLOUT: u64 = 0x004;
+const EPOLLERR: u64 = 0x008;
+const EPOLLHUP: u64 = 0x010;
+const EPOLLRDHUP: u64 = 0x2000;
+const FOR_READERS: u64 = EPOLLIN | EPOLLERR | EPOLLHUP | EPOLLRDHUP;
+const FOR_WRITERS: u64 = EPOLLOUT | EPOLLERR | EPOLLHUP;
+/// Every event.
+pub(crate) const ALL: u64 = FOR_READERS | FOR_WRITERS;
+
+impl Guest {
+    /// Forgets queued sockets that were popped from a listener's ring meanwhile.
+    pub(crate) fn sweep_queue(&mut self, listener: u32) {
+        let device = self.device;
+        let Some(cell) = device.cell(listener) else { return };
+        let pos = cell.position();
+        let Some(l) = self.sockets.get_mut(listener as usize).and_then(|s| s.listener.as_mut())
+        else {
+            return;
+        };
+        let mut popped = [NONE; STREAM_SLOTS * 2];
+        let newest = l.queued.back().map_or(0, |(_, i)| *i);
+        for slot in &mut popped {
+            let Some(&(id, index)) = l.queued.front() else { break };
+            // The ring went on a whole lap: whatever the guest's position says, this one is off it.
+            let lapped = newest.wrapping_sub(index) >= STREAM_SLOTS as u32;
+            if !lapped && !is_past(pos, index) {
+                break;
+            }
+            l.queued.pop_front();
+            *slot = id;
+        }
+        for id in popped {
+            if let Some(s) = self.socket_mut(id)
+                && s.parent == listener
+            {
+                s.parent = NONE;
+            }
+        }
+    }
+
+    /// Whether the socket still waits on its listener's ring.
+    pub(crate) fn is_queued(&self, id: u32) -> bool {
+        let Some(s) = self.socket(id) else { return false };
+        s.parent != NONE
+            && self.cell(s.parent).is_some_and(|l| !is_past(l.position(), s.parent_index))
+    }
+}
+
+/// Whether a consumer's position is past an index (both wrap; they are never far apart).
+fn is_past(pos: Position, index: u32) -> bool {
+    (pos.index.wrapping_sub(index) as i32) > 0
+}
+
+impl Parts<'_> {
+    pub(crate) fn from_nsm(&mut self, nqe: &Nqe, out: &mut Out<'_>) {
+        match Op::from_u8(nqe.op) {
+            Some(Op::Event) => self.deliver(nqe.socket, nqe.generation, nqe.op_data, false, out),
+            Some(Op::Accepted) => self.accepted(nqe, out),
+            Some(Op::Closed) => self.closed(nqe, out),
+            Some(Op::Reply) => {
+                // Only what was asked: the queue set may have another owner by now.
+                let due = self
+                    .guest
+                    .qsets
+                    .get(usize::from(nqe.qset))
+                    .is_some_and(|q| q.in_use && q.calls & (1u64 << (nqe.ticket & 63)) != 0);
+                if due {
+                    self.guest.reply(nqe.qset, nqe, out);
+                }
+            }
+            Some(Op::Granted) => self.granted(nqe, out),
+            Some(Op::Bind) => self.bound(nqe),
+            Some(Op::Listen) => self.listening(nqe),
+            _ => {}
+        }
+    }
+
+    /// Tells everybody who watches or sleeps on a socket.
+    pub(crate) fn deliver(
+        &mut self,
+        id: u32,
+        generation: u16,
+        hint: u64,
+        accept: bool,
+        out: &mut Out<'_>,
+    ) {
+        let device = self.guest.device;
+        let Some(cell) = device.cell(id) else { return };
+        if self.guest.socket(id).is_none_or(|s| {
+            s.generation != generation || !matches!(s.state, State::Open | State::Dead)
+        }) {
+            return;
+        }
+        let hint = if hint & ALL == 0 { ALL } else { hint };
+        if hint & FOR_READERS != 0 && cell.rx_sleepers.load(Ordering::SeqCst) != 0 {
+            // One connection, one waiter; the others would only find the queue empty again.
+            out.notify.futex_wake(&cell.rx_wake, if accept { 1 } else { u32::MAX });
+        }
+        if hint & FOR_WRITERS != 0 && cell.tx_sleepers.load(Ordering::SeqCst) != 0 {
+            out.notify.futex_wake(&cell.tx_wake, u32::MAX);
+        }
+        let mut nqe = Nqe::new(Op::Event, id, generation);
+        nqe.guest = self.guest.id.0;
+        nqe.op_data = hint;
+        if cell.watch_overflow.load(Ordering::SeqCst) != 0 {
+            for q in 0..self.guest.qsets.len() as u16 {
+                if self.guest.qsets.get(usize::from(q)).is_some_and(|s| s.in_use) {
+                    self.guest.push_event(q, &nqe);
+                    fence(Ordering::SeqCst);
+                    if self.guest.wants_bell(q, out) {
+                        self.guest.ring(q, out);
+                    }
+                }
+            }
+            return;
+        }
+        let mut watchers = [(0u16, false); WATCH_SLOTS];
+        let mut n = 0;
+        let words = cell.watch.iter().map(|w| w.load(Ordering::SeqCst));
+        for (slot, word) in watchers.iter_mut().zip(words.filter(|w| w & WATCH_QSET_MASK != 0)) {
+            let q = ((word & WATCH_QSET_MASK) - 1) as u16;
+            *slot = (q, word & WATCH_EXCLUSIVE != 0);
+            n += 1;
+        }
+        let Some(watchers) = watchers.get(..n) else { return };
+        for (q, _) in watchers {
+            if self.guest.qsets.get(usize::from(*q)).is_some_and(|s| s.in_use) {
+                self.guest.push_event(*q, &nqe);
+            }
+        }
+        if watchers.is_empty() {
+            return;
+        }
+        fence(Ordering::SeqCst);
+        for (q, _) in watchers.iter().filter(|(_, exclusive)| !exclusive) {
+            if self.guest.wants_bell(*q, out) {
+                self.guest.ring(*q, out);
+            }
+        }
+        self.ring_one(id, watchers, out);
+    }
+
+    /// Of the exclusive watchers rings one that sleeps, in turn.
+    fn ring_one(&mut self, id: u32, watchers: &[(u16, bool)], out: &mut Out<'_>) {
+        let turn = self.guest.socket(id).and_then(|s| s.listener.as_ref()).map_or(0, |l| l.turn);
+        let n = watchers.len();
+        for i in 0..n {
+            let at = (turn + i) % n;
+            let Some(&(q, true)) = watchers.get(at) else { continue };
+            if self.guest.wants_bell(q, out) {
+                self.guest.ring(q, out);
+                if let Some(l) = self.guest.socket_mut(id).and_then(|s| s.listener.as_mut()) {
+                    l.turn = at + 1;
+                }
+                return;
+            }
+        }
+    }
+
+    /// A connection was accepted into a granted id, and is about to stand on the listener's ring at index `size`.
+    fn accepted(&mut self, nqe: &Nqe, out: &mut Out<'_>) {
+        let (parent, parent_generation) = (nqe.op_data as u32, (nqe.op_data >> 32) as u16);
+        let is_granted = self
+            .guest
+            .socket(nqe.socket)
+            .is_some_and(|s| s.state == State::GrantedNsm && s.generation == nqe.generation);
+        if !is_granted {
+            return;
+        }
+        self.guest.open_id(nqe.socket, true);
+        let listens = self.guest.socket(parent).is_some_and(|l| {
+            l.generation == parent_generation && l.state == State::Open && l.listener.is_some()
+        });
+        if !listens {
+            // The listener was closed meanwhile: nobody will ever pop it.
+            self.close_now(nqe.socket, true, out);
+            return;
+        }
+        let family = self.guest.socket(parent).map_or(0, |l| l.family);
+        if let Some(s) = self.guest.socket_mut(nqe.socket) {
+            s.family = family;
+            s.parent = parent;
+            s.parent_index = nqe.size;
+        }
+        if let Some(l) = self.guest.socket_mut(parent).and_then(|s| s.listener.as_mut()) {
+            l.queued.push_back((nqe.socket, nqe.size));
+        }
+        self.guest.sweep_queue(parent);
+        self.guest.top_up_nsm(self.nsm);
+        self.deliver(parent, parent_generation, EPOLLIN, true, out);
+    }
+
+    /// The stack is done with a socket: `op_data` and `data` are the bytes it sent and received.
+    fn closed(&mut self, nqe: &Nqe, out: &mut Out<'_>) {
+        let is_closing = self
+            .guest
+            .socket(nqe.socket)
+            .is_some_and(|s| s.state == State::Closing && s.generation == nqe.generation);
+        if !is_closing {
+            return;
+        }
+        let (sent, received) = &mut self.guest.bytes;
+        *sent = sent.wrapping_add(nqe.op_data);
+        *received = received.wrapping_add(nqe.data);
+        self.forget(nqe.socket, out);
+    }
+
+    /// Frees the id of a socket that no stack has any more.
+    pub(crate) fn forget(&mut self, id: u32, out: &mut Out<'_>) {
+        if let Some(port) = self.guest.socket(id).and_then(|s| s.local).map(|a| a.port) {
+            self.ports.release(self.guest.namespace, self.guest.id, id, port);
+        }
+        self.guest.free_id(id);
+        while let Some(row) = self.guest.starved.pop() {
+            if self.guest.top_up_row(row) > 0 {
+                self.grants_changed(row, 1, out);
+            }
+            if self.guest.starved.last() == Some(&row) {
+                break;
+            }
+        }
+        self.guest.top_up_nsm(self.nsm);
+        if self.guest.open == 0 {
+            out.notify.guest_idle(self.guest.id);
+        }
+    }
+
+    /// ServiceLib granted chunks and bumped the row's word.
+    fn granted(&mut self, nqe: &Nqe, out: &mut Out<'_>) {
+        self.grants_changed(nqe.op_data as u16, 0, out);
+    }
+
+    /// How a bind ended: the address is what the stack says, after an error what was asked.
+    fn bound(&mut self, nqe: &Nqe) {
+        let g = &mut *self.guest;
+        let Some(s) = g.sockets.get_mut(nqe.socket as usize) else { return };
+        if s.generation != nqe.generation || s.state != State::Open {
+            return;
+        }
+        let addr = Addr::from_words(s.family, nqe.size, nqe.op_data, nqe.data);
+        if nqe.flags & FLAG_ERROR != 0 {
+            if s.local == Some(addr) {
+                s.local = None;
+                self.ports.release(g.namespace, g.id, nqe.socket, addr.port);
+            }
+            return;
+        }
+        if let Some(old) = s.local
+            && old.port != addr.port
+        {
+            self.ports.release(g.namespace, g.id, nqe.socket, old.port);
+        }
+        self.ports.claim(g.namespace, g.id, nqe.socket, &addr, s.v6only);
+        s.local = Some(addr);
+    }
+
+    /// A socket listens; the address is what the stack says.
+    fn listening(&mut self, nqe: &Nqe) {
+        self.bound(nqe);
+        let g = &mut *self.guest;
+        let Some(s) = g.sockets.get_mut(nqe.socket as usize) else { return };
+        if s.generation != nqe.generation || s.state != State::Open {
+            return;
+        }
+        if s.listener.is_none() {
+            g.listeners += 1;
+            s.listener = Some(Box::new(Listener::default()));
+        }
+        // It is no connection, whatever was tried before.
+        if core::mem::take(&mut s.connection) {
+            g.stats.connections_open = g.stats.connections_open.saturating_sub(1);
+        }
+        g.top_up_nsm(self.nsm);
+    }
+}

@@ -1,0 +1,183 @@
+//! [`Engine`]: the tables, and the poll.
+
+use nk_device::header::Header;
+use nk_device::sync::{Ordering, fence};
+
+use crate::guest::Guest;
+use crate::nsm::{Nsm, WANTS_ROOM};
+use crate::out::Out;
+use crate::ports::Ports;
+use crate::{ControlError, GuestId, Notify, NsmId, PollResult};
+
+/// NQEs taken from an NSM in one turn.
+const NSM_TURN: u32 = 1024;
+/// Sockets looked at by each working poll for holder bits of the dead and closes that were lost.
+const SWEEP: usize = 4;
+
+/// CoreEngine.
+#[derive(Debug, Default)]
+pub struct Engine {
+    pub(crate) guests: Vec<Option<Box<Guest>>>,
+    /// Numbers of the guests there are, in the order they are served.
+    pub(crate) order: Vec<GuestId>,
+    pub(crate) nsms: Vec<Nsm>,
+    pub(crate) ports: Ports,
+    next: usize,
+    round: u64,
+    bells: Vec<(GuestId, u16)>,
+}
+
+/// A guest, the NSM that serves it, and the ports of all.
+pub(crate) struct Parts<'a> {
+    pub(crate) guest: &'a mut Guest,
+    pub(crate) nsm: &'a mut Nsm,
+    pub(crate) ports: &'a mut Ports,
+}
+
+impl Engine {
+    /// An engine without guests or NSMs.
+    #[must_use]
+    pub fn new() -> Engine {
+        Engine::default()
+    }
+
+    pub(crate) fn guest(&self, id: GuestId) -> Option<&Guest> {
+        self.guests.get(usize::from(id.0))?.as_deref()
+    }
+
+    pub(crate) fn parts(&mut self, id: GuestId) -> Result<Parts<'_>, ControlError> {
+        let slot = self.guests.get_mut(usize::from(id.0)).ok_or(ControlError::Guest)?;
+        let guest = slot.as_deref_mut().ok_or(ControlError::Guest)?;
+        let nsm = self.nsms.iter_mut().find(|n| n.id == guest.nsm).ok_or(ControlError::Nsm)?;
+        Ok(Parts { guest, nsm, ports: &mut self.ports })
+    }
+
+    pub(crate) fn nsm_mut(&mut self, id: NsmId) -> Option<&mut Nsm> {
+        self.nsms.iter_mut().find(|n| n.id == id)
+    }
+
+    /// Runs a control operation with what it needs to tell others, and wakes those at its end.
+    pub(crate) fn control<R>(
+        &mut self,
+        id: GuestId,
+        notify: &mut dyn Notify,
+        f: impl FnOnce(&mut Parts<'_>, &mut Out<'_>) -> R,
+    ) -> Result<R, ControlError> {
+        self.round += 1;
+        let mut out = Out { notify, bells: core::mem::take(&mut self.bells), round: self.round };
+        let r = self.parts(id).map(|mut p| {
+            let r = f(&mut p, &mut out);
+            p.nsm.wake(out.notify);
+            r
+        });
+        self.bells = out.flush();
+        r
+    }
+
+    /// Moves NQEs, at most about `budget`.
+    pub fn poll(&mut self, budget: u32, notify: &mut dyn Notify) -> PollResult {
+        self.round += 1;
+        let mut out = Out { notify, bells: core::mem::take(&mut self.bells), round: self.round };
+        let mut worked = 0;
+        for i in 0..self.nsms.len() {
+            worked += self.drain_nsm(i, &mut out);
+        }
+        worked += self.serve_guests(budget, &mut out);
+        if worked > 0 {
+            for i in 0..self.order.len() {
+                if let Some(&id) = self.order.get(i)
+                    && let Ok(mut p) = self.parts(id)
+                {
+                    p.sweep(SWEEP, &mut out);
+                }
+            }
+        }
+        for nsm in &mut self.nsms {
+            nsm.wake(out.notify);
+        }
+        self.bells = out.flush();
+        PollResult { worked, pending: self.has_work() }
+    }
+
+    /// Everything an NSM has to say.
+    fn drain_nsm(&mut self, index: usize, out: &mut Out<'_>) -> u32 {
+        let mut n = 0;
+        if let Some(nsm) = self.nsms.get_mut(index) {
+            nsm.flush();
+        }
+        while n < NSM_TURN {
+            let Some(nsm) = self.nsms.get_mut(index) else { break };
+            let Some(nqe) = nsm.pop() else { break };
+            n += 1;
+            let from = nsm.id;
+            if let Ok(mut p) = self.parts(GuestId(nqe.guest))
+                && p.nsm.id == from
+            {
+                p.from_nsm(&nqe, out);
+            }
+        }
+        if n > 0
+            && let Some(nsm) = self.nsms.get(index)
+        {
+            nsm.commit();
+        }
+        n
+    }
+
+    fn serve_guests(&mut self, budget: u32, out: &mut Out<'_>) -> u32 {
+        let count = self.order.len();
+        let mut worked = 0;
+        let start = self.next;
+        for i in 0..count {
+            let Some(&id) = self.order.get((start + i) % count) else { break };
+            let Ok(mut p) = self.parts(id) else { continue };
+            p.guest.take_bells();
+            worked += p.serve(budget.saturating_sub(worked), out);
+            if worked >= budget {
+                // The rest first next time.
+                self.next = (start + i + 1) % count;
+                return worked;
+            }
+        }
+        self.next = if count == 0 { 0 } else { (start + 1) % count };
+        worked
+    }
+
+    /// Whether a poll would move something now.
+    fn has_work(&self) -> bool {
+        self.nsms.iter().any(Nsm::has_work)
+            || self.order.iter().filter_map(|id| self.guest(*id)).any(|g| {
+                let stuck = self.nsms.iter().any(|n| n.id == g.nsm && n.is_congested());
+                !g.active.is_empty() && !stuck
+            })
+    }
+
+    fn headers(&self) -> impl Iterator<Item = &Header> {
+        self.order.iter().filter_map(|id| self.guest(*id)).map(|g| g.device.header())
+    }
+
+    /// Before the poll thread sleeps: asks all peers for the doorbell and looks again. `true`: sleep (the guests' engine eventfd
+    /// and, for a separate NSM, its doorbell end the sleep). `false`: there is work. Call [`Engine::finish_sleep`] in both cases.
+    #[must_use]
+    pub fn prepare_sleep(&mut self) -> bool {
+        for h in self.headers() {
+            h.engine_sleeping.store(1, Ordering::SeqCst);
+        }
+        for n in &self.nsms {
+            let why = if n.is_congested() { WANTS_ROOM } else { 1 };
+            n.device.header().engine_sleeping.store(why, Ordering::SeqCst);
+        }
+        fence(Ordering::SeqCst);
+        !self.has_work() && !self.headers().any(Header::has_bells)
+    }
+
+    /// After the sleep (or instead of it).
+    pub fn finish_sleep(&mut self) {
+        for h in self.headers() {
+            h.engine_sleeping.store(0, Ordering::SeqCst);
+        }
+        for n in &self.nsms {
+            n.device.header().engine_sleeping.store(0, Ordering::SeqCst);
+        }
+    }
+}

@@ -1,0 +1,550 @@
+//! What the engine knows of a guest, all of it private: no field here can be changed by the guest.
+
+use std::collections::VecDeque;
+
+use nk_device::grant::GRANT_SLOTS;
+use nk_device::ring::Consumer;
+use nk_device::sync::Ordering;
+use nk_device::{Addr, Cell, Device, HOLDER_WORDS, Nqe, Op};
+
+use crate::nsm::Nsm;
+use crate::out::Out;
+use crate::ring::Producer;
+use crate::{ControlError, GuestId, GuestSetup, Limits, NewRow, NsmId, Stats};
+
+/// No socket.
+pub(crate) const NONE: u32 = u32::MAX;
+/// Ids granted to a row ahead of need.
+const ROW_IDS: u32 = 32;
+/// Ids granted to the NSM of a guest that listens.
+const NSM_IDS: u32 = 64;
+/// Freed ids that wait before any is used again: whoever is late with an old id then meets a wrong generation.
+const ROTATION: usize = 64;
+
+/// Where an id is in its life.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum State {
+    /// Nobody's.
+    #[default]
+    Free,
+    /// A row may make a socket of it.
+    GrantedRow,
+    /// The NSM may accept a connection into it.
+    GrantedNsm,
+    /// A socket that the NSM has, or will have.
+    Open,
+    /// A socket whose NSM is gone.
+    Dead,
+    /// Given to the NSM to end.
+    Closing,
+}
+
+/// A listener's part.
+#[derive(Debug, Default)]
+pub(crate) struct Listener {
+    /// Accepted sockets that were not yet popped when last looked, oldest first: id and index on the listener's ring.
+    pub(crate) queued: VecDeque<(u32, u32)>,
+    /// Where to begin looking for an exclusive watcher, so that they take turns.
+    pub(crate) turn: usize,
+}
+
+/// A socket id.
+#[derive(Debug, Default)]
+pub(crate) struct Socket {
+    pub(crate) generation: u16,
+    pub(crate) state: State,
+    /// While granted to a row: which, and the index on its grant ring.
+    pub(crate) row: u16,
+    pub(crate) grant_index: u32,
+    /// The listener on whose ring it may still wait, or [`NONE`].
+    pub(crate) parent: u32,
+    pub(crate) parent_index: u32,
+    pub(crate) family: u16,
+    pub(crate) v6only: bool,
+    /// A connect was forwarded, or it was accepted.
+    pub(crate) connection: bool,
+    /// Its bound address as the stack said it, or as the guest asked while that is under way.
+    pub(crate) local: Option<Addr>,
+    pub(crate) listener: Option<Box<Listener>>,
+    /// The backlog last given to listen.
+    pub(crate) backlog: u32,
+    /// The sweep that first found it held by nobody.
+    pub(crate) suspect_since: u64,
+}
+
+/// A row.
+#[derive(Debug, Default)]
+pub(crate) struct Row {
+    pub(crate) in_use: bool,
+    pub(crate) pid: u32,
+    pub(crate) qset: u16,
+    /// Private tail of its id grants.
+    pub(crate) grant_tail: u32,
+    /// Ids granted and not used.
+    pub(crate) granted: u32,
+}
+
+/// A queue set.
+#[derive(Debug, Default)]
+pub(crate) struct QueueSet {
+    pub(crate) in_use: bool,
+    pub(crate) row: u16,
+    pub(crate) job: Consumer,
+    pub(crate) send: Consumer,
+    pub(crate) completion: Producer,
+    pub(crate) receive: Producer,
+    pub(crate) violations: u32,
+    pub(crate) quarantined: bool,
+    /// On the guest's list of those with work.
+    pub(crate) active: bool,
+    /// The poll in which its doorbell was last rung.
+    pub(crate) rung_in: u64,
+    /// Tickets whose replies are due.
+    pub(crate) calls: u64,
+}
+
+/// A guest.
+#[derive(Debug)]
+pub(crate) struct Guest {
+    pub(crate) id: GuestId,
+    pub(crate) device: Device,
+    pub(crate) namespace: u64,
+    pub(crate) nsm: NsmId,
+    pub(crate) limits: Limits,
+    pub(crate) vm: bool,
+    pub(crate) rows: Vec<Row>,
+    rows_free: VecDeque<u16>,
+    pub(crate) qsets: Vec<QueueSet>,
+    qsets_free: VecDeque<u16>,
+    pub(crate) sockets: Vec<Socket>,
+    ids_free: VecDeque<u32>,
+    /// Ids that are not free.
+    pub(crate) ids_used: u32,
+    /// Ids granted to the NSM and not used.
+    pub(crate) nsm_granted: u32,
+    pub(crate) listeners: u32,
+    pub(crate) active: VecDeque<u16>,
+    /// Rows that found no id when the guest was at its limit.
+    pub(crate) starved: Vec<u16>,
+    pub(crate) live: [u64; HOLDER_WORDS],
+    pub(crate) sweep_at: usize,
+    pub(crate) stats: Stats,
+    /// Bytes of closed sockets.
+    pub(crate) bytes: (u64, u64),
+    /// Sockets in use (Open, Dead, Closing).
+    pub(crate) open: u32,
+}
+
+impl Guest {
+    pub(crate) fn new(s: &GuestSetup) -> Guest {
+        let layout = s.device.layout();
+        let rows = layout.rows.min(s.limits.rows_max.max(1)) as u16;
+        let qsets = layout.qsets.min(s.limits.qsets_max.max(1)) as u16;
+        Guest {
+            id: s.id,
+            device: s.device,
+            namespace: s.namespace,
+            nsm: s.nsm,
+            limits: s.limits,
+            vm: s.vm,
+            rows: (0..rows).map(|_| Row::default()).collect(),
+            // Row 0 is the host's own, or the VM's.
+            rows_free: (1..rows).collect(),
+            qsets: (0..qsets).map(|_| QueueSet::default()).collect(),
+            qsets_free: (u16::from(s.vm)..qsets).collect(),
+            sockets: Vec::new(),
+            ids_free: VecDeque::new(),
+            ids_used: 0,
+            nsm_granted: 0,
+            listeners: 0,
+            active: VecDeque::new(),
+            starved: Vec::new(),
+            live: {
+                let mut live = [0; HOLDER_WORDS];
+                if let Some(first) = live.first_mut() {
+                    *first = 1;
+                }
+                live
+            },
+            sweep_at: 0,
+            stats: Stats::default(),
+            bytes: (0, 0),
+            open: 0,
+        }
+    }
+
+    pub(crate) fn cell(&self, id: u32) -> Option<&Cell> {
+        self.device.cell(id)
+    }
+
+    pub(crate) fn socket(&self, id: u32) -> Option<&Socket> {
+        self.sockets.get(id as usize)
+    }
+
+    pub(crate) fn socket_mut(&mut self, id: u32) -> Option<&mut Socket> {
+        self.sockets.get_mut(id as usize)
+    }
+
+    // ---- ids ----
+
+    /// Takes a free id: its cell is zeroed and has the next generation. `None` at the limit.
+    fn take_id(&mut self) -> Option<u32> {
+        let cells = self.device.layout().cells;
+        if self.ids_used >= self.limits.sockets_max.min(cells) {
+            return None;
+        }
+        let fresh = self.sockets.len() as u32;
+        let id = if self.ids_free.len() >= ROTATION || fresh >= cells {
+            self.ids_free.pop_front()?
+        } else {
+            self.sockets.push(Socket { parent: NONE, ..Socket::default() });
+            fresh
+        };
+        let s = self.sockets.get_mut(id as usize)?;
+        let generation = s.generation.checked_add(1).unwrap_or(1);
+        *s = Socket { generation, parent: NONE, ..Socket::default() };
+        let cell = self.device.cell(id)?;
+        cell.reset(generation);
+        cell.in_use.store(1, Ordering::SeqCst);
+        self.ids_used += 1;
+        Some(id)
+    }
+
+    /// Gives an id back. Its cell says so at once, so that whoever still names it meets a wrong generation.
+    pub(crate) fn free_id(&mut self, id: u32) {
+        let Some(s) = self.sockets.get_mut(id as usize) else { return };
+        if s.state == State::Free {
+            return;
+        }
+        if matches!(s.state, State::Open | State::Dead | State::Closing) {
+            self.open = self.open.saturating_sub(1);
+        }
+        if s.connection {
+            self.stats.connections_open = self.stats.connections_open.saturating_sub(1);
+        }
+        if s.listener.is_some() {
+            self.listeners = self.listeners.saturating_sub(1);
+        }
+        let generation = s.generation;
+        *s = Socket { generation, parent: NONE, ..Socket::default() };
+        self.ids_used = self.ids_used.saturating_sub(1);
+        if let Some(cell) = self.device.cell(id) {
+            cell.reset(generation.checked_add(1).unwrap_or(1));
+        }
+        self.ids_free.push_back(id);
+    }
+
+    /// A granted id becomes a socket.
+    pub(crate) fn open_id(&mut self, id: u32, connection: bool) {
+        let Some(s) = self.sockets.get_mut(id as usize) else { return };
+        match s.state {
+            State::GrantedRow => {
+                let row = usize::from(s.row);
+                if let Some(r) = self.rows.get_mut(row) {
+                    r.granted = r.granted.saturating_sub(1);
+                }
+            }
+            State::GrantedNsm => self.nsm_granted = self.nsm_granted.saturating_sub(1),
+            _ => return,
+        }
+        s.state = State::Open;
+        s.connection = connection;
+        self.open += 1;
+        if connection {
+            self.stats.connections_open += 1;
+            self.stats.connections_total += 1;
+        }
+    }
+
+    /// Enters an id that another engine had handed out; ids come in order.
+    pub(crate) fn insert_adopted(&mut self, id: u32, s: Socket) {
+        if id as usize != self.sockets.len() {
+            return;
+        }
+        match s.state {
+            State::Free => self.ids_free.push_back(id),
+            State::GrantedRow => {
+                if let Some(r) = self.rows.get_mut(usize::from(s.row)) {
+                    r.granted += 1;
+                }
+            }
+            State::GrantedNsm => {}
+            State::Open | State::Dead | State::Closing => self.open += 1,
+        }
+        self.ids_used += u32::from(s.state != State::Free);
+        self.listeners += u32::from(s.listener.is_some());
+        self.sockets.push(s);
+    }
+
+    /// Tops up the ids granted to a row; how many were added.
+    pub(crate) fn top_up_row(&mut self, row: u16) -> u32 {
+        let device = self.device;
+        let Some(shared) = device.row(row) else { return 0 };
+        let mut added = 0;
+        while self.rows.get(usize::from(row)).is_some_and(|r| r.in_use && r.granted < ROW_IDS) {
+            let Some(id) = self.take_id() else {
+                if !self.starved.contains(&row) {
+                    self.starved.push(row);
+                }
+                break;
+            };
+            let Some(r) = self.rows.get_mut(usize::from(row)) else { break };
+            let index = r.grant_tail;
+            if let Some(s) = self.sockets.get_mut(id as usize) {
+                s.state = State::GrantedRow;
+                s.row = row;
+                s.grant_index = index;
+            }
+            if !shared.id_grants.push(&mut r.grant_tail, id) {
+                // No room by the guest's head: nonsense, or ids that were popped and never used.
+                self.free_id(id);
+                break;
+            }
+            r.granted += 1;
+            added += 1;
+        }
+        added
+    }
+
+    /// Tops up the ids granted to the NSM of a guest that listens.
+    pub(crate) fn top_up_nsm(&mut self, nsm: &mut Nsm) {
+        if self.listeners == 0 || !nsm.up || self.nsm_granted > NSM_IDS / 2 {
+            return;
+        }
+        while self.nsm_granted < NSM_IDS {
+            let Some(id) = self.take_id() else { return };
+            let Some(s) = self.sockets.get_mut(id as usize) else { return };
+            s.state = State::GrantedNsm;
+            self.nsm_granted += 1;
+            let generation = s.generation;
+            let op_data = u64::from(id);
+            nsm.push(&Nqe {
+                guest: self.id.0,
+                op_data,
+                data: 1,
+                ..Nqe::new(Op::GrantId, id, generation)
+            });
+        }
+    }
+
+    /// Ids that the row's process popped from its ring and never used; only those popped already when `head` was read.
+    pub(crate) fn popped_unused(&self, row: u16, head: u32) -> Vec<u32> {
+        self.sockets
+            .iter()
+            .enumerate()
+            .filter(|(_, s)| s.state == State::GrantedRow && s.row == row)
+            .filter(|(_, s)| {
+                let ahead = head.wrapping_sub(s.grant_index);
+                ahead != 0 && ahead <= GRANT_SLOTS as u32 * 2
+            })
+            .map(|(id, _)| id as u32)
+            .collect()
+    }
+
+    // ---- rows and queue sets ----
+
+    pub(crate) fn is_live(&self, row: u16) -> bool {
+        self.rows.get(usize::from(row)).is_some_and(|r| r.in_use)
+    }
+
+    fn set_live(&mut self, row: u16, live: bool) {
+        if let Some(w) = self.live.get_mut(usize::from(row) / 64) {
+            let bit = 1u64 << (row % 64);
+            if live {
+                *w |= bit;
+            } else {
+                *w &= !bit;
+            }
+        }
+    }
+
+    /// Makes row `wanted`, or any free one.
+    pub(crate) fn add_row(
+        &mut self,
+        nsm: &mut Nsm,
+        wanted: Option<u16>,
+        pid: u32,
+    ) -> Result<NewRow, ControlError> {
+        let row = match wanted {
+            Some(row) => row,
+            None => self.rows_free.pop_front().ok_or(ControlError::Row)?,
+        };
+        let qset = match self.take_qset(row) {
+            Ok(q) => q,
+            Err(e) => {
+                if wanted.is_none() {
+                    self.rows_free.push_front(row);
+                }
+                return Err(e);
+            }
+        };
+        let device = self.device;
+        let shared = device.row(row).ok_or(ControlError::Row)?;
+        shared.reset();
+        shared.pid.store(pid, Ordering::Relaxed);
+        shared.qset.store(u32::from(qset), Ordering::Relaxed);
+        let r = self.rows.get_mut(usize::from(row)).ok_or(ControlError::Row)?;
+        *r = Row { in_use: true, pid, qset, ..Row::default() };
+        self.set_live(row, true);
+        shared.in_use.store(1, Ordering::SeqCst);
+        self.top_up_row(row);
+        nsm.push(&Nqe {
+            guest: self.id.0,
+            qset,
+            op_data: u64::from(row),
+            ..Nqe::new(Op::RowLive, 0, 0)
+        });
+        Ok(NewRow { row, qset })
+    }
+
+    /// Takes the row over from another engine, as its process left it.
+    pub(crate) fn adopt_row(&mut self, row: u16, pid: u32, qsets: &[u16]) -> bool {
+        let device = self.device;
+        let (Some(shared), Some(&qset)) = (device.row(row), qsets.first()) else { return false };
+        let Some(r) = self.rows.get_mut(usize::from(row)) else { return false };
+        if r.in_use || (row == 0 && !self.vm) {
+            return false;
+        }
+        *r = Row { in_use: true, pid, qset, ..Row::default() };
+        let tail = shared.id_grants.tail.load(Ordering::Acquire);
+        r.grant_tail = tail;
+        if tail.wrapping_sub(shared.id_grants.head.load(Ordering::Acquire)) > GRANT_SLOTS as u32 {
+            shared.id_grants.tail.store(0, Ordering::SeqCst);
+            shared.id_grants.head.store(0, Ordering::SeqCst);
+            r.grant_tail = 0;
+        }
+        self.rows_free.retain(|f| *f != row);
+        self.set_live(row, true);
+        shared.in_use.store(1, Ordering::SeqCst);
+        shared.pid.store(pid, Ordering::Relaxed);
+        shared.qset.store(u32::from(qset), Ordering::Relaxed);
+        for &q in qsets {
+            let Some(state) = self.qsets.get_mut(usize::from(q)) else { continue };
+            let Some(qs) = device.qset(q) else { continue };
+            if state.in_use {
+                continue;
+            }
+            *state = QueueSet { in_use: true, row, ..QueueSet::default() };
+            self.qsets_free.retain(|f| *f != q);
+            qs.reset();
+            qs.in_use.store(1, Ordering::SeqCst);
+            // Whatever was lost with the old rings: look at everything again.
+            qs.overflow.fetch_add(1, Ordering::SeqCst);
+        }
+        true
+    }
+
+    pub(crate) fn take_qset(&mut self, row: u16) -> Result<u16, ControlError> {
+        let q = if self.vm && row == 0 && !self.qsets.first().is_some_and(|q| q.in_use) {
+            0
+        } else {
+            self.qsets_free.pop_front().ok_or(ControlError::Qset)?
+        };
+        let device = self.device;
+        let shared = device.qset(q).ok_or(ControlError::Qset)?;
+        let state = self.qsets.get_mut(usize::from(q)).ok_or(ControlError::Qset)?;
+        *state = QueueSet { in_use: true, row, ..QueueSet::default() };
+        shared.reset();
+        shared.in_use.store(1, Ordering::SeqCst);
+        Ok(q)
+    }
+
+    /// Frees a queue set. Watches for it are the caller's to clear.
+    pub(crate) fn free_qset(&mut self, q: u16) {
+        let Some(state) = self.qsets.get_mut(usize::from(q)) else { return };
+        if !state.in_use {
+            return;
+        }
+        *state = QueueSet::default();
+        self.active.retain(|a| *a != q);
+        if let Some(shared) = self.device.qset(q) {
+            shared.in_use.store(0, Ordering::SeqCst);
+        }
+        self.qsets_free.push_back(q);
+    }
+
+    /// Frees a row; its queue sets, ids and holder bits are done with.
+    pub(crate) fn free_row(&mut self, row: u16) {
+        self.set_live(row, false);
+        self.starved.retain(|r| *r != row);
+        if let Some(r) = self.rows.get_mut(usize::from(row)) {
+            *r = Row::default();
+        }
+        if let Some(shared) = self.device.row(row) {
+            shared.in_use.store(0, Ordering::SeqCst);
+        }
+        // The oldest free row is used first: the NSM has long heard of the death of its last process then.
+        self.rows_free.push_back(row);
+    }
+
+    pub(crate) fn qsets_of(&self, row: u16) -> Vec<u16> {
+        self.qsets
+            .iter()
+            .enumerate()
+            .filter(|(_, q)| q.in_use && q.row == row)
+            .map(|(i, _)| i as u16)
+            .collect()
+    }
+
+    // ---- to the guest ----
+
+    /// Puts an event on a receive ring; a full one is told by its overflow count.
+    pub(crate) fn push_event(&mut self, q: u16, nqe: &Nqe) {
+        let device = self.device;
+        let (Some(state), Some(shared)) = (self.qsets.get_mut(usize::from(q)), device.qset(q))
+        else {
+            return;
+        };
+        if state.receive.push(&shared.receive(), &Nqe { qset: q, ..*nqe }) {
+            count(&mut self.stats.to_guest, nqe.op);
+        } else {
+            self.stats.overflows += 1;
+            shared.overflow.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    /// Whether the queue set sleeps and was not rung in this poll; a SeqCst fence must lie between the push and this.
+    pub(crate) fn wants_bell(&self, q: u16, out: &Out<'_>) -> bool {
+        self.qsets.get(usize::from(q)).is_some_and(|s| s.in_use && s.rung_in != out.round)
+            && self.device.qset(q).is_some_and(|s| s.sleeping.load(Ordering::SeqCst) != 0)
+    }
+
+    /// Rings the doorbell (at the end of the poll).
+    pub(crate) fn ring(&mut self, q: u16, out: &mut Out<'_>) {
+        if let Some(s) = self.qsets.get_mut(usize::from(q)) {
+            s.rung_in = out.round;
+            out.bells.push((self.id, q));
+        }
+    }
+
+    /// Answers a synchronous call.
+    pub(crate) fn reply(&mut self, q: u16, nqe: &Nqe, out: &mut Out<'_>) {
+        let device = self.device;
+        let (Some(state), Some(shared)) = (self.qsets.get_mut(usize::from(q)), device.qset(q))
+        else {
+            return;
+        };
+        if !state.in_use {
+            return;
+        }
+        state.calls &= !(1u64 << (nqe.ticket & 63));
+        if state.completion.push(&shared.completion(), &Nqe { qset: q, ..*nqe }) {
+            count(&mut self.stats.to_guest, nqe.op);
+        } else {
+            self.stats.overflows += 1;
+        }
+        shared.completion_wake.fetch_add(1, Ordering::SeqCst);
+        out.notify.futex_wake(&shared.completion_wake, u32::MAX);
+        nk_device::sync::fence(Ordering::SeqCst);
+        if self.wants_bell(q, out) {
+            self.ring(q, out);
+        }
+    }
+}
+
+/// Counts an operation.
+pub(crate) fn count(by_op: &mut [u64; 256], op: u8) {
+    if let Some(n) = by_op.get_mut(usize::from(op)) {
+        *n += 1;
+    }
+}

@@ -1,0 +1,138 @@
+//! The engine's end of an NSM's device. The NSM is trusted more than a guest, but what it says about ids is checked all the same.
+
+use std::collections::VecDeque;
+
+use nk_device::nqe::Nqe;
+use nk_device::ring::Consumer;
+use nk_device::sync::{Ordering, fence};
+use nk_device::{Device, Op};
+
+use crate::ring::Producer;
+use crate::{Notify, NsmId};
+
+/// `engine_sleeping` on an NSM's device while the engine waits for room on its rings: ring after popping.
+pub(crate) const WANTS_ROOM: u32 = 2;
+
+/// An NSM.
+#[derive(Debug)]
+pub(crate) struct Nsm {
+    pub(crate) id: NsmId,
+    pub(crate) device: Device,
+    pub(crate) up: bool,
+    job: Producer,
+    send: Producer,
+    completion: Consumer,
+    receive: Consumer,
+    /// What found its ring full. While there is something, no guest's ring is read, so this stays small.
+    backlog: VecDeque<Nqe>,
+    /// Something was pushed since its doorbell was last looked at.
+    dirty: bool,
+}
+
+impl Nsm {
+    pub(crate) fn new(id: NsmId, device: Device) -> Nsm {
+        let nsm = Nsm {
+            id,
+            device,
+            up: true,
+            job: Producer::default(),
+            send: Producer::default(),
+            completion: Consumer::default(),
+            receive: Consumer::default(),
+            backlog: VecDeque::new(),
+            dirty: false,
+        };
+        if let Some(q) = device.qset(0) {
+            q.reset();
+            q.in_use.store(1, Ordering::SeqCst);
+        }
+        nsm
+    }
+
+    /// Gives up on it: what was on its way is lost.
+    pub(crate) fn down(&mut self) {
+        self.up = false;
+        self.backlog.clear();
+    }
+
+    /// Whether NQEs wait for room.
+    pub(crate) fn is_congested(&self) -> bool {
+        !self.backlog.is_empty()
+    }
+
+    pub(crate) fn push(&mut self, nqe: &Nqe) {
+        if !self.up {
+            return;
+        }
+        self.dirty = true;
+        if self.is_congested() || !self.try_push(nqe) {
+            self.backlog.push_back(*nqe);
+        }
+    }
+
+    fn try_push(&mut self, nqe: &Nqe) -> bool {
+        let Some(q) = self.device.qset(0) else { return false };
+        if nqe.op == Op::Send as u8 {
+            self.send.push(&q.send(), nqe)
+        } else {
+            self.job.push(&q.job(), nqe)
+        }
+    }
+
+    /// Moves what waited for room.
+    pub(crate) fn flush(&mut self) {
+        while let Some(nqe) = self.backlog.front().copied() {
+            if !self.try_push(&nqe) {
+                return;
+            }
+            self.backlog.pop_front();
+            self.dirty = true;
+        }
+    }
+
+    /// Next element of its receive ring, then of its completion ring.
+    pub(crate) fn pop(&mut self) -> Option<Nqe> {
+        if !self.up {
+            return None;
+        }
+        let q = self.device.qset(0)?;
+        if let Some(nqe) = self.receive.pop(&q.receive()) {
+            return Some(nqe);
+        }
+        self.completion.pop(&q.completion())
+    }
+
+    /// Gives what was popped back.
+    pub(crate) fn commit(&self) {
+        if let Some(q) = self.device.qset(0) {
+            self.receive.commit(&q.receive());
+            self.completion.commit(&q.completion());
+        }
+    }
+
+    /// Whether there is something to pop, or room for what waits.
+    pub(crate) fn has_work(&self) -> bool {
+        let Some(q) = self.device.qset(0) else { return false };
+        self.up
+            && (self.receive.is_ready(&q.receive())
+                || self.completion.is_ready(&q.completion())
+                || self.backlog.front().is_some_and(|n| {
+                    if n.op == Op::Send as u8 {
+                        self.send.has_room(&q.send())
+                    } else {
+                        self.job.has_room(&q.job())
+                    }
+                }))
+    }
+
+    /// Wakes it if it sleeps and has got something.
+    pub(crate) fn wake(&mut self, notify: &mut dyn Notify) {
+        if !core::mem::take(&mut self.dirty) || !self.up {
+            return;
+        }
+        fence(Ordering::SeqCst);
+        if self.device.qset(0).is_some_and(|q| q.sleeping.load(Ordering::SeqCst) != 0) {
+            notify.nsm_doorbell(self.id);
+        }
+    }
+}

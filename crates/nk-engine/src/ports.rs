@@ -1,0 +1,155 @@
+//! Which guest owns a port in which namespace.
+//!
+//! The stack opens all guests' sockets under one user, so its own rules for SO_REUSEPORT and SO_REUSEADDR would let one guest take
+//! part of another's port. They hold within a guest only; between guests a port and address are owned by whoever bound it.
+
+use std::collections::HashMap;
+
+use nk_device::Addr;
+use nk_device::addr::AF_INET6;
+
+use crate::GuestId;
+
+/// One bound address of one socket.
+#[derive(Clone, Copy, Debug)]
+struct Claim {
+    guest: GuestId,
+    socket: u32,
+    addr: Covered,
+}
+
+/// What a bound address covers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Covered {
+    /// All IPv4 addresses.
+    AnyV4,
+    /// All IPv6 addresses, and no IPv4 one.
+    AnyV6,
+    /// All addresses of both families.
+    Any,
+    /// One address (IPv4 in its mapped form).
+    One([u8; 16]),
+}
+
+const MAPPED: [u8; 12] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff];
+
+impl Covered {
+    fn of(a: &Addr, v6only: bool) -> Covered {
+        if a.family == AF_INET6 {
+            if a.ip == [0; 16] {
+                return if v6only { Covered::AnyV6 } else { Covered::Any };
+            }
+            return if a.ip.starts_with(&MAPPED) && a.ip.ends_with(&[0; 4]) {
+                Covered::AnyV4
+            } else {
+                Covered::One(a.ip)
+            };
+        }
+        let [b0, b1, b2, b3, ..] = a.ip;
+        if [b0, b1, b2, b3] == [0; 4] {
+            return Covered::AnyV4;
+        }
+        let mut ip = [0; 16];
+        for (to, from) in ip.iter_mut().zip(MAPPED.iter().chain(&[b0, b1, b2, b3])) {
+            *to = *from;
+        }
+        Covered::One(ip)
+    }
+
+    fn overlaps(self, other: Covered) -> bool {
+        use Covered::{Any, AnyV4, AnyV6, One};
+        let is_v4 = |ip: [u8; 16]| ip.starts_with(&MAPPED);
+        match (self, other) {
+            (Any, _) | (_, Any) => true,
+            (AnyV4, AnyV4) | (AnyV6, AnyV6) => true,
+            (AnyV4, AnyV6) | (AnyV6, AnyV4) => false,
+            (AnyV4, One(ip)) | (One(ip), AnyV4) => is_v4(ip),
+            (AnyV6, One(ip)) | (One(ip), AnyV6) => !is_v4(ip),
+            (One(a), One(b)) => a == b,
+        }
+    }
+}
+
+/// All claims.
+#[derive(Debug, Default)]
+pub(crate) struct Ports {
+    claims: HashMap<(u64, u16), Vec<Claim>>,
+}
+
+impl Ports {
+    /// Claims an address for a socket; `false` when another guest owns it. Port 0 claims nothing.
+    pub(crate) fn claim(
+        &mut self,
+        namespace: u64,
+        guest: GuestId,
+        socket: u32,
+        addr: &Addr,
+        v6only: bool,
+    ) -> bool {
+        if addr.port == 0 {
+            return true;
+        }
+        let covered = Covered::of(addr, v6only);
+        let at = self.claims.entry((namespace, addr.port)).or_default();
+        if at.iter().any(|c| c.guest != guest && c.addr.overlaps(covered)) {
+            return false;
+        }
+        let mine = |c: &Claim| c.guest == guest && c.socket == socket && c.addr == covered;
+        if !at.iter().any(mine) {
+            at.push(Claim { guest, socket, addr: covered });
+        }
+        true
+    }
+
+    /// Gives up a socket's claim on a port.
+    pub(crate) fn release(&mut self, namespace: u64, guest: GuestId, socket: u32, port: u16) {
+        if let Some(at) = self.claims.get_mut(&(namespace, port)) {
+            at.retain(|c| c.guest != guest || c.socket != socket);
+            if at.is_empty() {
+                self.claims.remove(&(namespace, port));
+            }
+        }
+    }
+
+    /// Gives up all claims of a guest.
+    pub(crate) fn release_guest(&mut self, guest: GuestId) {
+        self.claims.retain(|_, at| {
+            at.retain(|c| c.guest != guest);
+            !at.is_empty()
+        });
+    }
+
+    #[cfg(test)]
+    pub(crate) fn is_empty(&self) -> bool {
+        self.claims.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const A: GuestId = GuestId(1);
+    const B: GuestId = GuestId(2);
+
+    #[test]
+    fn a_port_is_one_guests_where_addresses_overlap() {
+        let mut p = Ports::default();
+        let any4 = Addr::v4([0; 4], 80);
+        let lo4 = Addr::v4([127, 0, 0, 1], 80);
+        let any6 = Addr::v6([0; 16], 80, 0);
+        assert!(p.claim(7, A, 1, &lo4, false));
+        assert!(p.claim(7, A, 2, &any4, false), "REUSEPORT within a guest is the stack's matter");
+        assert!(!p.claim(7, B, 1, &any4, false));
+        assert!(!p.claim(7, B, 1, &lo4, false));
+        assert!(!p.claim(7, B, 1, &any6, false));
+        assert!(p.claim(7, B, 1, &any6, true), "V6ONLY covers no IPv4");
+        assert!(p.claim(8, B, 2, &any4, false), "another namespace");
+        p.release(7, A, 1, 80);
+        assert!(!p.claim(7, B, 3, &lo4, false), "the wildcard still covers it");
+        p.release(7, A, 2, 80);
+        assert!(p.claim(7, B, 3, &lo4, false));
+        p.release_guest(B);
+        assert!(p.is_empty());
+    }
+}

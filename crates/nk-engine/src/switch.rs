@@ -1,0 +1,334 @@
+//! From guests to the NSM: every element is checked against the engine's private tables before it goes on.
+
+use nk_device::nqe::{FLAG_ERROR, Nqe, unpack_option};
+use nk_device::sync::{Ordering, fence};
+use nk_device::{Addr, Op};
+
+use crate::engine::Parts;
+use crate::guest::{Guest, State, count};
+use crate::out::Out;
+
+// Linux's numbers (this crate does no system calls and links no libc).
+const EACCES: i32 = 13;
+const EBADF: i32 = 9;
+const EINVAL: i32 = 22;
+const EADDRINUSE: i32 = 98;
+const ENETDOWN: i32 = 100;
+const ECONNRESET: i32 = 104;
+const SOL_IPV6: u8 = 41;
+const IPV6_V6ONLY: u16 = 26;
+
+/// An error as `op_data` carries it.
+pub(crate) fn negative(errno: i32) -> u64 {
+    i64::from(-errno) as u64
+}
+
+impl Guest {
+    /// Notes which queue sets rang.
+    pub(crate) fn take_bells(&mut self) {
+        let device = self.device;
+        let header = device.header();
+        for word in 0..header.bell.len() {
+            let mut bits = header.take_bells(word);
+            while bits != 0 {
+                let q = word as u16 * 64 + bits.trailing_zeros() as u16;
+                bits &= bits - 1;
+                self.activate(q);
+            }
+        }
+    }
+
+    fn activate(&mut self, q: u16) {
+        if let Some(s) = self.qsets.get_mut(usize::from(q))
+            && s.in_use
+            && !s.quarantined
+            && !s.active
+        {
+            s.active = true;
+            self.active.push_back(q);
+        }
+    }
+
+    /// Takes an element of a queue set, control before data.
+    fn pop(&mut self, q: u16) -> Option<(Nqe, bool)> {
+        let device = self.device;
+        let shared = device.qset(q)?;
+        let s = self.qsets.get_mut(usize::from(q))?;
+        if let Some(nqe) = s.job.pop(&shared.job()) {
+            return Some((nqe, false));
+        }
+        s.send.pop(&shared.send()).map(|nqe| (nqe, true))
+    }
+
+    fn commit(&self, q: u16) {
+        if let (Some(s), Some(shared)) = (self.qsets.get(usize::from(q)), self.device.qset(q)) {
+            s.job.commit(&shared.job());
+            s.send.commit(&shared.send());
+        }
+    }
+
+    fn violation(&mut self, q: u16) {
+        self.stats.violations += 1;
+        let max = self.limits.violations_max;
+        if let Some(s) = self.qsets.get_mut(usize::from(q)) {
+            s.violations += 1;
+            if s.violations > max && !s.quarantined {
+                s.quarantined = true;
+                self.stats.quarantined += 1;
+            }
+        }
+    }
+}
+
+impl Parts<'_> {
+    /// Serves the guest's queue sets in turn.
+    pub(crate) fn serve(&mut self, budget: u32, out: &mut Out<'_>) -> u32 {
+        let mut worked = 0;
+        for _ in 0..self.guest.active.len() {
+            if worked >= budget || self.nsm.is_congested() {
+                break;
+            }
+            let Some(q) = self.guest.active.pop_front() else { break };
+            let turn = self.guest.limits.nqes_per_turn_max.min(budget - worked).max(1);
+            let n = self.serve_qset(q, turn, out);
+            worked += n;
+            let more = (n >= turn || self.nsm.is_congested())
+                && self.guest.qsets.get(usize::from(q)).is_some_and(|s| !s.quarantined);
+            if more {
+                self.guest.active.push_back(q);
+            } else if let Some(s) = self.guest.qsets.get_mut(usize::from(q)) {
+                s.active = false;
+            }
+        }
+        worked
+    }
+
+    /// Takes at most `turn` elements of a queue set.
+    pub(crate) fn serve_qset(&mut self, q: u16, turn: u32, out: &mut Out<'_>) -> u32 {
+        let mut n = 0;
+        while n < turn && !self.nsm.is_congested() {
+            let Some((nqe, is_send)) = self.guest.pop(q) else { break };
+            n += 1;
+            self.from_guest(q, nqe, is_send, out);
+            if self.guest.qsets.get(usize::from(q)).is_none_or(|s| s.quarantined) {
+                break;
+            }
+        }
+        if n > 0 {
+            self.guest.commit(q);
+        }
+        n
+    }
+
+    /// Takes one element of a queue set that is about to go, also when the NSM is congested.
+    pub(crate) fn serve_dying(&mut self, q: u16, out: &mut Out<'_>) -> bool {
+        let Some((nqe, is_send)) = self.guest.pop(q) else { return false };
+        self.from_guest(q, nqe, is_send, out);
+        true
+    }
+
+    fn from_guest(&mut self, q: u16, mut nqe: Nqe, is_send: bool, out: &mut Out<'_>) {
+        count(&mut self.guest.stats.from_guest, nqe.op);
+        nqe.guest = self.guest.id.0;
+        nqe.qset = q;
+        nqe.flags = 0;
+        let Some(row) = self.guest.qsets.get(usize::from(q)).map(|s| s.row) else { return };
+        let op = match Op::from_u8(nqe.op) {
+            Some(Op::Send) if is_send => Op::Send,
+            Some(op) if !is_send && op.is_guest_job() => op,
+            _ => return self.guest.violation(q),
+        };
+        if op == Op::Refill {
+            return self.refill(row, nqe, out);
+        }
+        let Some(s) = self.guest.socket(nqe.socket) else { return self.guest.violation(q) };
+        if s.generation != nqe.generation {
+            self.guest.stats.stale += 1;
+            return self.refuse(q, &nqe, EBADF, out);
+        }
+        match s.state {
+            State::Open => {}
+            State::GrantedRow => {
+                // Another process may use a socket before the element that made it is seen; the cell tells what it is.
+                let own = s.row == row;
+                if op == Op::Socket && !own {
+                    return self.guest.violation(q);
+                }
+                if op == Op::Close {
+                    let unheld =
+                        self.guest.cell(nqe.socket).is_some_and(nk_device::Cell::is_unheld);
+                    if unheld {
+                        self.drop_granted(nqe.socket);
+                    }
+                    return;
+                }
+                let kind =
+                    self.guest.cell(nqe.socket).map_or(0, |c| c.kind.load(Ordering::Relaxed));
+                let kind = if op == Op::Socket { nqe.op_data } else { u64::from(kind) };
+                self.make_socket(nqe.socket, kind);
+            }
+            State::GrantedNsm => {
+                self.guest.stats.stale += 1;
+                return self.refuse(q, &nqe, EBADF, out);
+            }
+            State::Dead => {
+                if op == Op::Close {
+                    self.close_if_unheld(nqe.socket, out);
+                    return;
+                }
+                return self.refuse(q, &nqe, ECONNRESET, out);
+            }
+            State::Closing | State::Free => {
+                self.guest.stats.stale += 1;
+                return self.refuse(q, &nqe, EBADF, out);
+            }
+        }
+        if op == Op::Socket {
+            // Made above, or already by somebody who was faster.
+            self.guest.top_up_row(row);
+            return;
+        }
+        if op == Op::Close {
+            self.close_if_unheld(nqe.socket, out);
+            return;
+        }
+        if !self.nsm.up {
+            return self.refuse(q, &nqe, ENETDOWN, out);
+        }
+        match op {
+            Op::Bind => {
+                if let Err(errno) = self.claim(&nqe) {
+                    return self.refuse(q, &nqe, errno, out);
+                }
+            }
+            Op::Connect => {
+                let g = &mut *self.guest;
+                if let Some(s) = g.sockets.get_mut(nqe.socket as usize)
+                    && !s.connection
+                    && s.listener.is_none()
+                {
+                    s.connection = true;
+                    g.stats.connections_open += 1;
+                    g.stats.connections_total += 1;
+                }
+            }
+            Op::Listen => {
+                if let Some(s) = self.guest.socket_mut(nqe.socket) {
+                    s.backlog = nqe.op_data as u32;
+                }
+            }
+            Op::SetSockOpt => {
+                let (level, name, _) = unpack_option(nqe.size);
+                if (level, name) == (SOL_IPV6, IPV6_V6ONLY)
+                    && let Some(s) = self.guest.socket_mut(nqe.socket)
+                {
+                    s.v6only = nqe.op_data as u32 != 0;
+                }
+            }
+            Op::Send | Op::RxRoom => nqe.op_data = u64::from(row),
+            _ => {}
+        }
+        self.note_call(q, nqe.ticket);
+        self.nsm.push(&nqe);
+    }
+
+    fn note_call(&mut self, q: u16, ticket: u8) {
+        if ticket != 0
+            && let Some(s) = self.guest.qsets.get_mut(usize::from(q))
+        {
+            s.calls |= 1u64 << (ticket & 63);
+        }
+    }
+
+    /// Answers a synchronous call with an error.
+    pub(crate) fn refuse(&mut self, q: u16, nqe: &Nqe, errno: i32, out: &mut Out<'_>) {
+        if nqe.ticket != 0 {
+            let mut r = Nqe::new(Op::Reply, nqe.socket, nqe.generation);
+            r.ticket = nqe.ticket;
+            r.guest = self.guest.id.0;
+            r.flags = FLAG_ERROR;
+            r.op_data = negative(errno);
+            self.guest.reply(q, &r, out);
+        }
+    }
+
+    /// A granted id becomes a socket of the kind that the guest says: family | type << 16 | protocol << 32.
+    pub(crate) fn make_socket(&mut self, id: u32, kind: u64) {
+        self.guest.open_id(id, false);
+        let guest = self.guest.id.0;
+        let Some(s) = self.guest.socket_mut(id) else { return };
+        s.family = kind as u16;
+        let mut nqe = Nqe::new(Op::Socket, id, s.generation);
+        nqe.guest = guest;
+        nqe.op_data = kind;
+        self.nsm.push(&nqe);
+    }
+
+    /// A granted id comes back unused.
+    pub(crate) fn drop_granted(&mut self, id: u32) {
+        let Some(row) = self.guest.socket(id).map(|s| s.row) else { return };
+        if let Some(r) = self.guest.rows.get_mut(usize::from(row)) {
+            r.granted = r.granted.saturating_sub(1);
+        }
+        self.guest.free_id(id);
+    }
+
+    /// Checks a bind and claims its port.
+    fn claim(&mut self, nqe: &Nqe) -> Result<(), i32> {
+        let g = &mut *self.guest;
+        let s = g.sockets.get_mut(nqe.socket as usize).ok_or(EBADF)?;
+        let addr = Addr::from_words(s.family, nqe.size, nqe.op_data, nqe.data);
+        if addr.port != 0 && addr.port < g.limits.port_min {
+            return Err(EACCES);
+        }
+        if let Some(bound) = s.local {
+            // Bound already, or another thread's bind is under way.
+            if bound.port != 0 {
+                return Err(EINVAL);
+            }
+        }
+        if !self.ports.claim(g.namespace, g.id, nqe.socket, &addr, s.v6only) {
+            return Err(EADDRINUSE);
+        }
+        if addr.port != 0 {
+            s.local = Some(addr);
+        }
+        Ok(())
+    }
+
+    /// The guest ran out of grants.
+    fn refill(&mut self, row: u16, mut nqe: Nqe, out: &mut Out<'_>) {
+        let device = self.guest.device;
+        let Some(shared) = device.row(row) else { return };
+        let wanted_ids = shared.id_grants.available() == 0;
+        let added = self.guest.top_up_row(row);
+        if wanted_ids {
+            // Also when none was left: whoever waits must learn that it gets none.
+            self.grants_changed(row, u64::from(added), out);
+        }
+        nqe.op_data = u64::from(row);
+        nqe.socket = 0;
+        nqe.generation = 0;
+        self.nsm.push(&nqe);
+    }
+
+    /// Tells a row that its grants changed.
+    pub(crate) fn grants_changed(&mut self, row: u16, added: u64, out: &mut Out<'_>) {
+        let device = self.guest.device;
+        let Some(shared) = device.row(row) else { return };
+        let Some(q) = self.guest.rows.get(usize::from(row)).filter(|r| r.in_use).map(|r| r.qset)
+        else {
+            return;
+        };
+        shared.grant_wake.fetch_add(1, Ordering::SeqCst);
+        out.notify.futex_wake(&shared.grant_wake, u32::MAX);
+        let mut nqe = Nqe::new(Op::Granted, 0, 0);
+        nqe.guest = self.guest.id.0;
+        nqe.op_data = added;
+        self.guest.push_event(q, &nqe);
+        fence(Ordering::SeqCst);
+        if self.guest.wants_bell(q, out) {
+            self.guest.ring(q, out);
+        }
+    }
+}

@@ -1,0 +1,278 @@
+//! [`KernelStack`]: the calls of the trait, one syscall or two each.
+
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+
+use nk_device::Addr;
+use nk_servicelib::{Connect, Errno, How, Key, RawSpan, Stack, StackEvent};
+
+use crate::address::SockAddr;
+use crate::{Broker, ListenerKeeper, sys};
+
+const EVENTS: u32 = (libc::EPOLLIN | libc::EPOLLOUT | libc::EPOLLRDHUP | libc::EPOLLET) as u32;
+/// Generation 0 is never in use, so no socket has this word.
+const WAKER: u64 = u32::MAX as u64;
+/// Events fetched at once.
+const BATCH: usize = 256;
+const SO_PRIORITY_MAX: i32 = 6;
+
+/// Linux TCP.
+pub struct KernelStack {
+    epoll: OwnedFd,
+    broker: Box<dyn Broker + Send>,
+    keeper: Option<Box<dyn ListenerKeeper + Send>>,
+    batch: Box<[libc::epoll_event; BATCH]>,
+    /// `tcp_allowed_congestion_control`: what a user without CAP_NET_ADMIN may choose, which the NSM may have.
+    congestion_allowed: Vec<Vec<u8>>,
+}
+
+impl core::fmt::Debug for KernelStack {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("KernelStack").field("epoll", &self.epoll).finish_non_exhaustive()
+    }
+}
+
+impl KernelStack {
+    /// A stack whose sockets come from `broker`.
+    ///
+    /// # Errors
+    /// The errno of epoll_create1.
+    pub fn new(
+        broker: Box<dyn Broker + Send>,
+        keeper: Option<Box<dyn ListenerKeeper + Send>>,
+    ) -> Result<KernelStack, Errno> {
+        let allowed =
+            std::fs::read("/proc/sys/net/ipv4/tcp_allowed_congestion_control").unwrap_or_default();
+        Ok(KernelStack {
+            epoll: sys::epoll()?,
+            broker,
+            keeper,
+            batch: Box::new([libc::epoll_event { events: 0, u64: 0 }; BATCH]),
+            congestion_allowed: allowed
+                .split(|b| b.is_ascii_whitespace())
+                .filter(|w| !w.is_empty())
+                .map(<[u8]>::to_vec)
+                .collect(),
+        })
+    }
+
+    /// The epoll descriptor: readable when [`Stack::poll`] has something.
+    #[must_use]
+    pub fn epoll_fd(&self) -> RawFd {
+        self.epoll.as_raw_fd()
+    }
+
+    /// The NSM has rights that the guest has not: these values need them.
+    fn check_value(&self, level: i32, name: i32, value: &[u8]) -> Result<(), Errno> {
+        if (level, name) == (libc::SOL_SOCKET, libc::SO_PRIORITY) {
+            let v = value.first_chunk::<4>().map_or(0, |b| i32::from_ne_bytes(*b));
+            if !(0..=SO_PRIORITY_MAX).contains(&v) {
+                return Err(Errno(libc::EPERM));
+            }
+        }
+        if (level, name) == (libc::IPPROTO_TCP, libc::TCP_CONGESTION) {
+            let name = value.split(|b| *b == 0).next().unwrap_or_default();
+            if !self.congestion_allowed.iter().any(|a| a == name) {
+                let known = std::fs::read("/proc/sys/net/ipv4/tcp_available_congestion_control")
+                    .unwrap_or_default();
+                let known = known.split(u8::is_ascii_whitespace).any(|a| a == name);
+                return Err(Errno(if known { libc::EPERM } else { libc::ENOENT }));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Stack for KernelStack {
+    type Socket = OwnedFd;
+
+    fn open(&mut self, namespace: u64, family: u16) -> Result<OwnedFd, Errno> {
+        self.broker.open(namespace, family)
+    }
+
+    fn adopt(&mut self, _namespace: u64, fd: OwnedFd) -> Result<OwnedFd, Errno> {
+        match sys::get_int(&fd, libc::SOL_SOCKET, libc::SO_ACCEPTCONN)? {
+            0 => Err(Errno(libc::EINVAL)),
+            _ => Ok(fd),
+        }
+    }
+
+    fn bind(&mut self, socket: &OwnedFd, addr: &Addr) -> Result<(), Errno> {
+        sys::bind(socket, &SockAddr::from_addr(addr)?)
+    }
+
+    fn listen(
+        &mut self,
+        socket: &OwnedFd,
+        backlog: u32,
+        guest_backlog: u32,
+        key: Key,
+    ) -> Result<(), Errno> {
+        sys::listen(socket, backlog)?;
+        if let Some(k) = &mut self.keeper
+            && let Ok(local) = sys::local(socket).and_then(SockAddr::to_addr)
+        {
+            k.keep(key, socket.as_fd(), &local, guest_backlog);
+        }
+        Ok(())
+    }
+
+    fn connect(&mut self, socket: &OwnedFd, addr: &Addr) -> Result<Connect, Errno> {
+        match sys::connect(socket, &SockAddr::from_addr(addr)?) {
+            Ok(()) => Ok(Connect::Done),
+            Err(Errno(libc::EINPROGRESS | libc::EINTR)) => Ok(Connect::InProgress),
+            Err(e) => Err(e),
+        }
+    }
+
+    fn connect_result(&mut self, socket: &OwnedFd) -> Option<Result<(), Errno>> {
+        match sys::get_int(socket, libc::SOL_SOCKET, libc::SO_ERROR) {
+            Ok(0) => {}
+            Ok(e) | Err(Errno(e)) => {
+                // As a failed blocking connect leaves it: unconnected, ready for another.
+                let _ = self.disconnect(socket);
+                return Some(Err(Errno(e)));
+            }
+        }
+        match sys::peer(socket) {
+            Ok(_) => Some(Ok(())),
+            // Connected and gone again (state CLOSE after a reset that SO_ERROR of an earlier look took), or still under way.
+            Err(_) => match tcp_state(socket) {
+                Some(TCP_SYN_SENT | TCP_SYN_RECV) => None,
+                _ => Some(Err(Errno(libc::ECONNRESET))),
+            },
+        }
+    }
+
+    fn disconnect(&mut self, socket: &OwnedFd) -> Result<(), Errno> {
+        sys::connect(socket, &SockAddr::unspecified())
+    }
+
+    fn shutdown(&mut self, socket: &OwnedFd, how: How) -> Result<(), Errno> {
+        let how = match how {
+            How::Read => libc::SHUT_RD,
+            How::Write => libc::SHUT_WR,
+            How::Both => libc::SHUT_RDWR,
+        };
+        sys::shutdown(socket, how)
+    }
+
+    fn close(&mut self, socket: OwnedFd, abort: bool, listener: Option<Key>) {
+        if abort {
+            let linger = libc::linger { l_onoff: 1, l_linger: 0 };
+            let mut bytes = [0u8; 8];
+            let (on, time) = bytes.split_at_mut(4);
+            on.copy_from_slice(&linger.l_onoff.to_ne_bytes());
+            time.copy_from_slice(&linger.l_linger.to_ne_bytes());
+            let _ = sys::set_option(&socket, libc::SOL_SOCKET, libc::SO_LINGER, &bytes);
+        }
+        if let (Some(key), Some(k)) = (listener, &mut self.keeper) {
+            k.forget(key);
+            // A duplicate elsewhere would keep the registration, and events under this key, alive.
+            let _ = sys::epoll_ctl(&self.epoll, libc::EPOLL_CTL_DEL, socket.as_fd(), 0, 0);
+            // The keeper's duplicate goes a little later; the guest's close ends listening now.
+            let _ = sys::shutdown(&socket, libc::SHUT_RDWR);
+        }
+    }
+
+    fn set_option(
+        &mut self,
+        socket: &OwnedFd,
+        level: i32,
+        name: i32,
+        value: &[u8],
+    ) -> Result<(), Errno> {
+        self.check_value(level, name, value)?;
+        sys::set_option(socket, level, name, value)
+    }
+
+    fn get_option(
+        &mut self,
+        socket: &OwnedFd,
+        level: i32,
+        name: i32,
+        out: &mut [u8],
+    ) -> Result<usize, Errno> {
+        sys::get_option(socket, level, name, out)
+    }
+
+    fn local(&self, socket: &OwnedFd) -> Result<Addr, Errno> {
+        sys::local(socket)?.to_addr()
+    }
+
+    fn peer(&self, socket: &OwnedFd) -> Result<Addr, Errno> {
+        sys::peer(socket)?.to_addr()
+    }
+
+    fn send(&mut self, socket: &OwnedFd, spans: &[RawSpan]) -> Result<usize, Errno> {
+        sys::send(socket, spans)
+    }
+
+    fn recv(&mut self, socket: &OwnedFd, spans: &[RawSpan]) -> Result<usize, Errno> {
+        sys::recv(socket, spans)
+    }
+
+    fn accept(&mut self, socket: &OwnedFd) -> Result<(OwnedFd, Addr), Errno> {
+        let (fd, peer) = sys::accept(socket)?;
+        Ok((fd, peer.to_addr().unwrap_or_default()))
+    }
+
+    fn take_error(&mut self, socket: &OwnedFd) -> i32 {
+        sys::get_int(socket, libc::SOL_SOCKET, libc::SO_ERROR).unwrap_or(0)
+    }
+
+    fn unread(&self, socket: &OwnedFd) -> usize {
+        sys::queue_len(socket, libc::FIONREAD)
+    }
+
+    fn unacknowledged(&self, socket: &OwnedFd) -> usize {
+        sys::queue_len(socket, libc::TIOCOUTQ)
+    }
+
+    fn watch(&mut self, socket: &OwnedFd, key: Key) -> Result<(), Errno> {
+        let fd = socket.as_fd();
+        match sys::epoll_ctl(&self.epoll, libc::EPOLL_CTL_ADD, fd, EVENTS, key.to_word()) {
+            // Watched already: arm again, so that what is ready is told (again).
+            Err(Errno(libc::EEXIST)) => {
+                sys::epoll_ctl(&self.epoll, libc::EPOLL_CTL_MOD, fd, EVENTS, key.to_word())
+            }
+            r => r,
+        }
+    }
+
+    fn poll(&mut self, wait_ms: i32, events: &mut Vec<StackEvent>) {
+        let n = sys::epoll_wait(&self.epoll, &mut self.batch[..], wait_ms);
+        for e in self.batch.iter().take(n) {
+            let (bits, word) = (e.events, e.u64);
+            if word == WAKER {
+                continue;
+            }
+            let has = |mask: i32| bits & mask as u32 != 0;
+            events.push(StackEvent {
+                key: Key::from_word(word),
+                readable: has(libc::EPOLLIN | libc::EPOLLRDHUP | libc::EPOLLHUP | libc::EPOLLERR),
+                writable: has(libc::EPOLLOUT | libc::EPOLLHUP | libc::EPOLLERR),
+                hangup: has(libc::EPOLLRDHUP | libc::EPOLLHUP),
+                error: has(libc::EPOLLERR),
+            });
+        }
+    }
+
+    fn add_waker(&mut self, fd: BorrowedFd<'_>) -> Result<(), Errno> {
+        let events = (libc::EPOLLIN | libc::EPOLLET) as u32;
+        sys::epoll_ctl(&self.epoll, libc::EPOLL_CTL_ADD, fd, events, WAKER)
+    }
+
+    fn remove_waker(&mut self, fd: BorrowedFd<'_>) {
+        let _ = sys::epoll_ctl(&self.epoll, libc::EPOLL_CTL_DEL, fd, 0, 0);
+    }
+}
+
+const TCP_SYN_SENT: u8 = 2;
+const TCP_SYN_RECV: u8 = 3;
+
+/// `tcpi_state`, the first byte of TCP_INFO.
+fn tcp_state(fd: &OwnedFd) -> Option<u8> {
+    let mut out = [0u8; 8];
+    sys::get_option(fd, libc::IPPROTO_TCP, libc::TCP_INFO, &mut out).ok()?;
+    out.first().copied()
+}
