@@ -105,6 +105,7 @@ extern "C" fn constructor(
     TOKEN_HIGH.store(high, Ordering::Relaxed);
     TOKEN_LOW.store(low, Ordering::Relaxed);
     let saved = sys::errno();
+    crate::next::init();
     attach(false);
     sys::set_errno(saved);
 }
@@ -139,6 +140,7 @@ pub(crate) fn again() {
     fdtable::clear();
     crate::gate::reset();
     crate::control::reset();
+    crate::grants::reset();
     attach(true);
     sys::set_errno(saved);
 }

@@ -122,23 +122,84 @@ pub fn top() -> c_int {
     TOP.load(Ordering::Acquire) as c_int
 }
 
-/// This process has one more descriptor for the socket; `true` when it is its first.
-pub fn add_holder(id: u32) -> bool {
-    count(id).is_some_and(|c| c.fetch_add(1, Ordering::AcqRel) == 0)
+/// A count word: descriptors in the low bits, then calls that sleep on the socket, then the flag.
+const FDS_MASK: u32 = (1 << PIN_SHIFT) - 1;
+const PIN_SHIFT: u32 = 21;
+const PIN: u32 = 1 << PIN_SHIFT;
+const USERS_MASK: u32 = HELD - 1;
+/// The daemon holds the socket too ([`crate::scm`]).
+const HELD: u32 = 1 << 31;
+
+fn add(id: u32, n: u32) -> bool {
+    count(id).is_some_and(|c| c.fetch_add(n, Ordering::AcqRel) & USERS_MASK == 0)
 }
 
-/// One less; `true` when it was the last.
-pub fn drop_holder(id: u32) -> bool {
+fn take(id: u32, n: u32, mask: u32) -> bool {
     count(id).is_some_and(|c| {
         // Never below zero, whatever a program does with descriptors behind our back.
-        c.fetch_update(Ordering::AcqRel, Ordering::Acquire, |n| n.checked_sub(1)) == Ok(1)
+        let r = c.fetch_update(Ordering::AcqRel, Ordering::Acquire, |v| {
+            if v & mask == 0 {
+                None
+            } else if (v - n) & USERS_MASK == 0 {
+                Some(0)
+            } else {
+                Some(v - n)
+            }
+        });
+        r.is_ok_and(|v| (v - n) & USERS_MASK == 0)
     })
 }
 
-/// Descriptors that this process has for the socket.
+/// This process has one more descriptor for the socket; `true` when nothing used it before.
+pub fn add_holder(id: u32) -> bool {
+    add(id, 1)
+}
+
+/// One less; `true` when nothing uses it now.
+pub fn drop_holder(id: u32) -> bool {
+    take(id, 1, FDS_MASK)
+}
+
+/// A call goes to sleep on the socket; `true` when nothing used it before.
+pub(crate) fn pin(id: u32) -> bool {
+    add(id, PIN)
+}
+
+/// It is back; `true` when nothing uses the socket now.
+pub(crate) fn unpin(id: u32) -> bool {
+    take(id, PIN, USERS_MASK & !FDS_MASK)
+}
+
+/// Descriptors of this process for the socket, and calls of it that sleep on it.
 #[must_use]
 pub fn holders(id: u32) -> u32 {
-    count(id).map_or(0, |c| c.load(Ordering::Acquire))
+    count(id).map_or(0, |c| c.load(Ordering::Acquire) & USERS_MASK)
+}
+
+/// Notes that the daemon holds the socket as long as any descriptor for it is open. `false` when it was noted before.
+pub(crate) fn set_held(id: u32) -> bool {
+    count(id).is_some_and(|c| c.fetch_or(HELD, Ordering::AcqRel) & HELD == 0)
+}
+
+/// Undoes [`set_held`].
+pub(crate) fn clear_held(id: u32) {
+    if let Some(c) = count(id) {
+        c.fetch_and(!HELD, Ordering::AcqRel);
+    }
+}
+
+/// In a forked child: threads that slept are not there, so only descriptors count.
+pub(crate) fn recount() {
+    let counts = COUNTS.load(Ordering::Acquire);
+    if counts.is_null() {
+        return;
+    }
+    let len = COUNTS_LEN.load(Ordering::Acquire) as usize * size_of::<AtomicU32>();
+    // SAFETY: our own private mapping; its pages read as zero afterwards.
+    unsafe { libc::syscall(libc::SYS_madvise, counts, len, libc::MADV_DONTNEED) };
+    for_each_socket(|_, id, _| {
+        add_holder(id);
+    });
 }
 
 /// Calls `f` for each socket held (each id once per descriptor).
@@ -153,14 +214,11 @@ pub fn for_each_socket(mut f: impl FnMut(c_int, u32, u16)) {
 /// Forgets everything (a raw-forked child starts again by scanning).
 pub fn clear() {
     for fd in 0..top() {
-        if let Some(s) = slot(fd)
-            && let Entry::Socket { id, .. } =
-                Entry::from_word(s.swap(0, Ordering::AcqRel))
-            && let Some(c) = count(id)
-        {
-            c.store(0, Ordering::Release);
+        if let Some(s) = slot(fd) {
+            s.store(0, Ordering::Release);
         }
     }
+    recount();
 }
 
 #[cfg(test)]

@@ -127,6 +127,8 @@ pub(crate) fn finish_in_child() -> bool {
     };
     gate::reset();
     control::reset();
+    crate::grants::reset();
+    fdtable::recount();
     rings::reset(p.device().header().epoch.load(Ordering::Acquire));
     process::become_identity(id);
     crate::attach::protect(p);

@@ -18,15 +18,20 @@
 #![cfg_attr(not(test), no_std)]
 
 pub mod attach;
+pub mod calls;
 pub mod control;
 pub mod events;
 pub mod fdtable;
 pub mod fork;
 pub mod gate;
+pub mod grants;
+mod io;
+mod next;
 pub mod process;
 pub mod rings;
 pub mod standin;
 pub mod sys;
+mod wait;
 
 /// A broken invariant ends the process as abort() does: nothing is printed from inside a foreign program.
 #[cfg(not(test))]

@@ -133,6 +133,13 @@ impl Process {
         self.doorbell_fd.load(Ordering::Acquire)
     }
 
+    /// One of our descriptors has another number now.
+    pub(crate) fn moved(&self, from: c_int, to: c_int) {
+        for fd in [&self.control_fd, &self.engine_fd, &self.doorbell_fd] {
+            let _ = fd.compare_exchange(from, to, Ordering::AcqRel, Ordering::Relaxed);
+        }
+    }
+
     /// Counts something that is not served, for `nk why`.
     pub fn count_missed(&self, kind: Missed, detail: u64) {
         if let Some(row) = self.row() {

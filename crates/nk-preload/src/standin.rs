@@ -1,10 +1,13 @@
 //! Stand-ins: the descriptor that a program sees for a socket is a lone `AF_UNIX` `SOCK_SEQPACKET` socket, tagged with the
 //! socket's id. The tag survives dup, fork, exec and SCM_RIGHTS, so the kernel keeps the truth of who has what.
 
+use core::sync::atomic::Ordering;
+
 use libc::{c_int, c_void};
+use nk_device::{Cell, Nqe, Op};
 
 use crate::process::Process;
-use crate::{fdtable, sys};
+use crate::{fdtable, rings, sys};
 
 const TAG: u64 = 0x4e4b;
 
@@ -91,9 +94,13 @@ pub fn enter(p: &Process, fd: c_int, id: u32, generation: u16) {
 
 /// One descriptor of the socket less; the last one lets the socket go. The caller holds the gate.
 pub fn leave(p: &Process, id: u32, generation: u16) {
-    if !fdtable::drop_holder(id) {
-        return;
+    if fdtable::drop_holder(id) {
+        let_go(p, id, generation);
     }
+}
+
+/// This process uses the socket no more.
+pub(crate) fn let_go(p: &Process, id: u32, generation: u16) {
     let Some(cell) = p.cell(id) else { return };
     let unheld = cell.release(p.row_number());
     if fdtable::holders(id) != 0 {
@@ -102,7 +109,10 @@ pub fn leave(p: &Process, id: u32, generation: u16) {
         return;
     }
     if unheld {
-        crate::rings::push_job(p, &nk_device::Nqe::new(nk_device::Op::Close, id, generation));
+        let linger = cell.linger.load(Ordering::Relaxed);
+        let mut close = Nqe::new(Op::Close, id, generation);
+        close.op_data = u64::from(linger);
+        rings::push_job(p, &close);
     }
 }
 
@@ -168,7 +178,7 @@ pub fn import(p: &Process) {
     for_each_open_fd(|fd| {
         if let Some((id, generation)) = read_tag(fd)
             && p.cell(id).is_some_and(|c| {
-                c.generation.load(core::sync::atomic::Ordering::Acquire) == u32::from(generation)
+                c.generation.load(Ordering::Acquire) == u32::from(generation)
             })
         {
             enter(p, fd, id, generation);
@@ -185,7 +195,7 @@ pub fn release_others(p: &Process) {
     let Some(first) = device.cell(0) else { return };
     let start = (&raw const *first) as usize & !4095;
     let cells = device.layout().cells;
-    let end = (&raw const *first) as usize + cells as usize * size_of::<nk_device::Cell>();
+    let end = (&raw const *first) as usize + cells as usize * size_of::<Cell>();
     let mut resident = [0u8; 256];
     let mut at = start;
     while at < end {
@@ -200,18 +210,18 @@ pub fn release_others(p: &Process) {
             }
             let page = at + i * 4096;
             for slot in 0..4 {
-                let address = page + slot * size_of::<nk_device::Cell>();
+                let address = page + slot * size_of::<Cell>();
                 let Some(offset) = address.checked_sub(&raw const *first as usize) else { continue };
-                let id = (offset / size_of::<nk_device::Cell>()) as u32;
+                let id = (offset / size_of::<Cell>()) as u32;
                 if let Some(cell) = device.cell(id)
                     && cell.is_held_by(row)
                     && fdtable::holders(id) == 0
                     && cell.release(row)
                 {
-                    let generation = cell.generation.load(core::sync::atomic::Ordering::Acquire);
-                    crate::rings::push_job(
+                    let generation = cell.generation.load(Ordering::Acquire);
+                    rings::push_job(
                         p,
-                        &nk_device::Nqe::new(nk_device::Op::Close, id, generation as u16),
+                        &Nqe::new(Op::Close, id, generation as u16),
                     );
                 }
             }

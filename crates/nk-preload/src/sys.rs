@@ -5,6 +5,10 @@ use core::sync::atomic::AtomicU32;
 
 use libc::{c_int, c_long, c_void, timespec};
 
+// A library without std names the C library itself, so that its symbols carry their versions.
+#[link(name = "c")]
+unsafe extern "C" {}
+
 /// The calling thread's errno.
 #[must_use]
 pub fn errno() -> c_int {
@@ -283,4 +287,49 @@ pub fn seqpacket_pair() -> Result<[c_int; 2], c_int> {
         )
     };
     if r < 0 { Err(errno()) } else { Ok(p) }
+}
+
+/// fcntl by syscall.
+pub fn fcntl(fd: c_int, command: c_int, argument: usize) -> c_int {
+    // SAFETY: the program's own argument, or a number of ours.
+    unsafe { libc::syscall(libc::SYS_fcntl, fd, command, argument) as c_int }
+}
+
+/// Moves one of our descriptors to another number of the upper range; -1 when there is none. errno is preserved.
+#[must_use]
+pub fn move_internal(fd: c_int) -> c_int {
+    let saved = errno();
+    let up = fcntl(fd, libc::F_DUPFD_CLOEXEC, INTERNAL_FD_MIN as usize);
+    let up = if up < 0 { fcntl(fd, libc::F_DUPFD_CLOEXEC, 3) } else { up };
+    set_errno(saved);
+    up
+}
+
+/// A private mapping, unmapped on drop: memory for calls that must not use the program's allocator.
+#[derive(Debug)]
+pub struct Memory {
+    at: *mut u8,
+    len: usize,
+}
+
+impl Memory {
+    /// Zeroed memory.
+    #[must_use]
+    pub fn new(len: usize) -> Option<Memory> {
+        let at = map_private(len).cast::<u8>();
+        (!at.is_null()).then_some(Memory { at, len })
+    }
+
+    /// Its start.
+    #[must_use]
+    pub fn as_ptr(&self) -> *mut u8 {
+        self.at
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is this value's own.
+        unsafe { libc::syscall(libc::SYS_munmap, self.at, self.len) };
+    }
 }

@@ -1,0 +1,71 @@
+//! fdopen on a socket: a stream of the C library whose reads and writes come back here.
+
+use core::ffi::CStr;
+
+use libc::{c_char, c_int, c_void};
+
+use super::descriptors::close;
+use super::messages::{read, write};
+use crate::fdtable::{self, Entry};
+use crate::{next, sys};
+
+#[repr(C)]
+struct CookieFunctions {
+    read: Option<unsafe extern "C" fn(*mut c_void, *mut c_char, usize) -> isize>,
+    write: Option<unsafe extern "C" fn(*mut c_void, *const c_char, usize) -> isize>,
+    seek: Option<unsafe extern "C" fn(*mut c_void, *mut i64, c_int) -> c_int>,
+    close: Option<unsafe extern "C" fn(*mut c_void) -> c_int>,
+}
+
+unsafe extern "C" {
+    fn fopencookie(cookie: *mut c_void, mode: *const c_char, io: CookieFunctions) -> *mut c_void;
+}
+
+// The cookie is the descriptor's number.
+unsafe extern "C" fn cookie_read(cookie: *mut c_void, to: *mut c_char, len: usize) -> isize {
+    // SAFETY: the C library's own buffer.
+    unsafe { read(cookie as usize as c_int, to.cast(), len) }
+}
+unsafe extern "C" fn cookie_write(cookie: *mut c_void, from: *const c_char, len: usize) -> isize {
+    // SAFETY: the C library's own buffer.
+    let n = unsafe { write(cookie as usize as c_int, from.cast(), len) };
+    // A cookie's write reports errors as 0.
+    n.max(0)
+}
+unsafe extern "C" fn cookie_close(cookie: *mut c_void) -> c_int {
+    close(cookie as usize as c_int)
+}
+
+/// fdopen(3).
+///
+/// # Safety
+/// As fdopen(3).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn fdopen(fd: c_int, mode: *const c_char) -> *mut c_void {
+    if let Entry::Socket { .. } = fdtable::get(fd) {
+        if mode.is_null() {
+            sys::set_errno(libc::EINVAL);
+            return core::ptr::null_mut();
+        }
+        // SAFETY: the program's C string.
+        if unsafe { CStr::from_ptr(mode) }.to_bytes().contains(&b'e') {
+            sys::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC as usize);
+        }
+        let io = CookieFunctions {
+            read: Some(cookie_read),
+            write: Some(cookie_write),
+            seek: None,
+            close: Some(cookie_close),
+        };
+        // SAFETY: the functions above take such a cookie.
+        return unsafe { fopencookie(fd as usize as *mut c_void, mode, io) };
+    }
+    type Fdopen = unsafe extern "C" fn(c_int, *const c_char) -> *mut c_void;
+    let real = next::FDOPEN.get();
+    if real.is_null() {
+        sys::set_errno(libc::ENOSYS);
+        return core::ptr::null_mut();
+    }
+    // SAFETY: the C library's function of that name and signature, with the program's arguments.
+    unsafe { core::mem::transmute::<*mut c_void, Fdopen>(real)(fd, mode) }
+}

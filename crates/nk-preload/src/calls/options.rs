@@ -1,0 +1,254 @@
+//! getsockopt and setsockopt: the core's table says what happens to each.
+
+use core::mem::size_of;
+use core::sync::atomic::Ordering;
+
+use libc::{c_int, c_void, linger, socklen_t, timeval};
+use nk_device::nqe::pack_option;
+use nk_device::row::Missed;
+use nk_device::{Nqe, Op};
+use nk_guestlib::options::{Policy, SOL_SOCKET, lookup};
+
+use super::messages::is_listening;
+use super::socket::family;
+use super::{Target, int_result, native, target};
+use crate::io::Open;
+use crate::{rings, sys};
+
+/// Bytes that fit into an NQE.
+const INLINE_MAX: usize = 16;
+/// Linux refuses longer ones of those that we forward.
+const LINGER_SECONDS_MAX: u32 = i32::MAX as u32 / 1000;
+
+fn missed(s: &Open, kind: Missed, level: c_int, name: c_int) {
+    s.p.count_missed(kind, (level as u64 & 0xffff) << 16 | (name as u64 & 0xffff));
+}
+
+fn read_value<T: Copy>(value: *const c_void, len: socklen_t) -> Result<T, c_int> {
+    if (len as usize) < size_of::<T>() || len as i32 <= 0 {
+        return Err(libc::EINVAL);
+    }
+    if value.is_null() {
+        return Err(libc::EFAULT);
+    }
+    // SAFETY: the program says that `len` bytes are there; T is plain data.
+    Ok(unsafe { value.cast::<T>().read_unaligned() })
+}
+
+fn timeout_us(value: *const c_void, len: socklen_t) -> Result<u64, c_int> {
+    let t: timeval = read_value(value, len)?;
+    if !(0..1_000_000).contains(&t.tv_usec) {
+        return Err(libc::EDOM);
+    }
+    if t.tv_sec < 0 {
+        // Linux: an immediate timeout. 0 would be none.
+        return Ok(1);
+    }
+    Ok((t.tv_sec as u64).saturating_mul(1_000_000).saturating_add(t.tv_usec as u64))
+}
+
+fn set_local(s: &Open, name: c_int, value: *const c_void, len: socklen_t) -> Result<(), c_int> {
+    match name {
+        libc::SO_RCVTIMEO => {
+            s.cell.rcv_timeout_us.store(timeout_us(value, len)?, Ordering::Relaxed);
+        }
+        libc::SO_SNDTIMEO => {
+            s.cell.snd_timeout_us.store(timeout_us(value, len)?, Ordering::Relaxed);
+        }
+        libc::SO_LINGER => {
+            let l: linger = read_value(value, len)?;
+            let seconds = (l.l_linger as u32).min(LINGER_SECONDS_MAX);
+            s.cell.linger.store(if l.l_onoff == 0 { 0 } else { seconds + 1 }, Ordering::Relaxed);
+        }
+        libc::SO_RCVLOWAT => {
+            let n: c_int = read_value(value, len)?;
+            let n = if n < 0 { c_int::MAX } else { n.max(1) };
+            s.cell.rcv_lowat.store(n as u32, Ordering::Relaxed);
+        }
+        // SO_TYPE, SO_ERROR, SO_ACCEPTCONN, SO_PROTOCOL, SO_DOMAIN.
+        _ => return Err(libc::ENOPROTOOPT),
+    }
+    Ok(())
+}
+
+fn words_of(value: *const c_void, len: usize) -> (u64, u64) {
+    let mut bytes = [0u8; INLINE_MAX];
+    // SAFETY: the program says that `len` bytes are there; at most 16 are copied into a local of 16.
+    unsafe {
+        core::ptr::copy_nonoverlapping(
+            value.cast::<u8>(),
+            bytes.as_mut_ptr(),
+            len.min(INLINE_MAX),
+        );
+    }
+    let all = u128::from_le_bytes(bytes);
+    (all as u64, (all >> 64) as u64)
+}
+
+fn set(s: &Open, level: c_int, name: c_int, value: *const c_void, len: socklen_t) -> Result<(), c_int> {
+    if (len as i32) < 0 {
+        return Err(libc::EINVAL);
+    }
+    let Some(option) = lookup(level, name) else {
+        missed(s, Missed::SetSockOpt, level, name);
+        return Err(libc::ENOPROTOOPT);
+    };
+    let wait = match option.policy {
+        Policy::Local => return set_local(s, name, value, len),
+        Policy::ReadOnly(e) => return Err(e),
+        Policy::Refuse(e) => {
+            missed(s, Missed::SetSockOpt, level, name);
+            return Err(e);
+        }
+        Policy::Forward => false,
+        Policy::ForwardSync => true,
+    };
+    // Every option that is forwarded is an int, an u64 or a name; Linux wants an int's length at least, except for names
+    // and for the IP level, which takes one byte as well.
+    if !wait && (len as usize) < size_of::<c_int>() {
+        return Err(libc::EINVAL);
+    }
+    if value.is_null() && len > 0 {
+        return Err(libc::EFAULT);
+    }
+    let length = (len as usize).min(INLINE_MAX);
+    let mut nqe = Nqe::new(Op::SetSockOpt, s.id, s.generation);
+    nqe.size = pack_option(level as u8, name as u16, length as u8);
+    (nqe.op_data, nqe.data) = words_of(value, length);
+    if wait {
+        rings::call(s.p, nqe, false).map(|_| ())
+    } else {
+        rings::push_job(s.p, &nqe);
+        Ok(())
+    }
+}
+
+/// setsockopt(2).
+///
+/// # Safety
+/// As setsockopt(2).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn setsockopt(
+    fd: c_int,
+    level: c_int,
+    name: c_int,
+    value: *const c_void,
+    len: socklen_t,
+) -> c_int {
+    match target(fd) {
+        Target::Socket(s) => int_result(set(&s, level, name, value, len)),
+        Target::Native => native!(libc::SYS_setsockopt, fd, level, name, value, len) as c_int,
+        Target::Error(e) => sys::fail(e),
+    }
+}
+
+fn write_value(from: *const u8, size: usize, value: *mut c_void, len: *mut socklen_t) -> Result<(), c_int> {
+    // SAFETY: the program's pointer to a length (checked by the caller).
+    let room = unsafe { len.read_unaligned() } as usize;
+    let n = size.min(room);
+    if value.is_null() && n > 0 {
+        return Err(libc::EFAULT);
+    }
+    // SAFETY: `n` bytes of ours into the program's buffer of at least as many.
+    unsafe {
+        core::ptr::copy_nonoverlapping(from, value.cast::<u8>(), n);
+        len.write_unaligned(n as socklen_t);
+    }
+    Ok(())
+}
+
+fn write_plain<T: Copy>(v: T, value: *mut c_void, len: *mut socklen_t) -> Result<(), c_int> {
+    write_value((&raw const v).cast::<u8>(), size_of::<T>(), value, len)
+}
+
+fn get_local(s: &Open, name: c_int, value: *mut c_void, len: *mut socklen_t) -> Result<(), c_int> {
+    let time = |us: u64| timeval {
+        tv_sec: (us / 1_000_000) as i64,
+        tv_usec: (us % 1_000_000) as i64,
+    };
+    match name {
+        libc::SO_RCVTIMEO => {
+            write_plain(time(s.cell.rcv_timeout_us.load(Ordering::Relaxed)), value, len)
+        }
+        libc::SO_SNDTIMEO => {
+            write_plain(time(s.cell.snd_timeout_us.load(Ordering::Relaxed)), value, len)
+        }
+        libc::SO_LINGER => {
+            let l = s.cell.linger.load(Ordering::Relaxed);
+            let l = linger {
+                l_onoff: c_int::from(l != 0),
+                l_linger: l.saturating_sub(1) as c_int,
+            };
+            write_plain(l, value, len)
+        }
+        _ => {
+            let v: c_int = match name {
+                libc::SO_TYPE => ((s.cell.kind.load(Ordering::Relaxed) >> 16) & 0xf) as c_int,
+                libc::SO_ERROR => s.cell.take_error(),
+                libc::SO_ACCEPTCONN => c_int::from(is_listening(s)),
+                libc::SO_PROTOCOL => libc::IPPROTO_TCP,
+                libc::SO_DOMAIN => family(s.cell).into(),
+                libc::SO_RCVLOWAT => s.cell.rcv_lowat.load(Ordering::Relaxed).max(1) as c_int,
+                _ => return Err(libc::ENOPROTOOPT),
+            };
+            write_plain(v, value, len)
+        }
+    }
+}
+
+fn get(s: &Open, level: c_int, name: c_int, value: *mut c_void, len: *mut socklen_t) -> Result<(), c_int> {
+    if len.is_null() {
+        return Err(libc::EFAULT);
+    }
+    // SAFETY: the program's pointer to a length.
+    let room = unsafe { len.read_unaligned() };
+    if (room as i32) < 0 {
+        return Err(libc::EINVAL);
+    }
+    let Some(option) = lookup(level, name) else {
+        missed(s, Missed::GetSockOpt, level, name);
+        return Err(libc::ENOPROTOOPT);
+    };
+    match option.policy {
+        Policy::Local if option.level == SOL_SOCKET => return get_local(s, name, value, len),
+        Policy::Local | Policy::Refuse(_) => {
+            missed(s, Missed::GetSockOpt, level, name);
+            return Err(libc::ENOPROTOOPT);
+        }
+        Policy::Forward | Policy::ForwardSync | Policy::ReadOnly(_) => {}
+    }
+    let mut nqe = Nqe::new(Op::GetSockOpt, s.id, s.generation);
+    nqe.size = pack_option(level as u8, name as u16, room.min(255) as u8);
+    rings::call_with_reply(s.p, nqe, |reply| {
+        let size = reply.size as usize;
+        if size <= INLINE_MAX {
+            let bytes = (u128::from(reply.op_data) | u128::from(reply.data) << 64).to_le_bytes();
+            return write_value(bytes.as_ptr(), size, value, len);
+        }
+        let mut bytes = [0u8; nk_device::qset::REPLY_BYTES];
+        let Some(q) = s.p.device().qset(s.p.qset()) else { return Err(libc::ENETDOWN) };
+        for (to, from) in bytes.chunks_exact_mut(8).zip(&q.reply) {
+            to.copy_from_slice(&from.load(Ordering::Acquire).to_le_bytes());
+        }
+        write_value(bytes.as_ptr(), size.min(bytes.len()), value, len)
+    })?
+}
+
+/// getsockopt(2).
+///
+/// # Safety
+/// As getsockopt(2).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn getsockopt(
+    fd: c_int,
+    level: c_int,
+    name: c_int,
+    value: *mut c_void,
+    len: *mut socklen_t,
+) -> c_int {
+    match target(fd) {
+        Target::Socket(s) => int_result(get(&s, level, name, value, len)),
+        Target::Native => native!(libc::SYS_getsockopt, fd, level, name, value, len) as c_int,
+        Target::Error(e) => sys::fail(e),
+    }
+}

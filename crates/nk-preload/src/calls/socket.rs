@@ -1,0 +1,427 @@
+//! socket, bind, listen, connect, accept, shutdown and the names of both ends.
+
+use core::sync::atomic::Ordering;
+
+use libc::{c_int, sockaddr, socklen_t};
+use nk_device::addr::{AF_INET, AF_INET6};
+use nk_device::cell::{
+    GF_CONNECT_CALLED, GF_SHUT_RD, GF_SHUT_WR, SF_BOUND, SF_CONNECTED, SF_CONNECTING, SF_DEAD,
+    SF_LISTENING,
+};
+use nk_device::row::Missed;
+use nk_device::stream::AcceptedSocket;
+use nk_device::{Addr, Cell, Nqe, Op};
+use nk_guestlib::accept::{Accepted, accept as core_accept};
+use nk_guestlib::connect::{AGAIN, ConnectState, TWICE, state as connect_state};
+
+use super::address::{self, Given};
+use super::{Target, int_result, native, target};
+use crate::io::Open;
+use crate::process::{Process, process};
+use crate::wait::{self, Ended, On};
+use crate::{gate, grants, rings, standin, sys};
+
+const TYPE_MASK: c_int = 0xf;
+const SOCK_PACKET: c_int = 10;
+const FLAGS: c_int = libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
+
+/// The family of a cell.
+pub(crate) fn family(cell: &Cell) -> u16 {
+    cell.kind.load(Ordering::Relaxed) as u16
+}
+
+/// The checks of Linux's `inet_create`, for what NetKernel serves.
+fn check_kind(p: &Process, domain: c_int, kind: c_int, protocol: c_int) -> Result<(), c_int> {
+    if kind & !TYPE_MASK & !FLAGS != 0 {
+        return Err(libc::EINVAL);
+    }
+    let kind = kind & TYPE_MASK;
+    let missed = |e| {
+        let detail = (domain as u64 & 0xffff) | (kind as u64) << 16 | (protocol as u64 & 0xffff) << 32;
+        p.count_missed(Missed::Socket, detail);
+        Err(e)
+    };
+    if kind > SOCK_PACKET || !(0..=libc::IPPROTO_MPTCP).contains(&protocol) {
+        return Err(libc::EINVAL);
+    }
+    match (kind, protocol) {
+        (libc::SOCK_STREAM, 0 | libc::IPPROTO_TCP) => Ok(()),
+        (libc::SOCK_RAW | SOCK_PACKET, _) => missed(libc::EPERM),
+        (libc::SOCK_STREAM | libc::SOCK_DGRAM, _) => missed(libc::EPROTONOSUPPORT),
+        _ => missed(libc::ESOCKTNOSUPPORT),
+    }
+}
+
+fn create(p: &Process, domain: c_int, kind: c_int, protocol: c_int) -> Result<c_int, c_int> {
+    check_kind(p, domain, kind, protocol)?;
+    let _changing = gate::enter();
+    let id = grants::take_id(p)?;
+    let Some(cell) = p.cell(id) else { return Err(libc::ENFILE) };
+    let generation = cell.generation.load(Ordering::Acquire) as u16;
+    let fd = match standin::make(id, generation, kind & FLAGS) {
+        Ok(fd) => fd,
+        Err(e) => {
+            grants::put_back_id(id);
+            return Err(e);
+        }
+    };
+    let base = kind & TYPE_MASK;
+    cell.kind.store(domain as u32 | (base as u32) << 16, Ordering::Relaxed);
+    cell.nonblock.store(u32::from(kind & libc::SOCK_NONBLOCK != 0), Ordering::Relaxed);
+    standin::enter(p, fd, id, generation);
+    let mut nqe = Nqe::new(Op::Socket, id, generation);
+    nqe.op_data =
+        domain as u64 | (base as u64) << 16 | u64::from(libc::IPPROTO_TCP as u32) << 32;
+    rings::push_job(p, &nqe);
+    Ok(fd)
+}
+
+/// socket(2).
+#[unsafe(no_mangle)]
+pub extern "C" fn socket(domain: c_int, kind: c_int, protocol: c_int) -> c_int {
+    if (domain == libc::AF_INET || domain == libc::AF_INET6)
+        && let Some(p) = process()
+    {
+        let saved = sys::errno();
+        return match create(p, domain, kind, protocol) {
+            Ok(fd) => {
+                sys::set_errno(saved);
+                fd
+            }
+            Err(e) => sys::fail(e),
+        };
+    }
+    native!(libc::SYS_socket, domain, kind, protocol) as c_int
+}
+
+/// socketpair(2): never for Internet sockets, on Linux too.
+///
+/// # Safety
+/// `pair` has room for two ints.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn socketpair(
+    domain: c_int,
+    kind: c_int,
+    protocol: c_int,
+    pair: *mut c_int,
+) -> c_int {
+    if (domain == libc::AF_INET || domain == libc::AF_INET6) && process().is_some() {
+        return sys::fail(libc::EOPNOTSUPP);
+    }
+    native!(libc::SYS_socketpair, domain, kind, protocol, pair) as c_int
+}
+
+fn with_address(op: Op, s: &Open, a: Addr) -> Nqe {
+    let (size, op_data, data) = a.to_words();
+    Nqe { size, op_data, data, ..Nqe::new(op, s.id, s.generation) }
+}
+
+fn do_bind(s: &Open, addr: *const sockaddr, len: socklen_t) -> Result<(), c_int> {
+    let family = family(s.cell);
+    let a = match address::read(addr, len, family)? {
+        Given::Addr(a) => a,
+        Given::Unspecified { port_of_any: Some(port) } if family == AF_INET => {
+            Addr::v4([0; 4], port)
+        }
+        Given::Unspecified { .. } => return Err(libc::EAFNOSUPPORT),
+    };
+    rings::call(s.p, with_address(Op::Bind, s, a), false).map(|_| ())
+}
+
+/// bind(2).
+///
+/// # Safety
+/// As bind(2).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn bind(fd: c_int, addr: *const sockaddr, len: socklen_t) -> c_int {
+    match target(fd) {
+        Target::Socket(s) => int_result(do_bind(&s, addr, len)),
+        Target::Native => native!(libc::SYS_bind, fd, addr, len) as c_int,
+        Target::Error(e) => sys::fail(e),
+    }
+}
+
+/// listen(2).
+#[unsafe(no_mangle)]
+pub extern "C" fn listen(fd: c_int, backlog: c_int) -> c_int {
+    match target(fd) {
+        Target::Socket(s) => {
+            let mut nqe = Nqe::new(Op::Listen, s.id, s.generation);
+            nqe.op_data = backlog as u32 as u64;
+            int_result(rings::call(s.p, nqe, false).map(|_| ()))
+        }
+        Target::Native => native!(libc::SYS_listen, fd, backlog) as c_int,
+        Target::Error(e) => sys::fail(e),
+    }
+}
+
+/// How a look at a connect under way ends.
+fn settle(s: &Open) -> Option<Result<(), c_int>> {
+    match connect_state(s.cell) {
+        ConnectState::InProgress if wait::engine_is_up(s.p) => None,
+        ConnectState::InProgress => Some(Err(libc::ECONNRESET)),
+        ConnectState::Connected => {
+            // Whoever clears the bit reports the success; to later callers the socket is connected.
+            let g = s.cell.guest_state.fetch_and(!GF_CONNECT_CALLED, Ordering::AcqRel);
+            Some(if g & GF_CONNECT_CALLED != 0 { Ok(()) } else { Err(TWICE) })
+        }
+        ConnectState::Failed(e) => {
+            s.cell.guest_state.fetch_and(!GF_CONNECT_CALLED, Ordering::AcqRel);
+            Some(Err(e))
+        }
+        ConnectState::Idle => Some(Err(libc::ECONNABORTED)),
+        ConnectState::Listening => Some(Err(TWICE)),
+    }
+}
+
+fn do_connect(s: &Open, addr: *const sockaddr, len: socklen_t) -> Result<(), c_int> {
+    let a = match address::read(addr, len, family(s.cell))? {
+        Given::Unspecified { .. } => {
+            let r = rings::call(s.p, Nqe::new(Op::Disconnect, s.id, s.generation), false);
+            s.cell
+                .guest_state
+                .fetch_and(!(GF_CONNECT_CALLED | GF_SHUT_RD | GF_SHUT_WR), Ordering::AcqRel);
+            return r.map(|_| ());
+        }
+        Given::Addr(a) => a,
+    };
+    let nonblocking = s.is_nonblocking(0);
+    match connect_state(s.cell) {
+        ConnectState::Idle => {
+            wait::for_engine(s.p)?;
+            s.cell.guest_state.fetch_or(GF_CONNECT_CALLED, Ordering::AcqRel);
+            rings::push_job(s.p, &with_address(Op::Connect, s, a));
+            if nonblocking {
+                return Err(libc::EINPROGRESS);
+            }
+        }
+        ConnectState::InProgress if nonblocking => {
+            return settle(s).unwrap_or(Err(AGAIN));
+        }
+        ConnectState::InProgress => {}
+        ConnectState::Failed(e) => {
+            s.cell.guest_state.fetch_and(!GF_CONNECT_CALLED, Ordering::AcqRel);
+            return Err(e);
+        }
+        ConnectState::Connected | ConnectState::Listening => {
+            return settle(s).unwrap_or(Err(TWICE));
+        }
+    }
+    let timeout_us = s.cell.snd_timeout_us.load(Ordering::Relaxed);
+    match wait::until(s.p, s.id, s.generation, On::Tx, timeout_us, || settle(s)) {
+        Ok(r) => r,
+        Err(Ended::Interrupted) => Err(libc::EINTR),
+        Err(Ended::TimedOut) => Err(libc::EINPROGRESS),
+    }
+}
+
+/// connect(2).
+///
+/// # Safety
+/// As connect(2).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn connect(fd: c_int, addr: *const sockaddr, len: socklen_t) -> c_int {
+    match target(fd) {
+        Target::Socket(s) => int_result(do_connect(&s, addr, len)),
+        Target::Native => native!(libc::SYS_connect, fd, addr, len) as c_int,
+        Target::Error(e) => sys::fail(e),
+    }
+}
+
+/// Pops one accepted socket for this row.
+fn pop(s: &Open) -> Option<Result<AcceptedSocket, c_int>> {
+    match core_accept(s.p.device(), s.cell, s.p.row_number()) {
+        Accepted::Socket { socket, rx_room } => {
+            if rx_room {
+                s.push(Op::RxRoom);
+            }
+            Some(Ok(socket))
+        }
+        Accepted::WouldBlock => None,
+        Accepted::Errno(e) => Some(Err(e)),
+    }
+}
+
+/// One accept that does not block. The descriptor comes first: without one the connection stays in the queue for others.
+fn accept_now(s: &Open, flags: c_int) -> Option<Result<(c_int, AcceptedSocket), c_int>> {
+    let listening = s.cell.state.load(Ordering::Acquire) & (SF_LISTENING | SF_DEAD) == SF_LISTENING;
+    if listening
+        && s.cell.guest_state.load(Ordering::Acquire) & GF_SHUT_RD == 0
+        && nk_guestlib::recv::is_empty(s.cell)
+    {
+        return None;
+    }
+    let _changing = gate::enter();
+    let fd = match standin::make(0, 0, flags) {
+        Ok(fd) => fd,
+        Err(e) => return Some(Err(e)),
+    };
+    let popped = pop(s);
+    let Some(Ok(a)) = popped else {
+        sys::close(fd);
+        return popped.map(|r| r.map(|a| (fd, a)));
+    };
+    let Some(cell) = s.p.cell(a.socket) else {
+        sys::close(fd);
+        return Some(Err(libc::ECONNABORTED));
+    };
+    cell.kind.store(s.cell.kind.load(Ordering::Relaxed), Ordering::Relaxed);
+    cell.nonblock.store(u32::from(flags & libc::SOCK_NONBLOCK != 0), Ordering::Relaxed);
+    inherit(s.cell, cell);
+    // The row's bit is set since the pop; entering it counts it.
+    let tagged = standin::tag(fd, a.socket, a.generation);
+    standin::enter(s.p, fd, a.socket, a.generation);
+    match tagged {
+        Ok(()) => Some(Ok((fd, a))),
+        Err(e) => {
+            super::descriptors::close_socket(s.p, fd, a.socket, a.generation);
+            Some(Err(e))
+        }
+    }
+}
+
+/// What Linux copies from a listener to the sockets accepted from it, of the options that live in the cell.
+fn inherit(from: &Cell, to: &Cell) {
+    to.rcv_lowat.store(from.rcv_lowat.load(Ordering::Relaxed), Ordering::Relaxed);
+    to.linger.store(from.linger.load(Ordering::Relaxed), Ordering::Relaxed);
+    to.rcv_timeout_us.store(from.rcv_timeout_us.load(Ordering::Relaxed), Ordering::Relaxed);
+    to.snd_timeout_us.store(from.snd_timeout_us.load(Ordering::Relaxed), Ordering::Relaxed);
+}
+
+fn do_accept(
+    s: &Open,
+    addr: *mut sockaddr,
+    len: *mut socklen_t,
+    flags: c_int,
+) -> Result<c_int, c_int> {
+    if flags & !FLAGS != 0 {
+        return Err(libc::EINVAL);
+    }
+    let r = match accept_now(s, flags) {
+        Some(r) => r?,
+        None if s.is_nonblocking(0) => return Err(libc::EAGAIN),
+        None => {
+            let timeout_us = s.cell.rcv_timeout_us.load(Ordering::Relaxed);
+            wait::until(s.p, s.id, s.generation, On::Rx, timeout_us, || accept_now(s, flags))
+                .map_err(Ended::errno)??
+        }
+    };
+    let (fd, a) = r;
+    if !addr.is_null()
+        && let Some(cell) = s.p.cell(a.socket)
+        && let Err(e) = address::write(&cell.peer.load(), addr, len)
+    {
+        super::descriptors::close(fd);
+        return Err(e);
+    }
+    Ok(fd)
+}
+
+/// accept4(2).
+///
+/// # Safety
+/// As accept4(2).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn accept4(
+    fd: c_int,
+    addr: *mut sockaddr,
+    len: *mut socklen_t,
+    flags: c_int,
+) -> c_int {
+    match target(fd) {
+        Target::Socket(s) => {
+            let saved = sys::errno();
+            match do_accept(&s, addr, len, flags) {
+                Ok(fd) => {
+                    sys::set_errno(saved);
+                    fd
+                }
+                Err(e) => sys::fail(e),
+            }
+        }
+        Target::Native => native!(libc::SYS_accept4, fd, addr, len, flags) as c_int,
+        Target::Error(e) => sys::fail(e),
+    }
+}
+
+/// accept(2).
+///
+/// # Safety
+/// As accept(2).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn accept(fd: c_int, addr: *mut sockaddr, len: *mut socklen_t) -> c_int {
+    // SAFETY: the caller's promise.
+    unsafe { accept4(fd, addr, len, 0) }
+}
+
+fn do_shutdown(s: &Open, how: c_int) -> Result<(), c_int> {
+    let bits = match how {
+        libc::SHUT_RD => GF_SHUT_RD,
+        libc::SHUT_WR => GF_SHUT_WR,
+        libc::SHUT_RDWR => GF_SHUT_RD | GF_SHUT_WR,
+        _ => return Err(libc::EINVAL),
+    };
+    let state = s.cell.state.load(Ordering::Acquire);
+    if state & SF_DEAD != 0 || state & (SF_CONNECTED | SF_CONNECTING | SF_LISTENING) == 0 {
+        return Err(libc::ENOTCONN);
+    }
+    s.cell.guest_state.fetch_or(bits, Ordering::SeqCst);
+    let mut nqe = Nqe::new(Op::Shutdown, s.id, s.generation);
+    nqe.op_data = how as u64;
+    rings::push_job(s.p, &nqe);
+    // Whoever sleeps looks again; those that were about to sleep are woken by the service's answer to the NQE.
+    sys::futex_wake(&s.cell.rx_wake, i32::MAX);
+    sys::futex_wake(&s.cell.tx_wake, i32::MAX);
+    Ok(())
+}
+
+/// shutdown(2).
+#[unsafe(no_mangle)]
+pub extern "C" fn shutdown(fd: c_int, how: c_int) -> c_int {
+    match target(fd) {
+        Target::Socket(s) => int_result(do_shutdown(&s, how)),
+        Target::Native => native!(libc::SYS_shutdown, fd, how) as c_int,
+        Target::Error(e) => sys::fail(e),
+    }
+}
+
+/// getsockname(2).
+///
+/// # Safety
+/// As getsockname(2).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn getsockname(fd: c_int, addr: *mut sockaddr, len: *mut socklen_t) -> c_int {
+    match target(fd) {
+        Target::Socket(s) => {
+            let a = if s.cell.state.load(Ordering::Acquire) & SF_BOUND != 0 {
+                s.cell.local.load()
+            } else if family(s.cell) == AF_INET6 {
+                Addr::v6([0; 16], 0, 0)
+            } else {
+                Addr::v4([0; 4], 0)
+            };
+            int_result(address::write(&a, addr, len))
+        }
+        Target::Native => native!(libc::SYS_getsockname, fd, addr, len) as c_int,
+        Target::Error(e) => sys::fail(e),
+    }
+}
+
+/// getpeername(2).
+///
+/// # Safety
+/// As getpeername(2).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn getpeername(fd: c_int, addr: *mut sockaddr, len: *mut socklen_t) -> c_int {
+    match target(fd) {
+        Target::Socket(s) => {
+            let state = s.cell.state.load(Ordering::Acquire);
+            if state & (SF_CONNECTED | SF_DEAD) != SF_CONNECTED {
+                return sys::fail(libc::ENOTCONN);
+            }
+            int_result(address::write(&s.cell.peer.load(), addr, len))
+        }
+        Target::Native => native!(libc::SYS_getpeername, fd, addr, len) as c_int,
+        Target::Error(e) => sys::fail(e),
+    }
+}

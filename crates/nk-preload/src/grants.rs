@@ -1,0 +1,124 @@
+//! What the host leased to this process: chunks to send with, and ids for new sockets. What is taken and not used goes
+//! into a few private slots, to be used first next time.
+
+use core::sync::atomic::{AtomicU32, Ordering};
+
+use nk_device::{Nqe, Op};
+use nk_guestlib::send::Chunks;
+
+use crate::process::Process;
+use crate::{rings, sys};
+
+const SLOTS: usize = 16;
+/// Number + 1; 0 is free.
+static CHUNKS: [AtomicU32; SLOTS] = [const { AtomicU32::new(0) }; SLOTS];
+static IDS: [AtomicU32; SLOTS] = [const { AtomicU32::new(0) }; SLOTS];
+
+/// In a forked child: what was leased to the parent stays with it.
+pub(crate) fn reset() {
+    for s in CHUNKS.iter().chain(&IDS) {
+        s.store(0, Ordering::Relaxed);
+    }
+}
+
+fn take_kept(slots: &[AtomicU32; SLOTS]) -> Option<u32> {
+    for s in slots {
+        if s.load(Ordering::Relaxed) != 0 {
+            let v = s.swap(0, Ordering::AcqRel);
+            if v != 0 {
+                return Some(v - 1);
+            }
+        }
+    }
+    None
+}
+
+/// Keeps a number; when all slots are full it stays leased until the process ends.
+fn keep(slots: &[AtomicU32; SLOTS], number: u32) {
+    for s in slots {
+        if s.compare_exchange(0, number + 1, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
+            return;
+        }
+    }
+}
+
+/// The process's chunks, as the core takes them.
+#[derive(Debug)]
+pub struct ProcessChunks<'a>(pub &'a Process);
+
+impl Chunks for ProcessChunks<'_> {
+    #[inline]
+    fn take(&mut self) -> Option<u32> {
+        take_kept(&CHUNKS).or_else(|| self.0.row()?.chunk_grants.pop())
+    }
+
+    fn put_back(&mut self, chunk: u32) {
+        keep(&CHUNKS, chunk);
+    }
+}
+
+/// Whether there is a chunk to send with: the `can_send` of [`nk_guestlib::readiness::readiness`].
+#[must_use]
+pub fn can_send(p: &Process) -> bool {
+    p.row().is_some_and(|r| r.chunk_grants.available() != 0)
+        || CHUNKS.iter().any(|s| s.load(Ordering::Relaxed) != 0)
+}
+
+/// Asks for grants; [`Op::Granted`] on the primary queue set and the row's `grant_wake` tell when they came.
+pub fn ask(p: &Process) {
+    if let Some(row) = p.row() {
+        row.want.store(1, Ordering::SeqCst);
+        rings::push_job(p, &Nqe::new(Op::Refill, 0, 0));
+    }
+}
+
+/// Sleeps until grants came or a signal.
+///
+/// # Errors
+/// EINTR, or EAGAIN after `timeout_us` (0: no limit).
+pub(crate) fn wait_for_chunk(p: &Process, timeout_us: u64) -> Result<(), i32> {
+    let Some(row) = p.row() else { return Err(libc::ENOBUFS) };
+    let seen = row.grant_wake.load(Ordering::SeqCst);
+    ask(p);
+    if can_send(p) {
+        return Ok(());
+    }
+    let limit = sys::timespec_us(timeout_us);
+    let r = sys::futex_wait(&row.grant_wake, seen, (timeout_us != 0).then_some(&limit));
+    r.map_err(|e| if e == libc::EINTR { libc::EINTR } else { libc::EAGAIN })
+}
+
+/// How long socket() waits for an id before it says that there is none.
+const ID_WAIT_US: u64 = 200_000;
+
+/// An id for a new socket.
+///
+/// # Errors
+/// ENFILE when the guest has no more, ENETDOWN without an engine.
+pub(crate) fn take_id(p: &Process) -> Result<u32, i32> {
+    let row = p.row().ok_or(libc::ENETDOWN)?;
+    let mut deadline = 0;
+    loop {
+        if let Some(id) = take_kept(&IDS).or_else(|| row.id_grants.pop()) {
+            return Ok(id);
+        }
+        crate::wait::for_engine(p)?;
+        let now = sys::now_us();
+        if deadline == 0 {
+            deadline = now + ID_WAIT_US;
+        }
+        if now >= deadline {
+            return Err(libc::ENFILE);
+        }
+        let seen = row.grant_wake.load(Ordering::SeqCst);
+        ask(p);
+        if row.id_grants.available() == 0 {
+            let _ = sys::futex_wait(&row.grant_wake, seen, Some(&sys::timespec_us(1_000)));
+        }
+    }
+}
+
+/// Gives back an id that was not used.
+pub(crate) fn put_back_id(id: u32) {
+    keep(&IDS, id);
+}

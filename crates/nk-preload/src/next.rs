@@ -1,0 +1,74 @@
+//! The C library's own versions of a few functions that we wrap and cannot replace by a system call.
+//!
+//! They are looked up once, at load time: dlsym is not safe in signal handlers.
+
+use core::ffi::CStr;
+use core::sync::atomic::{AtomicPtr, Ordering};
+
+use libc::c_void;
+
+// dlsym moved from libdl to libc in glibc 2.34; the old version is there in both. A tail call, so that RTLD_NEXT
+// sees a caller in this library.
+#[cfg(target_arch = "x86_64")]
+core::arch::global_asm!(
+    ".symver netkernel_dlsym_ref, dlsym@GLIBC_2.2.5",
+    ".hidden netkernel_dlsym",
+    ".globl netkernel_dlsym",
+    ".type netkernel_dlsym, @function",
+    "netkernel_dlsym:",
+    "jmp *netkernel_dlsym_ref@GOTPCREL(%rip)",
+    options(att_syntax)
+);
+#[cfg(target_arch = "aarch64")]
+core::arch::global_asm!(
+    ".symver netkernel_dlsym_ref, dlsym@GLIBC_2.17",
+    ".hidden netkernel_dlsym",
+    ".globl netkernel_dlsym",
+    ".type netkernel_dlsym, @function",
+    "netkernel_dlsym:",
+    "adrp x16, :got:netkernel_dlsym_ref",
+    "ldr x16, [x16, :got_lo12:netkernel_dlsym_ref]",
+    "br x16",
+);
+
+unsafe extern "C" {
+    fn netkernel_dlsym(handle: *mut c_void, name: *const libc::c_char) -> *mut c_void;
+}
+
+/// A function found by name behind this library.
+#[derive(Debug)]
+pub(crate) struct Next {
+    name: &'static CStr,
+    at: AtomicPtr<c_void>,
+}
+
+impl Next {
+    const fn new(name: &'static CStr) -> Next {
+        Next { name, at: AtomicPtr::new(core::ptr::null_mut()) }
+    }
+
+    /// Its address; null when the C library has none.
+    pub(crate) fn get(&self) -> *mut c_void {
+        let at = self.at.load(Ordering::Acquire);
+        if !at.is_null() {
+            return at;
+        }
+        // SAFETY: a C string; RTLD_NEXT is (void *)-1.
+        let at = unsafe { netkernel_dlsym(libc::RTLD_NEXT, self.name.as_ptr()) };
+        self.at.store(at, Ordering::Release);
+        at
+    }
+}
+
+pub(crate) static POSIX_SPAWN: Next = Next::new(c"posix_spawn");
+pub(crate) static POSIX_SPAWNP: Next = Next::new(c"posix_spawnp");
+pub(crate) static ADDDUP2: Next = Next::new(c"posix_spawn_file_actions_adddup2");
+pub(crate) static FDOPEN: Next = Next::new(c"fdopen");
+pub(crate) static POPEN: Next = Next::new(c"popen");
+
+/// Looks all of them up.
+pub(crate) fn init() {
+    for n in [&POSIX_SPAWN, &POSIX_SPAWNP, &ADDDUP2, &FDOPEN, &POPEN] {
+        n.get();
+    }
+}
