@@ -10,5 +10,13 @@ mod shell;
 use crate::suite::Test;
 
 pub(crate) fn tests() -> Vec<Test> {
-    [shell::tests(), curl::tests(), nginx::tests(), redis::tests(), python::tests(), refused::tests()].concat()
+    [
+        shell::tests(),
+        curl::tests(),
+        nginx::tests(),
+        redis::tests(),
+        python::tests(),
+        refused::tests(),
+    ]
+    .concat()
 }

@@ -26,8 +26,10 @@ pub fn check(pid: u32) -> Result<Isolation> {
         let held = procfs::socket_inodes(*process);
         let own_namespace = procfs::ip_socket_inodes(*process);
         sockets += held.len();
-        let leaked: Vec<_> =
-            held.iter().filter(|inode| host_sockets.contains(inode) || own_namespace.contains(inode)).collect();
+        let leaked: Vec<_> = held
+            .iter()
+            .filter(|inode| host_sockets.contains(inode) || own_namespace.contains(inode))
+            .collect();
         if !leaked.is_empty() {
             let name = procfs::command_line(*process);
             bail!("guest process {process} ({name}) holds IP sockets, inodes {leaked:?}");
@@ -35,7 +37,10 @@ pub fn check(pid: u32) -> Result<Isolation> {
     }
     let counters = procfs::interface_counters(pid)?;
     for (interface, carried) in &counters {
-        ensure!(*carried == 0, "interface {interface} of the guest's namespace carried traffic: {carried}");
+        ensure!(
+            *carried == 0,
+            "interface {interface} of the guest's namespace carried traffic: {carried}"
+        );
     }
     ensure!(!processes.is_empty(), "no process in the guest's namespace");
     Ok(Isolation { processes: processes.len(), sockets, interfaces: counters.len() })

@@ -80,7 +80,8 @@ pub fn nothing_left(nk: Option<&Path>, before: &Snapshot) -> Result<()> {
 pub fn directory_is_empty(directory: &Path) -> Result<()> {
     eventually(SETTLE, || {
         let Ok(entries) = fs::read_dir(directory) else { return Ok(()) };
-        let names: Vec<_> = entries.flatten().map(|entry| entry.path().display().to_string()).collect();
+        let names: Vec<_> =
+            entries.flatten().map(|entry| entry.path().display().to_string()).collect();
         ensure!(names.is_empty(), "left behind: {}", names.join(", "));
         Ok(())
     })
@@ -144,7 +145,12 @@ pub fn daemon_is_back(world: &World, before: &DaemonState) -> Result<()> {
     eventually(SETTLE, || {
         no_guests(world)?;
         let now = DaemonState::count(world)?;
-        ensure!(now == *before, "descriptors were {:?}, are {:?}", before.descriptors, now.descriptors);
+        ensure!(
+            now == *before,
+            "descriptors were {:?}, are {:?}",
+            before.descriptors,
+            now.descriptors
+        );
         Ok(())
     })
 }
@@ -176,9 +182,10 @@ impl GuestCounts {
     pub fn of(world: &World, pid: u32) -> Result<Self> {
         let guest = describe_guest(world, pid)?;
         let number = |path: &str| {
-            guest.pointer(path).and_then(serde_json::Value::as_u64).with_context(|| {
-                format!("`nk guests --json` has no number {path}: {guest}")
-            })
+            guest
+                .pointer(path)
+                .and_then(serde_json::Value::as_u64)
+                .with_context(|| format!("`nk guests --json` has no number {path}: {guest}"))
         };
         let processes = number("/engine/rows")?;
         let leased = number("/nsm/chunks_leased")?;
@@ -215,10 +222,14 @@ impl GuestCounts {
 /// What `nk guests` says of the guest that the process belongs to.
 pub fn describe_guest(world: &World, pid: u32) -> Result<serde_json::Value> {
     let text = world.control(&["guests", "--json"])?;
-    let guests: Vec<serde_json::Value> = serde_json::from_str(&text).with_context(|| text.clone())?;
+    let guests: Vec<serde_json::Value> =
+        serde_json::from_str(&text).with_context(|| text.clone())?;
     let has = |guest: &serde_json::Value| {
         let processes = guest.get("processes").and_then(serde_json::Value::as_array);
         processes.is_some_and(|all| all.iter().any(|one| one.get("pid") == Some(&pid.into())))
     };
-    guests.into_iter().find(has).with_context(|| format!("`nk guests` does not list process {pid}: {text}"))
+    guests
+        .into_iter()
+        .find(has)
+        .with_context(|| format!("`nk guests` does not list process {pid}: {text}"))
 }

@@ -66,7 +66,8 @@ impl Wrk {
             .lines()
             .find_map(|l| l.split_once(" requests in ")?.0.trim().parse().ok())
             .with_context(|| format!("wrk's report has no requests: {text}"))?;
-        let per_second = line("Requests/sec:").context("wrk's report has no rate")?.trim().parse()?;
+        let per_second =
+            line("Requests/sec:").context("wrk's report has no rate")?.trim().parse()?;
         let socket_errors = line("Socket errors:").map_or(0, |rest| {
             rest.split([' ', ',']).filter_map(|word| word.parse::<u64>().ok()).sum()
         });
@@ -140,7 +141,8 @@ impl Ab {
             let rest = text.lines().find_map(|line| line.strip_prefix(name));
             rest.and_then(|rest| rest.split_whitespace().next())
         };
-        let must = |name: &str| field(name).with_context(|| format!("ab's report lacks {name:?}: {text}"));
+        let must =
+            |name: &str| field(name).with_context(|| format!("ab's report lacks {name:?}: {text}"));
         let bad_statuses: u64 = field("Non-2xx responses:").map_or(Ok(0), str::parse)?;
         Ok(Ab {
             complete: must("Complete requests:")?.parse()?,

@@ -85,7 +85,8 @@ fn run(arguments: &Arguments) -> Result<bool> {
         NsmChoice::Inline => Nsm::Inline,
         NsmChoice::Separate => Nsm::Separate,
     };
-    let options = Options { nk, nsm, private: false, keep: arguments.keep, quick: arguments.quick };
+    let options =
+        Options { nk, nsm, keep: arguments.keep, quick: arguments.quick, ..Options::default() };
     let mut failed = Vec::new();
     let mut passed = 0u32;
     for _ in 0..arguments.repeat {

@@ -37,8 +37,11 @@ impl Nginx {
         let config = home.join("nginx.conf");
         fs::write(&config, configuration(&home, &world.dir, port, tls_port))?;
         let config = config.display().to_string();
-        let words: Vec<&str> =
-            prefix.iter().copied().chain(["/usr/sbin/nginx", "-c", &config, "-g", "daemon off;"]).collect();
+        let words: Vec<&str> = prefix
+            .iter()
+            .copied()
+            .chain(["/usr/sbin/nginx", "-c", &config, "-g", "daemon off;"])
+            .collect();
         let mut running = world.start("nginx", side, &words)?;
         wait_for_port(&mut running, port)?;
         let nginx = Nginx { running, port, tls_port, config };
@@ -133,9 +136,24 @@ fn certificate(world: &World) -> Result<()> {
     }
     let (key, cert) = (world.path("key.pem"), world.path("cert.pem"));
     let words = [
-        "/usr/bin/openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1",
-        "-nodes", "-days", "2", "-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1,IP:::1",
-        "-keyout", &key, "-out", &cert,
+        "/usr/bin/openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:prime256v1",
+        "-nodes",
+        "-days",
+        "2",
+        "-subj",
+        "/CN=127.0.0.1",
+        "-addext",
+        "subjectAltName=IP:127.0.0.1,IP:::1",
+        "-keyout",
+        &key,
+        "-out",
+        &cert,
     ];
     world.run(Side::Plain, &words, Duration::from_secs(20)).context("openssl").map(drop)
 }

@@ -58,7 +58,12 @@ pub fn start(command: Command, dir: &Path, name: &str) -> Result<Running> {
 }
 
 /// As [`start`], with something to read: a pipe is taken with [`Running::input`].
-pub fn start_reading(mut command: Command, dir: &Path, name: &str, input: Stdio) -> Result<Running> {
+pub fn start_reading(
+    mut command: Command,
+    dir: &Path,
+    name: &str,
+    input: Stdio,
+) -> Result<Running> {
     let unique = (0u32..)
         .find(|n| !dir.join(format!("{name}.{n}.out")).exists())
         .context("no free name for the output")?;
@@ -229,7 +234,8 @@ pub fn eventually<T>(limit: Duration, mut attempt: impl FnMut() -> Result<T>) ->
         match attempt() {
             Ok(value) => return Ok(value),
             Err(error) if Instant::now() >= deadline => {
-                return Err(error).with_context(|| format!("still so after {:.1} s", limit.as_secs_f64()));
+                return Err(error)
+                    .with_context(|| format!("still so after {:.1} s", limit.as_secs_f64()));
             }
             Err(_) => std::thread::sleep(Duration::from_millis(20)),
         }

@@ -12,9 +12,7 @@ const TICKS_PER_SECOND: u64 = 100;
 /// All pids at this moment.
 pub fn pids() -> Result<Vec<u32>> {
     let entries = fs::read_dir("/proc").context("/proc")?;
-    Ok(entries
-        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
-        .collect())
+    Ok(entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect())
 }
 
 /// The inode of a process's network namespace.
@@ -66,7 +64,10 @@ pub fn is_gone(pid: u32) -> bool {
 
 /// Direct children of a process.
 pub fn children(pid: u32) -> Result<Vec<u32>> {
-    Ok(pids()?.into_iter().filter(|child| parent(*child) == Some(pid) && !is_gone(*child)).collect())
+    Ok(pids()?
+        .into_iter()
+        .filter(|child| parent(*child) == Some(pid) && !is_gone(*child))
+        .collect())
 }
 
 /// The processor on which a process ran last.
@@ -98,10 +99,8 @@ pub fn cpu_time(pid: u32) -> Duration {
 #[must_use]
 pub fn cpu_time_ticks(pid: u32) -> Duration {
     let fields = stat_fields(&format!("/proc/{pid}/stat")).unwrap_or_default();
-    let ticks: u64 = [11, 12]
-        .iter()
-        .filter_map(|index| fields.get(*index)?.parse::<u64>().ok())
-        .sum();
+    let ticks: u64 =
+        [11, 12].iter().filter_map(|index| fields.get(*index)?.parse::<u64>().ok()).sum();
     Duration::from_millis(ticks * 1000 / TICKS_PER_SECOND)
 }
 
@@ -146,7 +145,8 @@ pub fn socket_inodes(pid: u32) -> BTreeSet<u64> {
 /// The inodes of all IP sockets in the network namespace of a process: TCP, UDP and raw, IPv4 and IPv6.
 #[must_use]
 pub fn ip_socket_inodes(pid: u32) -> BTreeSet<u64> {
-    let tables = ["tcp", "tcp6", "udp", "udp6", "udplite", "udplite6", "raw", "raw6", "icmp", "icmp6"];
+    let tables =
+        ["tcp", "tcp6", "udp", "udp6", "udplite", "udplite6", "raw", "raw6", "icmp", "icmp6"];
     tables
         .iter()
         .filter_map(|table| fs::read_to_string(format!("/proc/{pid}/net/{table}")).ok())
@@ -190,7 +190,8 @@ mod tests {
         assert!(!is_gone(me));
         assert!(private_memory_bytes(me) > 0);
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let mine: Vec<u64> = socket_inodes(me).intersection(&ip_socket_inodes(me)).copied().collect();
+        let mine: Vec<u64> =
+            socket_inodes(me).intersection(&ip_socket_inodes(me)).copied().collect();
         assert!(!mine.is_empty(), "the listener is an IP socket of this process");
         drop(listener);
     }

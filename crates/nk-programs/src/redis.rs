@@ -28,8 +28,22 @@ impl Redis {
         fs::create_dir_all(&home)?;
         let (port_text, home_text) = (port.to_string(), home.display().to_string());
         let words = [
-            "/usr/bin/redis-server", "--port", &port_text, "--bind", "127.0.0.1", "::1", "--dir", &home_text,
-            "--save", "", "--appendonly", "no", "--enable-debug-command", "yes", "--daemonize", "no",
+            "/usr/bin/redis-server",
+            "--port",
+            &port_text,
+            "--bind",
+            "127.0.0.1",
+            "::1",
+            "--dir",
+            &home_text,
+            "--save",
+            "",
+            "--appendonly",
+            "no",
+            "--enable-debug-command",
+            "yes",
+            "--daemonize",
+            "no",
         ];
         let mut running = world.start("redis", side, &words)?;
         wait_for_port(&mut running, port)?;

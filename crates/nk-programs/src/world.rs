@@ -60,6 +60,8 @@ pub struct Options {
     pub nsm: Nsm,
     /// Guests start private daemons instead of sharing the test's.
     pub private: bool,
+    /// Words before the daemon's command, such as `taskset`.
+    pub host_prefix: Vec<String>,
     /// Leave the temporary directories.
     pub keep: bool,
     /// A tenth of the connections and of the time of the safety tests.
@@ -113,7 +115,11 @@ impl World {
         let curl = self.start("warm-up", Side::Guest, &["/usr/bin/curl", "-s", "-m", "5", &url])?;
         let ended = curl.finish(Duration::from_secs(15)).context("the first guest")?;
         if ended.status.code() != Some(7) {
-            bail!("curl to a closed port should end with 7 (refused): {} {}", ended.how(), ended.err);
+            bail!(
+                "curl to a closed port should end with 7 (refused): {} {}",
+                ended.how(),
+                ended.err
+            );
         }
         Ok(())
     }
@@ -126,19 +132,15 @@ impl World {
 
     /// Starts the daemon on this test's socket (again, where a test killed it).
     pub fn start_daemon(&mut self) -> Result<()> {
-        self.start_daemon_by(&[])
-    }
-
-    /// As [`start_daemon`](Self::start_daemon), with words before the command, such as `prlimit`.
-    pub fn start_daemon_by(&mut self, prefix: &[&str]) -> Result<()> {
         let nk = self.nk()?.to_owned();
         let socket = self.dir.join("nk.sock");
         let config = self.dir.join("nk.toml");
         let placement = if self.options.nsm == Nsm::Inline { "inline" } else { "process" };
         let socket_text = socket.display().to_string();
-        let text = format!("socket = {socket_text:?}\n\n[nsm.kernel]\nplacement = \"{placement}\"\n");
+        let text =
+            format!("socket = {socket_text:?}\n\n[nsm.kernel]\nplacement = \"{placement}\"\n");
         fs::write(&config, text)?;
-        let mut words: Vec<String> = prefix.iter().map(ToString::to_string).collect();
+        let mut words = self.options.host_prefix.clone();
         words.extend([nk, "daemon".into(), "--config".into(), config.display().to_string()]);
         let mut command = process::command(words);
         self.surround(&mut command);
@@ -233,7 +235,12 @@ impl World {
     }
 
     /// As [`start`](Self::start), with a pipe to the program's standard input.
-    pub fn start_piped<S: AsRef<str>>(&self, name: &str, side: Side, words: &[S]) -> Result<Running> {
+    pub fn start_piped<S: AsRef<str>>(
+        &self,
+        name: &str,
+        side: Side,
+        words: &[S],
+    ) -> Result<Running> {
         let prefix = self.prefix(side)?;
         let all = prefix.iter().map(String::as_str).chain(words.iter().map(AsRef::as_ref));
         let mut command = process::command(all);
@@ -243,8 +250,13 @@ impl World {
 
     /// Private daemons live in the test's directory, and nothing is inherited from whoever runs the tests.
     fn surround(&self, command: &mut Command) {
-        command.current_dir(&self.dir).env("XDG_RUNTIME_DIR", self.dir.join("run")).env("LC_ALL", "C.UTF-8");
-        for variable in ["http_proxy", "https_proxy", "all_proxy", "no_proxy", "LD_PRELOAD", "PYTHONHOME"] {
+        command
+            .current_dir(&self.dir)
+            .env("XDG_RUNTIME_DIR", self.dir.join("run"))
+            .env("LC_ALL", "C.UTF-8");
+        for variable in
+            ["http_proxy", "https_proxy", "all_proxy", "no_proxy", "LD_PRELOAD", "PYTHONHOME"]
+        {
             command.env_remove(variable).env_remove(variable.to_uppercase());
         }
     }
@@ -266,9 +278,9 @@ impl World {
 
     /// Runs a program to its end; it must end with status 0 in time.
     pub fn run<S: AsRef<str>>(&self, side: Side, words: &[S], limit: Duration) -> Result<String> {
-        let name = words.first().map_or("program", |word| {
-            word.as_ref().rsplit('/').next().unwrap_or("program")
-        });
+        let name = words
+            .first()
+            .map_or("program", |word| word.as_ref().rsplit('/').next().unwrap_or("program"));
         self.start(name, side, words)?.ok(limit)
     }
 
@@ -341,7 +353,8 @@ pub fn wait_for_port(server: &mut Running, port: u16) -> Result<()> {
         Ok(false) => server.must_live(),
         Err(error) => {
             let said = format!("{}{}", process::tail(&server.out()), process::tail(&server.err()));
-            Err(error).with_context(|| format!("{} does not accept at port {port}{said}", server.name()))
+            Err(error)
+                .with_context(|| format!("{} does not accept at port {port}{said}", server.name()))
         }
     }
 }

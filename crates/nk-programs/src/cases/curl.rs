@@ -51,7 +51,8 @@ fn http(world: &mut World, mode: Mode) -> Result<String> {
     let seen = curl(world, mode, &[&format[..], &[&nginx.url()]].concat())?;
     let expected = format!("127.0.0.1 {} 127.0.0.1 200", nginx.port);
     ensure!(seen == expected, "curl saw {seen:?} and not {expected:?}");
-    let many: Vec<String> = (0..20).flat_map(|_| ["-o".into(), "/dev/null".into(), nginx.url()]).collect();
+    let many: Vec<String> =
+        (0..20).flat_map(|_| ["-o".into(), "/dev/null".into(), nginx.url()]).collect();
     let many: Vec<&str> = many.iter().map(String::as_str).collect();
     curl(world, mode, &[&["-Z", "--parallel-max", "10"], &many[..]].concat())?;
     nginx.stop()?;
@@ -110,7 +111,10 @@ fn large_files(world: &mut World, mode: Mode) -> Result<String> {
     // A slow reader: the server's side fills and has to wait.
     curl(world, mode, &["--limit-rate", "8M", "-r", "0-20000000", "-o", &slow, &url])?;
     let got = fs::read(&slow)?;
-    ensure!(fs::read(&original)?.starts_with(&got) && got.len() == 20_000_001, "a slow reader got other bytes");
+    ensure!(
+        fs::read(&original)?.starts_with(&got) && got.len() == 20_000_001,
+        "a slow reader got other bytes"
+    );
     nginx.stop()?;
     Ok(format!("{} MiB up, down, and down over TLS", LARGE >> 20))
 }
@@ -120,8 +124,17 @@ fn refused(world: &mut World, mode: Mode) -> Result<String> {
         let url = format!("http://{host}:{}/", free_port()?);
         let curl = world.start("curl", mode.client, &["/usr/bin/curl", "-sS", "-m", "10", &url])?;
         let ended = curl.finish(LIMIT)?;
-        ensure!(ended.status.code() == Some(7), "curl to a closed port: {} {}", ended.how(), ended.err);
-        ensure!(ended.err.contains("Couldn't connect") || ended.err.contains("refused"), "{}", ended.err);
+        ensure!(
+            ended.status.code() == Some(7),
+            "curl to a closed port: {} {}",
+            ended.how(),
+            ended.err
+        );
+        ensure!(
+            ended.err.contains("Couldn't connect") || ended.err.contains("refused"),
+            "{}",
+            ended.err
+        );
     }
     Ok(String::new())
 }

@@ -33,7 +33,12 @@ pub(super) fn tests() -> Vec<Test> {
 }
 
 /// Isolation of whichever programs are guests, while they are busy.
-pub(super) fn isolated(world: &World, mode: Mode, server: &Running, client: &Running) -> Result<()> {
+pub(super) fn isolated(
+    world: &World,
+    mode: Mode,
+    server: &Running,
+    client: &Running,
+) -> Result<()> {
     if world.options.nk.is_none() {
         return Ok(());
     }
@@ -81,7 +86,8 @@ fn under_ab(world: &mut World, mode: Mode) -> Result<String> {
         ("-c 100 -k", 100, 30_000, true),
     ] {
         let url = nginx.url();
-        let report = AbLoad { url: &url, requests, concurrency, keep_alive }.run(world, mode.client)?;
+        let report =
+            AbLoad { url: &url, requests, concurrency, keep_alive }.run(world, mode.client)?;
         saw.push(format!("{what} {:.0}/s", report.per_second));
     }
     nginx.stop()?;
@@ -120,7 +126,11 @@ fn loses_workers(world: &mut World, mode: Mode) -> Result<String> {
         killed += 1;
         eventually(Duration::from_secs(10), || {
             let workers = nginx.workers()?;
-            ensure!(workers.len() == WORKERS && !workers.contains(&victim), "{} workers", workers.len());
+            ensure!(
+                workers.len() == WORKERS && !workers.contains(&victim),
+                "{} workers",
+                workers.len()
+            );
             Ok(())
         })?;
     }

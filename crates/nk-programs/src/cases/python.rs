@@ -39,13 +39,16 @@ fn http_server(world: &mut World, mode: Mode) -> Result<String> {
     let mut server = world.start("http.server", mode.server, &words)?;
     wait_for_port(&mut server, port)?;
     let url = format!("http://127.0.0.1:{port}/hello");
-    let got = world.run(mode.client, &["/usr/bin/curl", "-sS", "--fail", "-m", "20", &url], LIMIT)?;
+    let got =
+        world.run(mode.client, &["/usr/bin/curl", "-sS", "--fail", "-m", "20", &url], LIMIT)?;
     ensure!(got == "hello, world\n", "{got:?}");
     // HTTP/1.0: one connection per request, one thread per connection.
-    AbLoad { url: &url, requests: 500, concurrency: 10, keep_alive: false }.run(world, mode.client)?;
+    AbLoad { url: &url, requests: 500, concurrency: 10, keep_alive: false }
+        .run(world, mode.client)?;
     let wrk = WrkLoad { url: &url, connections: 4, threads: 1, seconds: 1, short: true };
     wrk.run(world, mode.client)?.flawless()?;
-    let urllib = format!("import urllib.request as u; print(u.urlopen('{url}').read().decode(), end='')");
+    let urllib =
+        format!("import urllib.request as u; print(u.urlopen('{url}').read().decode(), end='')");
     let got = world.run(mode.client, &[PYTHON, "-c", &urllib], LIMIT)?;
     ensure!(got == "hello, world\n", "urllib: {got:?}");
     stop(server)?;

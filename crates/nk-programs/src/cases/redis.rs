@@ -55,13 +55,17 @@ fn benchmark(world: &mut World, mode: Mode) -> Result<String> {
         (&["-c", "20", "-n", "5000", "-d", "65536", "-t", "set,get"], 2),
     ];
     for (words_of_run, commands) in runs {
-        let benchmark = world.start("redis-benchmark", mode.client, &words(redis.port, words_of_run))?;
+        let benchmark =
+            world.start("redis-benchmark", mode.client, &words(redis.port, words_of_run))?;
         std::thread::sleep(Duration::from_millis(200));
         if !benchmark.ended_within(Duration::ZERO)? {
             isolated(world, mode, &redis.running, &benchmark)?;
         }
         let rates = rates(&benchmark.ok(LIMIT)?)?;
-        ensure!(rates.len() == commands, "redis-benchmark reports {rates:?}, not {commands} commands");
+        ensure!(
+            rates.len() == commands,
+            "redis-benchmark reports {rates:?}, not {commands} commands"
+        );
         ensure!(rates.iter().all(|(_, rate)| *rate > 0.0), "{rates:?}");
         let set = rates.iter().find(|(name, _)| name == "SET").context("no SET")?;
         saw.push(format!("{:.0}/s", set.1));

@@ -47,9 +47,17 @@ fn refused(world: &mut World, mode: Mode) -> Result<String> {
         for words in [&at_start[..], &by_shell[..]] {
             let ended = world.start("refused", mode.client, words)?.finish(LIMIT)?;
             ensure!(!ended.out.contains("ran"), "{why} program ran: {words:?}");
-            ensure!(!ended.out.contains("status 0"), "{why} program pretends to have run: {words:?}");
+            ensure!(
+                !ended.out.contains("status 0"),
+                "{why} program pretends to have run: {words:?}"
+            );
             let said = ended.err.to_lowercase().replace('-', "");
-            ensure!(said.contains(why), "the message does not say {why:?}: {:?} ({})", ended.err, ended.how());
+            ensure!(
+                said.contains(why),
+                "the message does not say {why:?}: {:?} ({})",
+                ended.err,
+                ended.how()
+            );
         }
     }
     Ok(format!("{} kinds", programs.len()))

@@ -25,7 +25,10 @@ pub(super) fn tests() -> Vec<Test> {
     vec![
         test("sh -c curl, pipelines, env -i", ALL_MODES, true, scripts),
         test("exit statuses and signals", GUESTS_ONLY, true, statuses),
-        Test { private: true, ..test("nginx as a daemon, no nk daemon", GUESTS_ONLY, true, private_nginx) },
+        Test {
+            private: true,
+            ..test("nginx as a daemon, no nk daemon", GUESTS_ONLY, true, private_nginx)
+        },
     ]
 }
 
@@ -48,7 +51,12 @@ fn scripts(world: &mut World, mode: Mode) -> Result<String> {
         (format!("env -u LD_PRELOAD {curl}"), bodies(1)),
         (format!("exec env -i /bin/sh -c '{curl}'"), bodies(1)),
         (format!("for i in 1 2 3 4 5 6 7 8; do {curl} & done; wait"), bodies(8)),
-        (format!("echo {url} {url} {url} {url} | xargs -n 1 -P 4 /usr/bin/curl -sS --fail -m 20"), bodies(4)),
+        (
+            format!(
+                "echo {url} {url} {url} {url} | xargs -n 1 -P 4 /usr/bin/curl -sS --fail -m 20"
+            ),
+            bodies(4),
+        ),
         (format!("nohup setsid /bin/sh -c '{curl}' 2>/dev/null | cat"), bodies(1)),
         (format!("timeout 10 {curl}"), bodies(1)),
         (format!("/usr/bin/python3 -c 'import os; os.system(\"{curl}\")'"), bodies(1)),
@@ -60,7 +68,9 @@ fn scripts(world: &mut World, mode: Mode) -> Result<String> {
             bodies(1),
         ),
         (
-            format!("/usr/bin/python3 -c 'import os; print(os.popen(\"{curl}\").read(), end=\"\")'"),
+            format!(
+                "/usr/bin/python3 -c 'import os; print(os.popen(\"{curl}\").read(), end=\"\")'"
+            ),
             bodies(1),
         ),
         (format!("perl -e 'print `{curl}`'"), bodies(1)),
@@ -96,7 +106,12 @@ fn statuses(world: &mut World, mode: Mode) -> Result<String> {
     // In place: the pid is the command's own.
     let running = world.start("sh", mode.client, &["/bin/sh", "-c", "echo $$; sleep 30"])?;
     crate::process::eventually(Duration::from_secs(10), || {
-        ensure!(running.out().trim() == running.pid().to_string(), "pid {} says {}", running.pid(), running.out());
+        ensure!(
+            running.out().trim() == running.pid().to_string(),
+            "pid {} says {}",
+            running.pid(),
+            running.out()
+        );
         Ok(())
     })?;
     let ended = running.stop(Signal::TERM, Duration::from_secs(5))?;
@@ -120,7 +135,8 @@ fn private_nginx(world: &mut World, mode: Mode) -> Result<String> {
     let check = (|| {
         let url = format!("http://127.0.0.1:{port}/");
         for _ in 0..5 {
-            let ended = shell(world, mode.client, &format!("/usr/bin/curl -sS --fail -m 20 {url}"))?;
+            let ended =
+                shell(world, mode.client, &format!("/usr/bin/curl -sS --fail -m 20 {url}"))?;
             ensure!(ended.out.trim() == BODY, "{} {} {}", ended.how(), ended.out, ended.err);
         }
         if world.options.nk.is_some() {

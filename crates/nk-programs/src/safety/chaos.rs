@@ -50,11 +50,19 @@ fn run(world: &World, mode: Mode, mut random: Random) -> Result<String> {
     // Guests whose first process lives: what their other processes held must come back within the guest.
     let nginx = Nginx::start(world, mode.server)?;
     let program = world.compile("churn", include_str!("../../programs/churn.c"))?;
-    let words = [program, free_port()?.to_string(), "4".into(), "6".into(), "200".into(), "tolerant".into()];
+    let words = [
+        program,
+        free_port()?.to_string(),
+        "4".into(),
+        "6".into(),
+        "200".into(),
+        "tolerant".into(),
+    ];
     let mut churn = world.start_piped("churn", mode.client, &words)?;
     let mut input = churn.input().context("no pipe")?;
     let url = nginx.url();
-    let script = format!("while [ ! -e stop ]; do /usr/bin/curl -s -m 10 {url} | cat >/dev/null; done");
+    let script =
+        format!("while [ ! -e stop ]; do /usr/bin/curl -s -m 10 {url} | cat >/dev/null; done");
     let mut shell = world.start("shell", mode.client, &["/bin/sh", "-c", &script])?;
     eventually(Duration::from_secs(10), || {
         ensure!(churn.out().contains("ready"), "churn does not start: {}", churn.err());
@@ -67,7 +75,8 @@ fn run(world: &World, mode: Mode, mut random: Random) -> Result<String> {
     let spared = BTreeSet::from([nginx.running.pid(), churn.pid(), shell.pid()]);
     let load = |short| WrkLoad { url: &url, connections: 16, threads: 1, seconds: 600, short };
     // Guests that are killed as a whole and started again.
-    let mut mortal = vec![load(false).start(world, mode.client)?, load(true).start(world, mode.client)?];
+    let mut mortal =
+        vec![load(false).start(world, mode.client)?, load(true).start(world, mode.client)?];
     let namespaces = |mortal: &[Running]| -> Vec<u64> {
         let pids = spared.iter().copied().chain(mortal.iter().map(Running::pid));
         pids.filter_map(procfs::net_namespace).collect()
@@ -78,8 +87,10 @@ fn run(world: &World, mode: Mode, mut random: Random) -> Result<String> {
         std::thread::sleep(Duration::from_millis(5 + random.below(120) as u64));
         let guests = namespaces(&mortal);
         let guest = guests[random.below(guests.len())];
-        let victims: Vec<u32> =
-            procfs::in_net_namespace(guest)?.into_iter().filter(|pid| !spared.contains(pid)).collect();
+        let victims: Vec<u32> = procfs::in_net_namespace(guest)?
+            .into_iter()
+            .filter(|pid| !spared.contains(pid))
+            .collect();
         if let Some(victim) = victims.get(random.below(victims.len())) {
             signal_pid(*victim, Signal::KILL);
             kills += 1;

@@ -29,7 +29,12 @@ pub(super) fn tests() -> Vec<Test> {
 }
 
 /// Has the program make `count` connections.
-pub(super) fn make(running: &mut Running, input: &mut ChildStdin, count: u64, limit: Duration) -> Result<()> {
+pub(super) fn make(
+    running: &mut Running,
+    input: &mut ChildStdin,
+    count: u64,
+    limit: Duration,
+) -> Result<()> {
     let before = done(running);
     writeln!(input, "run {count}").context("churn ended")?;
     let finished = eventually(limit, || {
@@ -71,7 +76,8 @@ fn held(world: &World, guest: u32) -> Result<Held> {
 fn churn(world: &mut World, mode: Mode) -> Result<String> {
     let program = world.compile("churn", include_str!("../../programs/churn.c"))?;
     let port = free_port()?.to_string();
-    let mut running = world.start_piped("churn", mode.client, &[&program, &port, "4", "8", "500"])?;
+    let mut running =
+        world.start_piped("churn", mode.client, &[&program, &port, "4", "8", "500"])?;
     let mut input = running.input().context("no pipe")?;
     // Warm: lets every cache fill that is meant to fill.
     make(&mut running, &mut input, 5_000, Duration::from_secs(120))?;
@@ -85,8 +91,18 @@ fn churn(world: &mut World, mode: Mode) -> Result<String> {
     if let Some(before) = before {
         let after = eventually(Duration::from_secs(15), || {
             let after = held(world, running.pid())?;
-            ensure!(after.daemon == before.daemon, "descriptors: {:?}, were {:?}", after.daemon, before.daemon);
-            ensure!(after.guest == before.guest, "the guest holds {:?}, held {:?}", after.guest, before.guest);
+            ensure!(
+                after.daemon == before.daemon,
+                "descriptors: {:?}, were {:?}",
+                after.daemon,
+                before.daemon
+            );
+            ensure!(
+                after.guest == before.guest,
+                "the guest holds {:?}, held {:?}",
+                after.guest,
+                before.guest
+            );
             ensure!(
                 after.guest_descriptors == before.guest_descriptors,
                 "the guest's first process has {} descriptors, had {}",

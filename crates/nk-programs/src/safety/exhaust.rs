@@ -63,11 +63,20 @@ fn end(mut server: Running) -> Result<()> {
 }
 
 fn guest_descriptors(world: &mut World, mode: Mode) -> Result<String> {
-    let (mut server, port) = greedy(world, mode.server, &["/usr/bin/prlimit", "--nofile=64", "--"])?;
+    let (mut server, port) =
+        greedy(world, mode.server, &["/usr/bin/prlimit", "--nofile=64", "--"])?;
     let held = hold(port, 150);
-    ensure!(held.len() > 64, "only {} connections: the kernel's backlog should have taken more", held.len());
+    ensure!(
+        held.len() > 64,
+        "only {} connections: the kernel's backlog should have taken more",
+        held.len()
+    );
     eventually(RECOVERY, || {
-        ensure!(server.out().contains("Too many open files"), "accept never failed: {:?}", server.out());
+        ensure!(
+            server.out().contains("Too many open files"),
+            "accept never failed: {:?}",
+            server.out()
+        );
         Ok(())
     })?;
     server.must_live()?;
@@ -116,8 +125,12 @@ fn unlimit_host(world: &World) -> Result<()> {
 }
 
 fn set_limit(world: &World, pid: u32, limit: usize) -> Result<()> {
-    let words =
-        ["/usr/bin/prlimit".to_owned(), format!("--nofile={limit}:"), "--pid".to_owned(), pid.to_string()];
+    let words = [
+        "/usr/bin/prlimit".to_owned(),
+        format!("--nofile={limit}:"),
+        "--pid".to_owned(),
+        pid.to_string(),
+    ];
     world.run(Side::Plain, &words, Duration::from_secs(5)).map(drop)
 }
 
@@ -126,7 +139,8 @@ fn daemon_descriptors_client(world: &mut World, mode: Mode) -> Result<String> {
     let (server, port) = greedy(world, Side::Plain, &[])?;
     let script = world.write("opener.py", OPENER)?;
     let mut client = world.start("opener", mode.client, &[PYTHON, &script, &port.to_string()])?;
-    let says = |client: &Running, what: &str| client.out().lines().any(|line| line.starts_with(what));
+    let says =
+        |client: &Running, what: &str| client.out().lines().any(|line| line.starts_with(what));
     eventually(RECOVERY, || {
         ensure!(says(&client, "ready"), "the guest does not start: {}", client.err());
         Ok(())
@@ -144,7 +158,10 @@ fn daemon_descriptors_client(world: &mut World, mode: Mode) -> Result<String> {
     unlimit_host(world)?;
     client.signal(Signal::USR2)?;
     let said = client.ok(Duration::from_secs(30))?;
-    ensure!(said.contains("failed with E") || said.contains("failed with "), "nothing failed: {said}");
+    ensure!(
+        said.contains("failed with E") || said.contains("failed with "),
+        "nothing failed: {said}"
+    );
     end(server)?;
     Ok(said.lines().find(|line| line.starts_with("opened")).unwrap_or_default().to_owned())
 }

@@ -26,7 +26,8 @@ pub(super) fn tests() -> Vec<Test> {
 fn hostile(world: &mut World, mode: Mode) -> Result<String> {
     let program = world.compile("scribbler", include_str!("../../programs/scribbler.c"))?;
     let nginx = Nginx::start(world, mode.server)?;
-    let original: Vec<u8> = (0..8u32 << 20).flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
+    let original: Vec<u8> =
+        (0..8u32 << 20).flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
     fs::write(nginx.files(world).join("original"), &original)?;
     let url = format!("{}files/original", nginx.url());
     let seconds = world.scaled(SECONDS);

@@ -42,13 +42,15 @@ impl Guests {
     fn start(world: &World, mode: Mode) -> Result<Self> {
         let redis = Redis::start(world, mode.server, None)?;
         ensure!(redis.ask("SET kept through")? == "+OK", "redis does not answer");
-        let script = world.write("threaded_echo.py", include_str!("../../programs/threaded_echo.py"))?;
+        let script =
+            world.write("threaded_echo.py", include_str!("../../programs/threaded_echo.py"))?;
         let port = free_port()?;
         let mut plain_echo =
             world.start("echo", Side::Plain, &[PYTHON, &script, "server", &port.to_string()])?;
         wait_for_port(&mut plain_echo, port)?;
         let script = world.write("survivor.py", include_str!("../../programs/survivor.py"))?;
-        let survivor = world.start("survivor", mode.client, &[PYTHON, &script, &port.to_string(), "120"])?;
+        let survivor =
+            world.start("survivor", mode.client, &[PYTHON, &script, &port.to_string(), "120"])?;
         let guests = Guests { redis, plain_echo, survivor };
         guests.talks(1)?;
         Ok(guests)
@@ -59,7 +61,11 @@ impl Guests {
         eventually(RECOVERY, || {
             let said = self.survivor.out();
             let again = said.lines().filter(|line| *line == "again").count();
-            ensure!(again >= count, "the guest client is not back: it said {said:?} {}", self.survivor.err());
+            ensure!(
+                again >= count,
+                "the guest client is not back: it said {said:?} {}",
+                self.survivor.err()
+            );
             Ok(())
         })
     }

@@ -1,0 +1,217 @@
+//! `cargo xtask test`: steps with names, each timed; a failing step fails the run, but later steps still run.
+
+use std::process::Command;
+use std::time::Instant;
+
+use anyhow::{Result, bail};
+use nk_programs::world::{Nsm, Options, Side, World};
+
+use crate::workspace::{build_release, cargo, release, root, run as run_command, target};
+use crate::{edges, packages};
+
+/// One step.
+struct Step {
+    name: &'static str,
+    about: &'static str,
+    body: fn() -> Result<()>,
+}
+
+const STEPS: &[Step] = &[
+    Step { name: "fmt", about: "formatting", body: fmt },
+    Step {
+        name: "edges",
+        about: "dependency direction, and where unsafe code may be",
+        body: edges::check,
+    },
+    Step { name: "clippy", about: "lints, all targets", body: clippy },
+    Step { name: "docs", about: "rustdoc without warnings", body: docs },
+    Step { name: "unit", about: "unit and property tests of all crates", body: unit },
+    Step { name: "core", about: "GuestLib's core for x86_64-unknown-none", body: core },
+    Step { name: "loom", about: "models of rings and wake-ups", body: loom },
+    Step { name: "fuzz", about: "10 s of each fuzz target", body: fuzz },
+    Step {
+        name: "conformance",
+        about: "small programs, natively and as guests",
+        body: conformance,
+    },
+    Step {
+        name: "conformance-nsm",
+        about: "the same with the NSM in a process",
+        body: conformance_nsm,
+    },
+    Step {
+        name: "programs",
+        about: "nginx, redis, curl, python3, wrk, ab, shells",
+        body: programs,
+    },
+    Step { name: "programs-nsm", about: "the same with the NSM in a process", body: programs_nsm },
+    Step { name: "safety", about: "churn, kills, restarts, hostile guests", body: safety },
+    Step {
+        name: "safety-nsm",
+        about: "the same, shorter, with the NSM in a process",
+        body: safety_nsm,
+    },
+    Step { name: "vm", about: "a stock kernel without a NIC", body: vm },
+];
+
+/// Runs all steps, or those named. Whether all passed.
+pub(crate) fn run(words: &[String]) -> Result<bool> {
+    if words.iter().any(|word| word == "--list") {
+        for step in STEPS {
+            println!("{:<16} {}", step.name, step.about);
+        }
+        return Ok(true);
+    }
+    for word in words {
+        if !STEPS.iter().any(|step| step.name == word) {
+            bail!("there is no step {word:?}: see `cargo xtask test --list`");
+        }
+    }
+    let chosen: Vec<&Step> = STEPS
+        .iter()
+        .filter(|step| words.is_empty() || words.iter().any(|word| word == step.name))
+        .collect();
+    // What all steps stand on; without it there is nothing to run.
+    packages::ensure_programs(&[packages::PROGRAMS, packages::FOR_TESTS])?;
+    packages::ensure_rust(&["rustfmt", "clippy"], &["x86_64-unknown-none"])?;
+    let begun = Instant::now();
+    let mut report = Vec::new();
+    if chosen.iter().any(|step| step.needs_build()) {
+        // A failed build is a failed step; the steps that need no guests still run.
+        report.push(Report::of("build", build_release));
+    }
+    report.extend(chosen.iter().map(|step| Report::of(step.name, step.body)));
+    summary(&report, begun);
+    Ok(report.iter().all(|step| step.passed))
+}
+
+impl Step {
+    fn needs_build(&self) -> bool {
+        !["fmt", "edges", "clippy", "docs", "unit", "core", "loom", "fuzz"].contains(&self.name)
+    }
+}
+
+/// How a step ended.
+struct Report {
+    name: &'static str,
+    seconds: f64,
+    passed: bool,
+}
+
+impl Report {
+    fn of(name: &'static str, body: fn() -> Result<()>) -> Self {
+        println!("== {name}");
+        let begun = Instant::now();
+        let result = body();
+        let seconds = begun.elapsed().as_secs_f64();
+        match &result {
+            Ok(()) => println!("ok {name} ({seconds:.1} s)"),
+            Err(error) => println!("FAILED {name} ({seconds:.1} s): {error:#}"),
+        }
+        Report { name, seconds, passed: result.is_ok() }
+    }
+}
+
+fn summary(report: &[Report], begun: Instant) {
+    println!("== summary");
+    for step in report {
+        let verdict = if step.passed { "ok" } else { "FAILED" };
+        println!("{verdict:<7} {:<16} {:>7.1} s", step.name, step.seconds);
+    }
+    let passed = report.iter().filter(|step| step.passed).count();
+    println!("{:<24} {:>7.1} s", "in all", begun.elapsed().as_secs_f64());
+    println!("{passed} passed, {} failed", report.len() - passed);
+}
+
+fn fmt() -> Result<()> {
+    run_command(&mut cargo(&["fmt", "--all", "--check"]))
+}
+
+fn clippy() -> Result<()> {
+    run_command(&mut cargo(&[
+        "clippy",
+        "--quiet",
+        "--workspace",
+        "--all-targets",
+        "--",
+        "-D",
+        "warnings",
+    ]))
+}
+
+fn docs() -> Result<()> {
+    let words = ["doc", "--quiet", "--workspace", "--no-deps", "--document-private-items"];
+    run_command(cargo(&words).env("RUSTDOCFLAGS", "-D warnings"))
+}
+
+fn unit() -> Result<()> {
+    run_command(&mut cargo(&["test", "--quiet", "--workspace"]))
+}
+
+fn core() -> Result<()> {
+    let words = [
+        "build",
+        "--quiet",
+        "--release",
+        "-p",
+        "nk-device",
+        "-p",
+        "nk-guestlib",
+        "--target",
+        "x86_64-unknown-none",
+    ];
+    run_command(&mut cargo(&words))
+}
+
+fn loom() -> Result<()> {
+    bail!("not there")
+}
+
+fn fuzz() -> Result<()> {
+    bail!("not there")
+}
+
+fn conformance() -> Result<()> {
+    conformance_by(Nsm::Inline)
+}
+
+fn conformance_nsm() -> Result<()> {
+    conformance_by(Nsm::Separate)
+}
+
+/// The runner is given the words that make a guest: those of a world with a daemon of its own.
+fn conformance_by(nsm: Nsm) -> Result<()> {
+    let options = Options { nk: Some(release("nk")?), nsm, ..Options::default() };
+    let world = World::new(&options)?;
+    let prefix = world.prefix(Side::Guest)?.join(" ");
+    let build = target()?.join("conformance");
+    let mut runner = Command::new(release("nk-conformance")?);
+    runner.current_dir(root()).arg("--guest").arg(prefix).arg("--build-dir").arg(build);
+    run_command(&mut runner)?;
+    world.close()
+}
+
+fn programs() -> Result<()> {
+    programs_by(&["--group", "programs"])
+}
+
+fn programs_nsm() -> Result<()> {
+    programs_by(&["--group", "programs", "--nsm", "separate"])
+}
+
+fn safety() -> Result<()> {
+    programs_by(&["--group", "safety"])
+}
+
+fn safety_nsm() -> Result<()> {
+    programs_by(&["--group", "safety", "--nsm", "separate", "--quick"])
+}
+
+fn programs_by(words: &[&str]) -> Result<()> {
+    let mut runner = Command::new(release("nk-programs")?);
+    run_command(runner.current_dir(root()).arg("--nk").arg(release("nk")?).args(words))
+}
+
+fn vm() -> Result<()> {
+    run_command(Command::new(release("nk-vmtest")?).current_dir(root()))
+}
