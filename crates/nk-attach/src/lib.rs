@@ -35,7 +35,7 @@
 pub mod env;
 mod socket;
 
-pub use socket::{Credentials, Fds, RecvError, close_raw, connect, recv, send};
+pub use socket::{Credentials, Fds, RecvError, close_raw, connect, recv, send, try_send};
 
 /// Descriptors in one message, at most.
 pub const FDS_MAX: usize = 8;

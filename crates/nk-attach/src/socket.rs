@@ -111,6 +111,18 @@ struct ControlBuffer([u8; 128]);
 /// # Errors
 /// The errno of sendmsg; EINVAL for too many descriptors.
 pub fn send(socket: i32, message: &Message, fds: &[i32]) -> Result<(), i32> {
+    send_flags(socket, message, fds, 0)
+}
+
+/// [`send`] that never waits, whatever the socket's flags are: the other end may have changed them.
+///
+/// # Errors
+/// As [`send`]; EAGAIN when the peer reads nothing.
+pub fn try_send(socket: i32, message: &Message, fds: &[i32]) -> Result<(), i32> {
+    send_flags(socket, message, fds, libc::MSG_DONTWAIT)
+}
+
+fn send_flags(socket: i32, message: &Message, fds: &[i32], flags: i32) -> Result<(), i32> {
     if fds.len() > FDS_MAX {
         return Err(libc::EINVAL);
     }
@@ -139,7 +151,8 @@ pub fn send(socket: i32, message: &Message, fds: &[i32]) -> Result<(), i32> {
             );
         }
         loop {
-            let r = libc::syscall(libc::SYS_sendmsg, socket, &raw const msg, libc::MSG_NOSIGNAL);
+            let flags = flags | libc::MSG_NOSIGNAL;
+            let r = libc::syscall(libc::SYS_sendmsg, socket, &raw const msg, flags);
             if r >= 0 {
                 return Ok(());
             }

@@ -1,0 +1,225 @@
+//! The broker: opens sockets in guests' network namespaces, so that no NSM has to enter one.
+//!
+//! In the daemon's own namespace it calls socket(2). For any other namespace it keeps a helper thread that has entered it
+//! and hands sockets over, a few made ahead. Threads share the descriptor table, so handing over is passing a number.
+
+use std::collections::HashMap;
+use std::io;
+use std::mem;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+use nk_device::addr::{AF_INET, AF_INET6};
+use nk_servicelib::Errno;
+
+use crate::sys;
+
+/// Sockets made ahead per namespace and address family.
+const AHEAD: usize = 16;
+/// The helper is woken when fewer than this are left, so that it makes them in batches.
+const LOW: usize = 4;
+
+/// A shared handle: the control thread registers namespaces, the stack opens sockets.
+#[derive(Clone, Debug, Default)]
+pub struct Broker(Arc<Mutex<HashMap<u64, Namespace>>>);
+
+#[derive(Debug)]
+enum Namespace {
+    Own { users: usize },
+    Other { users: usize, helper: Arc<Helper> },
+}
+
+#[derive(Debug)]
+struct Helper {
+    state: Mutex<State>,
+    /// The helper waits here for something to do.
+    work: Condvar,
+    /// The stack waits here for a socket.
+    ready: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// AF_INET, AF_INET6.
+    sockets: [Vec<OwnedFd>; 2],
+    /// How the last attempt failed; the helper tries again when asked again.
+    failed: [Option<i32>; 2],
+    wanted: [bool; 2],
+    end: bool,
+}
+
+fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
+    m.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn open_socket(family: u16) -> Result<OwnedFd, i32> {
+    let kind = libc::SOCK_STREAM | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
+    // SAFETY: plain numbers.
+    let fd = unsafe { libc::socket(i32::from(family), kind, 0) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO));
+    }
+    Ok(sys::own(fd))
+}
+
+/// The key of a namespace, by which guests, engine and stack name it.
+///
+/// # Errors
+/// Those of fstat.
+pub fn key_of(netns: &OwnedFd) -> io::Result<u64> {
+    Ok(sys::identity(netns.as_raw_fd())?.1)
+}
+
+impl Broker {
+    /// One without namespaces.
+    #[must_use]
+    pub fn new() -> Broker {
+        Broker::default()
+    }
+
+    /// Makes a namespace usable and returns its key. Each call wants a [`Broker::release`].
+    ///
+    /// # Errors
+    /// EPERM when this process may not enter it.
+    pub fn register(&self, netns: &OwnedFd) -> io::Result<u64> {
+        let key = key_of(netns)?;
+        let mut map = lock(&self.0);
+        if let Some(Namespace::Own { users } | Namespace::Other { users, .. }) = map.get_mut(&key) {
+            *users += 1;
+            return Ok(key);
+        }
+        let own = OwnedFd::from(std::fs::File::open("/proc/self/ns/net")?);
+        let entry = if sys::identity(own.as_raw_fd())? == sys::identity(netns.as_raw_fd())? {
+            Namespace::Own { users: 1 }
+        } else {
+            Namespace::Other { users: 1, helper: start(netns.try_clone()?)? }
+        };
+        map.insert(key, entry);
+        Ok(key)
+    }
+
+    /// One user of a namespace less; the last one ends its helper.
+    pub fn release(&self, key: u64) {
+        let mut map = lock(&self.0);
+        let last = match map.get_mut(&key) {
+            Some(Namespace::Own { users } | Namespace::Other { users, .. }) => {
+                *users = users.saturating_sub(1);
+                *users == 0
+            }
+            None => false,
+        };
+        if last && let Some(Namespace::Other { helper, .. }) = map.remove(&key) {
+            lock(&helper.state).end = true;
+            helper.work.notify_one();
+        }
+    }
+
+    /// Opens a non-blocking TCP socket in a namespace.
+    ///
+    /// # Errors
+    /// The errno of socket(2); ENONET for a namespace that is not registered.
+    pub fn open(&self, key: u64, family: u16) -> Result<OwnedFd, Errno> {
+        let index = match family {
+            AF_INET => 0,
+            AF_INET6 => 1,
+            _ => return Err(Errno(libc::EAFNOSUPPORT)),
+        };
+        let helper = match lock(&self.0).get(&key) {
+            None => return Err(Errno(libc::ENONET)),
+            Some(Namespace::Own { .. }) => return open_socket(family).map_err(Errno),
+            Some(Namespace::Other { helper, .. }) => helper.clone(),
+        };
+        let mut state = lock(&helper.state);
+        loop {
+            let [v4, v6] = &mut state.sockets;
+            let sockets = if index == 0 { v4 } else { v6 };
+            let taken = sockets.pop();
+            if sockets.len() < LOW
+                && let Some(w) = state.wanted.get_mut(index)
+                && !mem::replace(w, true)
+            {
+                helper.work.notify_one();
+            }
+            if let Some(fd) = taken {
+                return Ok(fd);
+            }
+            if let Some(e) = state.failed.get_mut(index).and_then(Option::take) {
+                return Err(Errno(e));
+            }
+            if state.end {
+                return Err(Errno(libc::ENONET));
+            }
+            state = helper.ready.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+}
+
+impl nk_stack_kernel::Broker for Broker {
+    fn open(&mut self, namespace: u64, family: u16) -> Result<OwnedFd, Errno> {
+        Broker::open(self, namespace, family)
+    }
+}
+
+/// Starts a helper thread and waits until it has entered the namespace.
+fn start(netns: OwnedFd) -> io::Result<Arc<Helper>> {
+    let helper = Arc::new(Helper {
+        state: Mutex::new(State::default()),
+        work: Condvar::new(),
+        ready: Condvar::new(),
+    });
+    let (entered, has_entered) = std::sync::mpsc::sync_channel(1);
+    let mine = helper.clone();
+    std::thread::Builder::new().name("nk-broker".into()).stack_size(128 * 1024).spawn(
+        move || {
+            // SAFETY: setns moves this thread alone; the descriptor is a namespace or the call fails.
+            let r = unsafe { libc::setns(netns.as_raw_fd(), libc::CLONE_NEWNET) };
+            let r = if r == 0 { Ok(()) } else { Err(io::Error::last_os_error()) };
+            let failed = r.is_err();
+            let _ = entered.send(r);
+            if !failed {
+                drop(netns);
+                serve(&mine);
+            }
+        },
+    )?;
+    has_entered.recv().map_err(io::Error::other)??;
+    Ok(helper)
+}
+
+fn serve(helper: &Helper) {
+    let mut state = lock(&helper.state);
+    while !state.end {
+        let [v4, v6] = state.wanted;
+        if !v4 && !v6 {
+            state = helper.work.wait(state).unwrap_or_else(PoisonError::into_inner);
+            continue;
+        }
+        let (index, family) = if v4 { (0, AF_INET) } else { (1, AF_INET6) };
+        let have = state.sockets.get(index).map_or(0, Vec::len);
+        drop(state);
+        let mut made = Vec::new();
+        let mut failed = None;
+        for _ in have..AHEAD {
+            match open_socket(family) {
+                Ok(fd) => made.push(fd),
+                Err(e) => {
+                    failed = Some(e);
+                    break;
+                }
+            }
+        }
+        state = lock(&helper.state);
+        let nothing = made.is_empty();
+        if let Some(s) = state.sockets.get_mut(index) {
+            s.append(&mut made);
+        }
+        if let Some(f) = state.failed.get_mut(index) {
+            // A failure is told only to somebody who got nothing at all.
+            *f = failed.filter(|_| nothing && have == 0);
+        }
+        if let Some(w) = state.wanted.get_mut(index) {
+            *w = false;
+        }
+        helper.ready.notify_all();
+    }
+}

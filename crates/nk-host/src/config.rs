@@ -1,0 +1,271 @@
+//! The daemon's configuration, in TOML. `nk config check FILE` reads it as the daemon does.
+//!
+//! ```toml
+//! socket = "/run/netkernel/nk.sock"
+//! namespace = "host"            # of guests that name none
+//!
+//! [guest.web]                   # for `nk run --name web`
+//! namespace = "netns:blue"
+//! uid = 1000
+//! sockets_max = 4096
+//! port_min = 1024
+//!
+//! [nsm.kernel]
+//! placement = "process"         # or "inline"
+//! ```
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use nk_engine::Limits;
+use serde::Deserialize;
+
+/// Where the daemon's attach socket is by default.
+pub const DEFAULT_SOCKET: &str = "/run/netkernel/nk.sock";
+/// The lowest port that users other than root may bind, unless the configuration says otherwise.
+const UNPRIVILEGED_PORT_MIN: u16 = 1024;
+
+/// The whole file.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Path of the attach socket.
+    pub socket: Option<PathBuf>,
+    /// Namespace of guests whose `nk run` names none.
+    pub namespace: Option<NamespaceName>,
+    /// Guests by name.
+    #[serde(default)]
+    pub guest: BTreeMap<String, GuestConfig>,
+    /// NSMs by name; there is one, "kernel".
+    #[serde(default)]
+    pub nsm: BTreeMap<String, NsmConfig>,
+}
+
+/// One guest.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GuestConfig {
+    /// Where its sockets are opened.
+    pub namespace: Option<NamespaceName>,
+    /// The user who may run it.
+    pub uid: Option<u32>,
+    /// Sockets.
+    pub sockets_max: Option<u32>,
+    /// Processes.
+    pub processes_max: Option<u32>,
+    /// Lowest port that it may bind.
+    pub port_min: Option<u16>,
+}
+
+/// One NSM.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NsmConfig {
+    /// Where it runs.
+    #[serde(default)]
+    pub placement: Placement,
+}
+
+/// Where an NSM runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Placement {
+    /// In the daemon's poll thread.
+    #[default]
+    Inline,
+    /// In a process of its own.
+    Process,
+}
+
+/// `host`, or `netns:NAME`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub enum NamespaceName {
+    /// The host's.
+    Host,
+    /// A name under /var/run/netns, or a path.
+    Named(String),
+}
+
+impl TryFrom<String> for NamespaceName {
+    type Error = String;
+    fn try_from(s: String) -> Result<Self, String> {
+        match s.strip_prefix("netns:") {
+            Some(n) if !n.is_empty() && (n.starts_with('/') || !n.contains('/')) => {
+                Ok(NamespaceName::Named(n.to_owned()))
+            }
+            None if s == "host" => Ok(NamespaceName::Host),
+            _ => Err(format!("{s:?} is not a namespace: write \"host\" or \"netns:NAME\"")),
+        }
+    }
+}
+
+impl std::str::FromStr for NamespaceName {
+    type Err = String;
+    fn from_str(s: &str) -> Result<Self, String> {
+        NamespaceName::try_from(s.to_owned())
+    }
+}
+
+impl fmt::Display for NamespaceName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            NamespaceName::Host => f.write_str("the host's network namespace"),
+            NamespaceName::Named(n) => write!(f, "network namespace {n:?}"),
+        }
+    }
+}
+
+impl NamespaceName {
+    /// Opens the namespace.
+    ///
+    /// # Errors
+    /// Those of open; EINVAL when it is no network namespace.
+    pub fn open(&self) -> io::Result<OwnedFd> {
+        use std::os::fd::AsRawFd;
+        let file = match self {
+            NamespaceName::Host => open_host()?,
+            NamespaceName::Named(n) if n.starts_with('/') => File::open(n)?,
+            NamespaceName::Named(n) => File::open(Path::new("/var/run/netns").join(n))?,
+        };
+        if !crate::sys::is_netns(file.as_raw_fd()) {
+            return Err(io::Error::from_raw_os_error(libc::EINVAL));
+        }
+        Ok(file.into())
+    }
+}
+
+/// The host's namespace is that of process 1. Whoever may not open that is still told whether it is its own: /proc/net's
+/// entries are per namespace, and have an inode of their own in each.
+fn open_host() -> io::Result<File> {
+    use std::os::unix::fs::MetadataExt;
+    let denied = match File::open("/proc/1/ns/net") {
+        Ok(f) => return Ok(f),
+        Err(e) => e,
+    };
+    let inode = |p: &str| std::fs::metadata(p).map(|m| (m.dev(), m.ino()));
+    match (inode("/proc/1/net/unix"), inode("/proc/self/net/unix")) {
+        (Ok(a), Ok(b)) if a == b => File::open("/proc/self/ns/net"),
+        _ => Err(denied),
+    }
+}
+
+impl GuestConfig {
+    /// The engine's limits for a guest of this user.
+    #[must_use]
+    pub fn limits(&self, uid: u32) -> Limits {
+        let d = Limits::default();
+        // The kernel itself holds users to this; a daemon that runs as root would not be held.
+        let port_min = if uid == 0 { 0 } else { UNPRIVILEGED_PORT_MIN };
+        Limits {
+            sockets_max: self.sockets_max.unwrap_or(d.sockets_max),
+            rows_max: self.processes_max.unwrap_or(d.rows_max),
+            port_min: self.port_min.unwrap_or(port_min),
+            ..d
+        }
+    }
+}
+
+impl Config {
+    /// Reads and checks a file. The error names file, line and key.
+    ///
+    /// # Errors
+    /// [`ConfigError`].
+    pub fn read(path: &Path) -> Result<Config, ConfigError> {
+        let fail = |why: String| ConfigError { file: path.to_owned(), why };
+        let text = std::fs::read_to_string(path).map_err(|e| fail(e.to_string()))?;
+        let config: Config = toml::from_str(&text).map_err(|e| {
+            let at = e.span().map_or(0, |s| s.start);
+            let line = text.get(..at).unwrap_or("").matches('\n').count() + 1;
+            let key = text.lines().nth(line - 1).unwrap_or("").trim();
+            let why = e.message().trim_end().replace('\n', "; ");
+            fail(format!("line {line}: {why} (at `{key}`)"))
+        })?;
+        config.check().map_err(fail)?;
+        Ok(config)
+    }
+
+    fn check(&self) -> Result<(), String> {
+        if let Some(name) = self.nsm.keys().find(|n| *n != "kernel") {
+            return Err(format!(
+                "nsm.{name}: there is no such NSM; the one there is is \"kernel\""
+            ));
+        }
+        for (name, g) in &self.guest {
+            let all = nk_device::ROWS_MAX as u32 - 1;
+            if g.processes_max.is_some_and(|n| n == 0 || n > all) {
+                return Err(format!("guest.{name}.processes_max: 1 to {all}"));
+            }
+            if g.sockets_max == Some(0) {
+                return Err(format!("guest.{name}.sockets_max: at least 1"));
+            }
+        }
+        Ok(())
+    }
+
+    /// What is said of a guest; the defaults when nothing is.
+    #[must_use]
+    pub fn guest(&self, name: &str) -> GuestConfig {
+        self.guest.get(name).cloned().unwrap_or_default()
+    }
+
+    /// Where the kernel-stack NSM runs.
+    #[must_use]
+    pub fn placement(&self) -> Placement {
+        self.nsm.get("kernel").map_or(Placement::Inline, |n| n.placement)
+    }
+}
+
+/// A configuration that cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[error("{}: {why}", file.display())]
+pub struct ConfigError {
+    file: PathBuf,
+    why: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> Result<Config, String> {
+        let mut p = std::env::temp_dir();
+        p.push(format!("nk-config-{}-{:p}", std::process::id(), &raw const text));
+        std::fs::write(&p, text).expect("write");
+        let r = Config::read(&p).map_err(|e| e.to_string());
+        std::fs::remove_file(&p).expect("remove");
+        r
+    }
+
+    #[test]
+    fn the_example_above_is_accepted() {
+        let text: String = include_str!("config.rs")
+            .lines()
+            .skip_while(|l| *l != "//! ```toml")
+            .skip(1)
+            .take_while(|l| *l != "//! ```")
+            .map(|l| format!("{}\n", l.trim_start_matches("//!")))
+            .collect();
+        let c = read(&text).expect("valid");
+        assert_eq!(c.placement(), Placement::Process);
+        assert_eq!(c.guest("web").limits(1000).port_min, 1024);
+        assert_eq!(c.guest("web").namespace, Some(NamespaceName::Named("blue".into())));
+        assert_eq!(c.guest("other").limits(0), Limits::default());
+    }
+
+    #[test]
+    fn mistakes_are_named_with_line_and_key() {
+        let e = read("socket = \"/x\"\n\n[guest.web]\nsockets = 3\n").expect_err("unknown key");
+        assert!(e.contains("line 4") && e.contains("sockets"), "{e}");
+        let e = read("namespace = \"netns:\"\n").expect_err("bad value");
+        assert!(e.contains("line 1") && e.contains("netns"), "{e}");
+        let e = read("[nsm.own]\n").expect_err("no such NSM");
+        assert!(e.contains("nsm.own"), "{e}");
+        let e = read("[guest.a]\nprocesses_max = 0\n").expect_err("range");
+        assert!(e.contains("guest.a.processes_max"), "{e}");
+    }
+}

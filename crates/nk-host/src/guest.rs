@@ -1,0 +1,145 @@
+//! What the control thread knows of a guest and its processes.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::time::Instant;
+
+use nk_device::sync::Ordering;
+use nk_device::{Device, Layout, row};
+use nk_engine::{GuestId, Limits};
+
+use crate::server::Token;
+use crate::sys::{self, Mapping};
+
+/// A guest's region, mapped by the host for as long as the value lives.
+#[derive(Debug)]
+pub struct Region {
+    /// The memfd.
+    pub memfd: OwnedFd,
+    /// The device in it.
+    pub device: Device,
+    /// Keeps `device` valid.
+    _mapping: Mapping,
+    len: usize,
+}
+
+impl Region {
+    /// A fresh region with a formatted header.
+    ///
+    /// # Errors
+    /// Those of memfd_create and mmap.
+    pub fn new(name: &str, layout: Layout, guest: u16) -> io::Result<Region> {
+        let memfd = sys::region(&format!("nk-{name}"), layout.region_len())?;
+        let r = Region::map(memfd, layout)?;
+        r.device.format(guest);
+        Ok(r)
+    }
+
+    /// A region that exists, of a layout that the host knows.
+    ///
+    /// # Errors
+    /// Those of mmap; EINVAL when it is too small.
+    pub fn map(memfd: OwnedFd, layout: Layout) -> io::Result<Region> {
+        use std::os::fd::AsRawFd;
+        let len = layout.region_len();
+        // SAFETY: stat is plain data that the call fills.
+        let size = unsafe {
+            let mut st: libc::stat = std::mem::zeroed();
+            if libc::fstat(memfd.as_raw_fd(), &raw mut st) != 0 {
+                return Err(io::Error::last_os_error());
+            }
+            st.st_size
+        };
+        if size as usize != len {
+            return Err(io::Error::from_raw_os_error(libc::EINVAL));
+        }
+        let mapping = Mapping::new(&memfd, len)?;
+        // SAFETY: the mapping is page-aligned, of `len` bytes, lives as long as the Region; sealed regions cannot shrink.
+        let device = unsafe { Device::with_layout(mapping.base(), len, layout) }
+            .map_err(|e| io::Error::other(format!("{e:?}")))?;
+        Ok(Region { memfd, device, _mapping: mapping, len })
+    }
+
+    /// Its length in bytes.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+    /// Never.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+}
+
+/// One process of a guest.
+#[derive(Debug)]
+pub(crate) struct Process {
+    /// 0 while it is an embryo that has not said hello.
+    pub(crate) pid: i32,
+    /// Its control connection; `None` while it execs.
+    pub(crate) control: Option<Token>,
+    /// Its pidfd.
+    pub(crate) pidfd: Option<Token>,
+    /// Its queue sets, the primary one first.
+    pub(crate) qsets: Vec<u16>,
+}
+
+/// One guest.
+#[derive(Debug)]
+pub(crate) struct Guest {
+    pub(crate) id: GuestId,
+    pub(crate) name: String,
+    pub(crate) token: (u64, u64),
+    /// Who made it; its processes are this user's, or any user's when it is root.
+    pub(crate) uid: u32,
+    pub(crate) region: Region,
+    /// The engine's doorbell.
+    pub(crate) engine_bell: OwnedFd,
+    pub(crate) netns: OwnedFd,
+    pub(crate) namespace: u64,
+    pub(crate) limits: Limits,
+    pub(crate) flags: u64,
+    /// By row.
+    pub(crate) processes: BTreeMap<u16, Process>,
+    /// Holds: token of the far end → socket and generation.
+    pub(crate) holds: BTreeMap<Token, (u32, u16)>,
+    /// The `nk run` that made it, until it attached or ended.
+    pub(crate) creator: Option<Creator>,
+    /// Whether any process ever attached.
+    pub(crate) was_attached: bool,
+    /// Since when it has had no process.
+    pub(crate) empty_since: Option<Instant>,
+}
+
+/// The process that made a guest and is about to become its first process.
+#[derive(Debug)]
+pub(crate) struct Creator {
+    pub(crate) pid: i32,
+    pub(crate) pidfd: Option<Token>,
+    /// Set when it exec'ed, which closed its connection.
+    pub(crate) execed: Option<Instant>,
+    /// Its silence was reported.
+    pub(crate) reported: bool,
+}
+
+impl Guest {
+    /// The row of a process, by pid.
+    pub(crate) fn row_of(&self, pid: i32) -> Option<u16> {
+        self.processes.iter().find(|(_, p)| p.pid == pid && pid != 0).map(|(r, _)| *r)
+    }
+
+    /// Whether the row's process said that it is about to exec.
+    pub(crate) fn is_execing(&self, row: u16) -> bool {
+        self.region
+            .device
+            .row(row)
+            .is_some_and(|r| r.phase.load(Ordering::SeqCst) == row::ROW_EXECING)
+    }
+
+    /// Whether nobody is there who could still make use of it.
+    pub(crate) fn is_deserted(&self) -> bool {
+        self.processes.is_empty() && self.creator.is_none()
+    }
+}

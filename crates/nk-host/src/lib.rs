@@ -1,0 +1,25 @@
+//! The host's side of NetKernel: everything around CoreEngine that does I/O.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`server`] | the control thread: attach socket, processes, their life and death |
+//! | [`poll`] | the poll thread: CoreEngine and the inline NSM |
+//! | [`notify`] | doorbells and futex wake-ups |
+//! | [`broker`] | sockets in guests' network namespaces |
+//! | [`nsm`] | the kernel-stack NSM, inline or as a process |
+//! | [`keeper`] | what survives the daemon |
+//! | [`private`] | daemons that `nk run` starts for itself |
+//! | [`config`] | the configuration file |
+//! | [`guest`] | a guest's region and processes |
+//! | [`sys`] | syscalls |
+#![warn(missing_docs)]
+
+pub mod broker;
+pub mod config;
+pub mod guest;
+pub mod notify;
+pub mod nsm;
+pub mod poll;
+pub mod private;
+pub mod server;
+pub mod sys;

@@ -1,0 +1,81 @@
+//! What the engine asks for: doorbells of queue sets, futex wake-ups, doorbells of NSM processes.
+
+use std::collections::HashMap;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::mpsc::Sender;
+
+use nk_device::sync::AtomicU32;
+use nk_engine::{GuestId, Notify, NsmId};
+
+use crate::sys;
+
+/// The poll thread's way to reach guests, NSMs and the control thread.
+#[derive(Debug)]
+pub struct Notifier {
+    /// Doorbells by guest, then queue set.
+    guests: Vec<Vec<Option<OwnedFd>>>,
+    nsms: HashMap<u8, OwnedFd>,
+    idle: Sender<GuestId>,
+    control: Arc<OwnedFd>,
+}
+
+impl Notifier {
+    /// One that tells of idle guests by `idle`, and then rings `control`.
+    #[must_use]
+    pub fn new(idle: Sender<GuestId>, control: Arc<OwnedFd>) -> Notifier {
+        Notifier { guests: Vec::new(), nsms: HashMap::new(), idle, control }
+    }
+
+    /// The doorbell of a queue set from now on; `None` takes it away.
+    pub fn set_doorbell(&mut self, guest: GuestId, qset: u16, fd: Option<OwnedFd>) {
+        let (guest, qset) = (usize::from(guest.0), usize::from(qset));
+        if self.guests.len() <= guest {
+            self.guests.resize_with(guest + 1, Vec::new);
+        }
+        let Some(doorbells) = self.guests.get_mut(guest) else { return };
+        if doorbells.len() <= qset {
+            doorbells.resize_with(qset + 1, || None);
+        }
+        if let Some(slot) = doorbells.get_mut(qset) {
+            *slot = fd;
+        }
+    }
+
+    /// Forgets a guest's doorbells.
+    pub fn remove_guest(&mut self, guest: GuestId) {
+        if let Some(doorbells) = self.guests.get_mut(usize::from(guest.0)) {
+            *doorbells = Vec::new();
+        }
+    }
+
+    /// The doorbell of a separate NSM.
+    pub fn set_nsm(&mut self, nsm: NsmId, fd: Option<OwnedFd>) {
+        match fd {
+            Some(fd) => self.nsms.insert(nsm.0, fd),
+            None => self.nsms.remove(&nsm.0),
+        };
+    }
+}
+
+impl Notify for Notifier {
+    fn doorbell(&mut self, guest: GuestId, qset: u16) {
+        let fd = self.guests.get(usize::from(guest.0)).and_then(|g| g.get(usize::from(qset)));
+        if let Some(Some(fd)) = fd {
+            sys::ring(fd.as_raw_fd());
+        }
+    }
+    fn futex_wake(&mut self, word: &AtomicU32, count: u32) {
+        sys::futex_wake(word, i32::try_from(count).unwrap_or(i32::MAX));
+    }
+    fn nsm_doorbell(&mut self, nsm: NsmId) {
+        if let Some(fd) = self.nsms.get(&nsm.0) {
+            sys::ring(fd.as_raw_fd());
+        }
+    }
+    fn guest_idle(&mut self, guest: GuestId) {
+        if self.idle.send(guest).is_ok() {
+            sys::ring(self.control.as_raw_fd());
+        }
+    }
+}

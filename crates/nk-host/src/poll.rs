@@ -1,0 +1,189 @@
+//! The poll thread: CoreEngine and, inline, ServiceLib with its stack, driven by one plain thread.
+//!
+//! It sleeps in the stack's epoll, where every guest's engine eventfd and the command eventfd are wakers. The control thread
+//! reaches it by commands: closures that run between two polls.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::mpsc::{self, Receiver, Sender, TryRecvError};
+use std::sync::{Arc, OnceLock};
+use std::time::Instant;
+
+use nk_engine::Engine;
+use nk_servicelib::{Service, Stack};
+use nk_stack_kernel::KernelStack;
+
+use crate::notify::Notifier;
+use crate::sys;
+
+/// NQEs per turn of the engine.
+const BUDGET: u32 = 1024;
+
+/// What the poll thread owns, as commands see it.
+#[derive(Debug)]
+pub struct PollState {
+    /// The switch.
+    pub engine: Engine,
+    /// The way out.
+    pub notify: Notifier,
+    /// The inline NSM; `None` where NSMs are processes.
+    pub service: Option<Service<KernelStack>>,
+    /// Ends the thread's sleep where there is no inline stack to sleep in.
+    sleeper: Option<sys::Epoll>,
+    end: bool,
+}
+
+impl PollState {
+    /// A state to run; without a service the thread sleeps in an epoll of its own.
+    ///
+    /// # Errors
+    /// Those of epoll_create1.
+    pub fn new(
+        engine: Engine,
+        notify: Notifier,
+        service: Option<Service<KernelStack>>,
+    ) -> io::Result<PollState> {
+        let sleeper = if service.is_none() { Some(sys::Epoll::new()?) } else { None };
+        Ok(PollState { engine, notify, service, sleeper, end: false })
+    }
+
+    /// From now on the descriptor (an eventfd that is never read) ends the thread's sleep.
+    ///
+    /// # Errors
+    /// Those of epoll_ctl.
+    pub fn add_waker(&mut self, fd: &impl AsFd) -> io::Result<()> {
+        let fd = fd.as_fd();
+        if let Some(s) = &mut self.service {
+            s.stack_mut().add_waker(fd).map_err(|e| io::Error::from_raw_os_error(e.0))?;
+        }
+        if let Some(e) = &self.sleeper {
+            e.add(fd.as_raw_fd(), libc::EPOLLIN | libc::EPOLLET, 0)?;
+        }
+        Ok(())
+    }
+
+    /// Undoes [`PollState::add_waker`].
+    pub fn remove_waker(&mut self, fd: &impl AsFd) {
+        let fd = fd.as_fd();
+        if let Some(s) = &mut self.service {
+            s.stack_mut().remove_waker(fd);
+        }
+        if let Some(e) = &self.sleeper {
+            e.remove(fd.as_raw_fd());
+        }
+    }
+}
+
+type Command = Box<dyn FnOnce(&mut PollState) + Send>;
+
+/// The control thread's handle.
+#[derive(Debug)]
+pub struct PollHandle {
+    commands: Sender<Command>,
+    bell: Arc<OwnedFd>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+/// The poll thread has ended.
+#[derive(Debug, thiserror::Error)]
+#[error("the poll thread has ended")]
+pub struct PollGone;
+
+impl PollHandle {
+    /// Starts the thread.
+    ///
+    /// # Errors
+    /// Those of eventfd, epoll_ctl and of making a thread.
+    pub fn start(mut state: PollState) -> io::Result<PollHandle> {
+        let bell = Arc::new(sys::eventfd()?);
+        state.add_waker(&*bell)?;
+        let (commands, receiver) = mpsc::channel();
+        let thread = std::thread::Builder::new().name("nk-poll".into()).spawn(move || {
+            run(&mut state, &receiver);
+        })?;
+        Ok(PollHandle { commands, bell, thread: Some(thread) })
+    }
+
+    /// Runs a command on the poll thread and waits for what it returns.
+    ///
+    /// # Errors
+    /// [`PollGone`].
+    pub fn call<R: Send + 'static>(
+        &self,
+        command: impl FnOnce(&mut PollState) -> R + Send + 'static,
+    ) -> Result<R, PollGone> {
+        let (reply, answer) = mpsc::sync_channel(1);
+        let command: Command = Box::new(move |s| {
+            let _ = reply.send(command(s));
+        });
+        self.commands.send(command).map_err(|_| PollGone)?;
+        sys::ring(self.bell.as_raw_fd());
+        answer.recv().map_err(|_| PollGone)
+    }
+
+    /// Ends the thread.
+    pub fn stop(&mut self) {
+        let _ = self.call(|s| s.end = true);
+        if let Some(t) = self.thread.take() {
+            let _ = t.join();
+        }
+    }
+}
+
+impl Drop for PollHandle {
+    fn drop(&mut self) {
+        if self.thread.is_some() {
+            self.stop();
+        }
+    }
+}
+
+fn now_ms() -> u64 {
+    static START: OnceLock<Instant> = OnceLock::new();
+    START.get_or_init(Instant::now).elapsed().as_millis() as u64
+}
+
+fn run(state: &mut PollState, commands: &Receiver<Command>) {
+    let mut timer_ms: Option<u64> = None;
+    let mut woken = Vec::new();
+    while !state.end {
+        let e = state.engine.poll(BUDGET, &mut state.notify);
+        let mut busy = e.worked > 0 || e.pending;
+        if let Some(s) = &mut state.service {
+            let r = s.poll(now_ms(), 0, &mut || {});
+            busy |= r.worked > 0 || r.pending;
+            timer_ms = r.timer_ms;
+        }
+        // After the stack's look at its epoll, which takes the bell's edge: a command sent before that look is found here, one
+        // sent later ends the sleep.
+        loop {
+            match commands.try_recv() {
+                Ok(c) => {
+                    c(state);
+                    busy = true;
+                }
+                Err(TryRecvError::Empty) => break,
+                Err(TryRecvError::Disconnected) => return,
+            }
+        }
+        if busy {
+            continue;
+        }
+        if state.engine.prepare_sleep() {
+            let wait_ms = match timer_ms {
+                Some(t) => i32::try_from(t.saturating_sub(now_ms())).unwrap_or(i32::MAX),
+                None => -1,
+            };
+            match (&mut state.service, &state.sleeper) {
+                (Some(s), _) => {
+                    s.poll(now_ms(), wait_ms, &mut || {});
+                }
+                (None, Some(e)) => {
+                    let _ = e.wait(&mut woken, wait_ms);
+                }
+                (None, None) => {}
+            }
+        }
+        state.engine.finish_sleep();
+    }
+}

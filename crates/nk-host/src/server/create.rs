@@ -1,0 +1,238 @@
+//! Making and removing guests.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::time::Instant;
+
+use nk_attach::{CREATE_SHARE_NET, CREATE_VM, Credentials, Fds, Message};
+use nk_device::Layout;
+use nk_engine::{GuestId, GuestSetup};
+use nk_servicelib::GuestPool;
+
+use super::{GUESTS_MAX, INLINE_NSM, Reply, Role, Server, Source, Token};
+use crate::config::GuestConfig;
+use crate::guest::{Creator, Guest, Region};
+use crate::sys;
+
+fn is_name(name: &str) -> bool {
+    !name.is_empty()
+        && name.len() <= 64
+        && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
+}
+
+impl Server {
+    /// Makes a guest for `nk run`.
+    pub(super) fn create_guest(
+        &mut self,
+        token: Token,
+        message: &Message,
+        mut fds: Fds,
+        credentials: Option<Credentials>,
+    ) -> io::Result<Reply> {
+        let Some(who) = credentials.filter(|c| c.pid > 0) else {
+            return Ok(Reply::refused(libc::EACCES, "the daemon cannot see who asks"));
+        };
+        let name = message.text().unwrap_or("");
+        if !is_name(name) {
+            let why = "a guest's name is 1 to 64 letters, digits, '.', '_' or '-'";
+            return Ok(Reply::refused(libc::EINVAL, why));
+        }
+        if message.a & CREATE_VM != 0 {
+            return Ok(Reply::refused(libc::EOPNOTSUPP, "VM guests are not made over this socket"));
+        }
+        let rules = self.config.guest(name);
+        if let Some(uid) = rules.uid
+            && who.uid != uid
+            && who.uid != 0
+        {
+            let why = format!("the configuration gives the guest {name:?} to uid {uid}");
+            return Ok(Reply::refused(libc::EPERM, &why));
+        }
+        if let Some(g) = self.guests.values().find(|g| g.name == name) {
+            if !g.processes.is_empty() || g.creator.as_ref().is_some_and(|c| c.pid != who.pid) {
+                let why = format!("a guest named {name:?} is running; choose another --name");
+                return Ok(Reply::refused(libc::EEXIST, &why));
+            }
+            let id = g.id;
+            self.remove_guest(id)?;
+        }
+        if self.guests.len() >= GUESTS_MAX {
+            let why = format!("there are {GUESTS_MAX} guests already");
+            return Ok(Reply::refused(libc::EAGAIN, &why));
+        }
+        let netns = match self.choose_netns(&rules, fds.take(0).map(sys::own), who) {
+            Ok(fd) => fd,
+            Err(r) => return Ok(r),
+        };
+        let namespace = match self.broker.register(&netns) {
+            Ok(key) => key,
+            Err(e) => {
+                let what = "cannot open sockets in that network namespace (only root may enter another one)";
+                return Ok(Reply::failed(what, &e));
+            }
+        };
+        let made = self.add_guest(name, message.a, who, &rules, netns, namespace, token);
+        if made.is_err() {
+            self.broker.release(namespace);
+        }
+        match made {
+            Ok(id) => {
+                let g = self.guests.get(&id.0);
+                let (high, low) = g.map_or((0, 0), |g| g.token);
+                tracing::info!(guest = name, id = id.0, uid = who.uid, pid = who.pid, "guest made");
+                Ok(Reply::ok(u64::from(id.0), high, low, 0))
+            }
+            Err(e) => Ok(Reply::failed("cannot make the guest", &e)),
+        }
+    }
+
+    /// The configuration's namespace, else the one that the caller passes: its own, unless it is root or the daemon's user.
+    fn choose_netns(
+        &self,
+        rules: &GuestConfig,
+        passed: Option<OwnedFd>,
+        who: Credentials,
+    ) -> Result<OwnedFd, Reply> {
+        let refused = |why: &str| Err(Reply::refused(libc::EPERM, why));
+        if let Some(ns) = &rules.namespace {
+            return ns.open().map_err(|e| Reply::failed(&format!("cannot open {ns}"), &e));
+        }
+        let Some(fd) = passed else {
+            return match &self.config.namespace {
+                Some(ns) => ns.open().map_err(|e| Reply::failed(&format!("cannot open {ns}"), &e)),
+                None => Err(Reply::refused(libc::EINVAL, "no network namespace was named")),
+            };
+        };
+        if !sys::is_netns(fd.as_raw_fd()) {
+            return Err(Reply::refused(libc::EINVAL, "that is not a network namespace"));
+        }
+        // SAFETY: no arguments, cannot fail.
+        let own_uid = unsafe { libc::geteuid() };
+        if who.uid != 0 && who.uid != own_uid {
+            let theirs = std::fs::File::open(format!("/proc/{}/ns/net", who.pid));
+            let same = theirs
+                .and_then(|f| Ok(sys::identity(f.as_raw_fd())? == sys::identity(fd.as_raw_fd())?));
+            if !same.unwrap_or(false) {
+                return refused(
+                    "a namespace that is not your own needs the configuration's leave ([guest.NAME] namespace = ...)",
+                );
+            }
+        }
+        Ok(fd)
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn add_guest(
+        &mut self,
+        name: &str,
+        flags: u64,
+        who: Credentials,
+        rules: &GuestConfig,
+        netns: OwnedFd,
+        namespace: u64,
+        connection: Token,
+    ) -> io::Result<GuestId> {
+        let mut id = self.next_guest;
+        while id == 0 || self.guests.contains_key(&id) {
+            id = id.wrapping_add(1);
+        }
+        self.next_guest = id.wrapping_add(1);
+        let id = GuestId(id);
+        let region = Region::new(name, Layout::GUEST, id.0)?;
+        let engine_bell = sys::eventfd()?;
+        let pidfd = sys::pidfd(who.pid)?;
+        let limits = rules.limits(who.uid);
+        let setup =
+            GuestSetup { id, device: region.device, namespace, nsm: INLINE_NSM, limits, vm: false };
+        let pool = GuestPool {
+            guest: id.0,
+            device: region.device,
+            namespace,
+            pool: 0..region.device.layout().chunks,
+        };
+        let bell = engine_bell.try_clone()?;
+        self.ask(move |s| {
+            if let Some(service) = &mut s.service {
+                service.add_guest(pool);
+            }
+            s.engine.add_guest(setup).map_err(io::Error::other)?;
+            s.add_waker(&bell)
+        })??;
+        let raw = pidfd.as_raw_fd();
+        let pidfd = self.sources.insert(Source::CreatorPidfd { fd: pidfd, guest: id });
+        self.epoll.add(raw, libc::EPOLLIN, pidfd.word())?;
+        self.set_role(connection, Role::Creator(id));
+        let creator = Creator { pid: who.pid, pidfd: Some(pidfd), execed: None, reported: false };
+        self.had_guest = true;
+        self.guests.insert(
+            id.0,
+            Guest {
+                id,
+                name: name.to_owned(),
+                token: sys::random()?,
+                uid: who.uid,
+                region,
+                engine_bell,
+                netns,
+                namespace,
+                limits,
+                flags: flags & CREATE_SHARE_NET,
+                processes: BTreeMap::new(),
+                holds: BTreeMap::new(),
+                creator: Some(creator),
+                was_attached: false,
+                empty_since: None,
+            },
+        );
+        Ok(id)
+    }
+
+    /// Ends a guest: nobody is left who could use it.
+    pub(super) fn remove_guest(&mut self, id: GuestId) -> io::Result<()> {
+        let Some(guest) = self.guests.remove(&id.0) else { return Ok(()) };
+        for token in guest.holds.keys() {
+            self.drop_source(*token);
+        }
+        for p in guest.processes.values() {
+            for t in [p.control, p.pidfd].into_iter().flatten() {
+                self.drop_source(t);
+            }
+        }
+        if let Some(t) = guest.creator.as_ref().and_then(|c| c.pidfd) {
+            self.drop_source(t);
+        }
+        let bell = guest.engine_bell.try_clone()?;
+        self.ask(move |s| {
+            s.remove_waker(&bell);
+            if let Err(e) = s.engine.remove_guest(id) {
+                tracing::error!(id = id.0, error = %e, "the engine did not know a guest");
+            }
+            if let Some(service) = &mut s.service {
+                service.remove_guest(id.0);
+            }
+            s.notify.remove_guest(id);
+        })?;
+        self.broker.release(guest.namespace);
+        tracing::info!(guest = guest.name, id = id.0, "guest ended");
+        Ok(())
+    }
+
+    /// Starts the clock of a guest that nobody is left to use.
+    pub(super) fn mark_if_deserted(&mut self, id: GuestId) {
+        if let Some(g) = self.guests.get_mut(&id.0)
+            && g.is_deserted()
+            && g.empty_since.is_none()
+        {
+            g.empty_since = Some(Instant::now());
+        }
+    }
+
+    /// Runs a command on the poll thread.
+    pub(super) fn ask<R: Send + 'static>(
+        &self,
+        command: impl FnOnce(&mut crate::poll::PollState) -> R + Send + 'static,
+    ) -> io::Result<R> {
+        self.poll.call(command).map_err(io::Error::other)
+    }
+}

@@ -1,0 +1,438 @@
+//! The control thread: attach socket, control connections, pidfds, and what they mean for guests.
+//!
+//! One epoll loop. It owns all bookkeeping of processes; for everything that concerns rings and sockets it asks the poll
+//! thread and waits for the short answer.
+
+mod attach;
+mod create;
+mod death;
+mod query;
+mod slab;
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver};
+use std::time::{Duration, Instant};
+
+use nk_attach::{Credentials, Fds, Kind, Message, RecvError};
+use nk_device::Layout;
+use nk_engine::{Engine, GuestId, NsmId};
+use nk_servicelib::Service;
+
+use crate::broker::Broker;
+use crate::config::Config;
+use crate::guest::{Guest, Region};
+use crate::notify::Notifier;
+use crate::poll::{PollHandle, PollState};
+use crate::sys::{self, Epoll};
+use slab::Slab;
+pub(crate) use slab::Token;
+
+/// Guests at once.
+pub const GUESTS_MAX: usize = 1024;
+/// Connections that have not said what they are.
+const STRANGERS_MAX: usize = 512;
+/// Messages taken from one connection before the others have their turn.
+const MESSAGES_PER_TURN: usize = 16;
+/// How long accept rests when descriptors ran out.
+const ACCEPT_REST: Duration = Duration::from_millis(200);
+/// How long a guest without processes stays: a program that was spawned may not have attached yet.
+const LINGER: Duration = Duration::from_secs(1);
+/// How long a guest without processes may take to send what its last one left.
+const DRAIN_MAX: Duration = Duration::from_secs(60);
+/// How long after its exec a command may take until it attaches.
+const ATTACH_MAX: Duration = Duration::from_secs(5);
+/// How long a private daemon waits for its guest.
+const STARTUP_GRACE: Duration = Duration::from_secs(10);
+/// The inline NSM.
+pub(crate) const INLINE_NSM: NsmId = NsmId(0);
+
+/// What a descriptor in the epoll is.
+#[derive(Debug)]
+pub(crate) enum Source {
+    /// The attach socket.
+    Listener(OwnedFd),
+    /// The poll thread has something to tell.
+    Bell,
+    /// A connection.
+    Connection { fd: OwnedFd, role: Role },
+    /// A process of a guest.
+    Pidfd { fd: OwnedFd, guest: GuestId, row: u16 },
+    /// The process that made a guest.
+    CreatorPidfd { fd: OwnedFd, guest: GuestId },
+    /// The far end of a stand-in pair.
+    Hold { fd: OwnedFd, guest: GuestId },
+}
+
+/// Who is at the other end of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Role {
+    /// Not said yet, or somebody who asks.
+    Stranger,
+    /// `nk run`, before its exec.
+    Creator(GuestId),
+    /// A process.
+    Process(GuestId, u16),
+}
+
+/// How the daemon is set up.
+#[derive(Debug)]
+pub struct Setup {
+    /// The listening attach socket.
+    pub listener: OwnedFd,
+    /// What the configuration says.
+    pub config: Config,
+    /// A private daemon: it ends with its guest.
+    pub private: bool,
+}
+
+/// The control thread's state.
+#[derive(Debug)]
+pub struct Server {
+    epoll: Epoll,
+    sources: Slab<Source>,
+    strangers: usize,
+    poll: PollHandle,
+    broker: Broker,
+    bell: Arc<OwnedFd>,
+    idle: Receiver<GuestId>,
+    guests: BTreeMap<u16, Guest>,
+    next_guest: u16,
+    config: Config,
+    private: bool,
+    listener: Token,
+    accept_rests_until: Option<Instant>,
+    started: Instant,
+    had_guest: bool,
+}
+
+impl Server {
+    /// Starts the poll thread and gets ready to serve.
+    ///
+    /// # Errors
+    /// When descriptors, memory or threads cannot be had.
+    pub fn new(setup: Setup) -> io::Result<Server> {
+        let epoll = Epoll::new()?;
+        let mut sources = Slab::new();
+        let bell = Arc::new(sys::eventfd()?);
+        let (idle_sender, idle) = mpsc::channel();
+        let broker = Broker::new();
+        let mut engine = Engine::new();
+        let nsm = Region::new("nsm", Layout::NSM, 0)?;
+        engine.add_nsm(INLINE_NSM, nsm.device).map_err(io::Error::other)?;
+        let stack = crate::nsm::kernel_stack(broker.clone(), None)?;
+        let service = Service::new(stack, nsm.device);
+        // The NSM's region lives as long as the process.
+        std::mem::forget(nsm);
+        let notify = Notifier::new(idle_sender, bell.clone());
+        let poll = PollHandle::start(PollState::new(engine, notify, Some(service))?)?;
+        let fd = setup.listener.as_raw_fd();
+        sys::set_nonblocking(fd)?;
+        let listener = sources.insert(Source::Listener(setup.listener));
+        epoll.add(fd, libc::EPOLLIN, listener.word())?;
+        let bell_token = sources.insert(Source::Bell);
+        epoll.add(bell.as_raw_fd(), libc::EPOLLIN, bell_token.word())?;
+        Ok(Server {
+            epoll,
+            sources,
+            strangers: 0,
+            poll,
+            broker,
+            bell,
+            idle,
+            guests: BTreeMap::new(),
+            next_guest: 1,
+            config: setup.config,
+            private: setup.private,
+            listener,
+            accept_rests_until: None,
+            started: Instant::now(),
+            had_guest: false,
+        })
+    }
+
+    /// Serves until a private daemon's guest is gone; for ever otherwise.
+    ///
+    /// # Errors
+    /// When epoll fails or the poll thread has ended.
+    pub fn run(&mut self) -> io::Result<()> {
+        let mut events = Vec::new();
+        loop {
+            let wait = self.timers()?;
+            let Some(wait) = wait else { return Ok(()) };
+            self.epoll.wait(&mut events, wait)?;
+            for (word, bits) in &events {
+                self.event(Token::from_word(*word), *bits)?;
+            }
+        }
+    }
+
+    fn event(&mut self, token: Token, bits: u32) -> io::Result<()> {
+        match self.sources.get(token) {
+            // Closed by an earlier event of this batch.
+            None => Ok(()),
+            Some(Source::Listener(_)) => {
+                self.accept();
+                Ok(())
+            }
+            Some(Source::Bell) => {
+                sys::drain(self.bell.as_raw_fd());
+                while let Ok(guest) = self.idle.try_recv() {
+                    self.guest_is_idle(guest)?;
+                }
+                Ok(())
+            }
+            Some(Source::Connection { .. }) => self.messages(token),
+            Some(Source::Pidfd { guest, row, .. }) => {
+                let (guest, row) = (*guest, *row);
+                self.row_died(guest, row, "its process ended")
+            }
+            Some(Source::CreatorPidfd { guest, .. }) => {
+                let guest = *guest;
+                self.creator_ended(guest);
+                Ok(())
+            }
+            Some(Source::Hold { guest, .. }) => {
+                let guest = *guest;
+                if bits & (libc::EPOLLHUP | libc::EPOLLERR) as u32 != 0 {
+                    self.hold_ended(guest, token)?;
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Does what is due, and says how long to wait for the next thing, -1 for ever. `None`: the daemon has done its work.
+    fn timers(&mut self) -> io::Result<Option<i32>> {
+        let now = Instant::now();
+        let mut next: Option<Instant> = None;
+        let mut at = |t: Instant| next = Some(next.map_or(t, |n| n.min(t)));
+        if let Some(t) = self.accept_rests_until {
+            if t <= now {
+                self.accept_rests_until = None;
+                if let Some(Source::Listener(fd)) = self.sources.get(self.listener) {
+                    self.epoll.change(fd.as_raw_fd(), libc::EPOLLIN, self.listener.word())?;
+                }
+            } else {
+                at(t);
+            }
+        }
+        let mut ended = Vec::new();
+        for g in self.guests.values_mut() {
+            if let Some(c) = &mut g.creator
+                && let Some(t) = c.execed.filter(|_| !c.reported)
+            {
+                if t + ATTACH_MAX <= now {
+                    c.reported = true;
+                    tracing::warn!(
+                        guest = g.name,
+                        pid = c.pid,
+                        "libnetkernel.so did not load into this program: it has no network"
+                    );
+                } else {
+                    at(t + ATTACH_MAX);
+                }
+            }
+            if let Some(t) = g.empty_since {
+                if t + DRAIN_MAX <= now {
+                    ended.push(g.id);
+                } else if t + LINGER <= now {
+                    // The poll thread tells when the last socket is done; asked once, at the linger's end.
+                    let id = g.id;
+                    let left = self.poll.call(move |s| s.engine.guest_sockets(id));
+                    if left.map_err(io::Error::other)? == 0 {
+                        ended.push(id);
+                    } else {
+                        at(t + DRAIN_MAX);
+                    }
+                } else {
+                    at(t + LINGER);
+                }
+            }
+        }
+        for id in ended {
+            self.remove_guest(id)?;
+        }
+        if self.private && self.guests.is_empty() {
+            let grace = self.started + STARTUP_GRACE;
+            if self.had_guest || grace <= now {
+                return Ok(None);
+            }
+            at(grace);
+        }
+        Ok(Some(match next {
+            None => -1,
+            Some(t) => {
+                let ms = t.saturating_duration_since(now).as_millis() + 1;
+                i32::try_from(ms).unwrap_or(i32::MAX)
+            }
+        }))
+    }
+
+    fn accept(&mut self) {
+        for _ in 0..MESSAGES_PER_TURN {
+            let Some(Source::Listener(listener)) = self.sources.get(self.listener) else { return };
+            let listener = listener.as_raw_fd();
+            let fd = match sys::accept(listener) {
+                Ok(fd) => fd,
+                Err(e) => match e.raw_os_error() {
+                    Some(libc::EAGAIN | libc::ECONNABORTED | libc::EINTR) => return,
+                    _ => {
+                        // The listener stays readable: look away for a while instead of spinning.
+                        tracing::error!(error = %e, "cannot accept on the attach socket; raise LimitNOFILE if it is that");
+                        let _ = self.epoll.change(listener, 0, self.listener.word());
+                        self.accept_rests_until = Some(Instant::now() + ACCEPT_REST);
+                        return;
+                    }
+                },
+            };
+            if self.strangers >= STRANGERS_MAX {
+                tracing::warn!("too many connections that say nothing; one more is refused");
+                continue;
+            }
+            let raw = fd.as_raw_fd();
+            if sys::pass_credentials(raw).is_err() {
+                continue;
+            }
+            self.strangers += 1;
+            let token = self.sources.insert(Source::Connection { fd, role: Role::Stranger });
+            if let Err(e) = self.epoll.add(raw, libc::EPOLLIN, token.word()) {
+                tracing::error!(error = %e, "cannot watch a connection");
+                self.drop_source(token);
+            }
+        }
+    }
+
+    /// Takes a source out of the epoll and closes it.
+    pub(crate) fn drop_source(&mut self, token: Token) {
+        let Some(source) = self.sources.remove(token) else { return };
+        let fd = match &source {
+            Source::Listener(fd)
+            | Source::Connection { fd, .. }
+            | Source::Pidfd { fd, .. }
+            | Source::CreatorPidfd { fd, .. }
+            | Source::Hold { fd, .. } => fd.as_raw_fd(),
+            Source::Bell => return,
+        };
+        if let Source::Connection { role: Role::Stranger, .. } = source {
+            self.strangers -= 1;
+        }
+        self.epoll.remove(fd);
+    }
+
+    fn set_role(&mut self, token: Token, new: Role) {
+        if let Some(Source::Connection { role, .. }) = self.sources.get_mut(token) {
+            if *role == Role::Stranger && new != Role::Stranger {
+                self.strangers -= 1;
+            }
+            *role = new;
+        }
+    }
+
+    /// Handles what came on a connection, until it is empty, closed or has had its turn.
+    fn messages(&mut self, token: Token) -> io::Result<()> {
+        for _ in 0..MESSAGES_PER_TURN {
+            let Some(Source::Connection { fd, role }) = self.sources.get(token) else {
+                return Ok(());
+            };
+            let (raw, role) = (fd.as_raw_fd(), *role);
+            match nk_attach::recv(raw, true) {
+                Ok((message, fds, credentials)) => {
+                    self.message(token, raw, role, &message, fds, credentials)?;
+                }
+                Err(RecvError::Os(libc::EAGAIN)) => return Ok(()),
+                Err(RecvError::Malformed) => {
+                    tracing::warn!(
+                        ?role,
+                        "a message of another protocol version; the connection is closed"
+                    );
+                    let mut m = Message::new(Kind::Query)
+                        .with_text("nk and libnetkernel.so are of another version than the daemon");
+                    m.status = libc::EPROTO;
+                    let _ = nk_attach::try_send(raw, &m, &[]);
+                    return self.connection_closed(token);
+                }
+                Err(RecvError::Closed | RecvError::Os(_)) => return self.connection_closed(token),
+            }
+        }
+        Ok(())
+    }
+
+    fn message(
+        &mut self,
+        token: Token,
+        raw: i32,
+        role: Role,
+        message: &Message,
+        fds: Fds,
+        credentials: Option<Credentials>,
+    ) -> io::Result<()> {
+        let Some(kind) = Kind::from_u32(message.kind) else {
+            return self.connection_closed(token);
+        };
+        let reply = match (kind, role) {
+            (Kind::CreateGuest, Role::Stranger) => {
+                Some(self.create_guest(token, message, fds, credentials)?)
+            }
+            (Kind::Attach, Role::Stranger | Role::Creator(_)) => {
+                Some(self.attach(token, message, fds, credentials)?)
+            }
+            (Kind::Query, Role::Stranger) => Some(self.query(message, credentials)?),
+            (Kind::Fork, Role::Process(g, row)) => Some(self.fork(g, row, fds)?),
+            (Kind::Hello, Role::Process(g, row)) => {
+                self.hello(g, row, credentials)?;
+                None
+            }
+            (Kind::ForkFailed, Role::Process(g, _)) => {
+                self.fork_failed(g, message.a)?;
+                None
+            }
+            (Kind::AddQset, Role::Process(g, row)) => Some(self.add_qset(g, row, fds)?),
+            (Kind::DropQset, Role::Process(g, row)) => {
+                self.drop_qset(g, row, message.a)?;
+                None
+            }
+            (Kind::Hold, Role::Process(g, _)) => Some(self.hold(g, message, fds)?),
+            _ => Some(Reply::refused(libc::EINVAL, "not a request that this connection may make")),
+        };
+        if let Some(r) = reply {
+            let mut m = r.message;
+            m.kind = message.kind;
+            let fds: Vec<i32> = r.fds.iter().map(AsRawFd::as_raw_fd).collect();
+            if let Err(e) = nk_attach::try_send(raw, &m, &fds) {
+                tracing::debug!(errno = e, "a reply could not be sent");
+                return self.connection_closed(token);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What goes back to a requester.
+#[derive(Debug)]
+pub(crate) struct Reply {
+    message: Message,
+    fds: Vec<OwnedFd>,
+}
+
+impl Reply {
+    pub(crate) fn ok(a: u64, b: u64, c: u64, d: u64) -> Reply {
+        let mut message = Message::new(Kind::Query);
+        (message.a, message.b, message.c, message.d) = (a, b, c, d);
+        Reply { message, fds: Vec::new() }
+    }
+    pub(crate) fn refused(errno: i32, why: &str) -> Reply {
+        let mut message = Message::new(Kind::Query).with_text(why);
+        message.status = errno;
+        Reply { message, fds: Vec::new() }
+    }
+    pub(crate) fn failed(what: &str, e: &io::Error) -> Reply {
+        Reply::refused(e.raw_os_error().unwrap_or(libc::EIO), &format!("{what}: {e}"))
+    }
+    pub(crate) fn with_fds(mut self, fds: Vec<OwnedFd>) -> Reply {
+        self.fds = fds;
+        self
+    }
+}

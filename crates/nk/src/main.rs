@@ -1,0 +1,163 @@
+//! `nk`: runs programs as NetKernel guests, serves them, and shows what is there.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`run`] | `nk run`: becomes the first process of a guest |
+//! | [`daemon`] | `nk daemon`, also the private one |
+//! | [`query`] | `nk guests`, `nk flows`, `nk why` |
+//!
+//! The program has no Rust runtime entry: that would ignore SIGPIPE, and a command run by `nk run` would inherit it.
+#![no_main]
+
+mod daemon;
+mod query;
+mod run;
+
+use std::ffi::OsString;
+use std::io::Write;
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand};
+use nk_host::config::{Config, NamespaceName};
+
+/// Runs unmodified programs with no network stack of their own, served by the host's.
+#[derive(Debug, Parser)]
+#[command(name = "nk", version, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run a command as a guest, in place: same pid, terminal, signals and exit status
+    #[command(after_help = "\
+With no daemon on the default socket (or --engine), a private one is started that ends with the guest's last process.
+Exit status: the command's; 126 when it cannot be run as a guest, 127 when it is not found, 125 when nk itself fails.")]
+    Run {
+        /// Namespace of the host in which its sockets are opened: "host" or "netns:NAME" [default: the caller's]
+        #[arg(long, value_name = "host|netns:NAME")]
+        net: Option<NamespaceName>,
+        /// The guest's name [default: the command's, with its pid]
+        #[arg(long, value_name = "G")]
+        name: Option<String>,
+        /// Attach socket of the daemon [default: /run/netkernel/nk.sock, else a private daemon]
+        #[arg(long, value_name = "SOCKET")]
+        engine: Option<PathBuf>,
+        /// Stay in the caller's network namespace (where none can be made); IP sockets of its own stay refused
+        #[arg(long)]
+        share_net: bool,
+        /// The command and its arguments
+        #[arg(trailing_var_arg = true, required = true, value_name = "CMD")]
+        command: Vec<OsString>,
+    },
+    /// Serve guests
+    Daemon {
+        /// Configuration file (TOML)
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+        /// Attach socket [default: the configuration's, else /run/netkernel/nk.sock]
+        #[arg(long, value_name = "PATH")]
+        socket: Option<PathBuf>,
+        /// Where the NSM runs [default: the configuration's, else inline]
+        #[arg(long, value_name = "inline|process")]
+        nsm: Option<NsmPlacement>,
+        #[arg(long, hide = true, value_name = "DIR")]
+        private: Option<PathBuf>,
+    },
+    /// List guests with their processes and what the engine counted
+    Guests {
+        #[command(flatten)]
+        from: query::From,
+    },
+    /// List sockets, as ss does, with guest and pid
+    Flows {
+        #[command(flatten)]
+        from: query::From,
+    },
+    /// Say which calls, options and binaries of a guest's process were not redirected
+    Why {
+        #[command(flatten)]
+        from: query::From,
+        /// The process
+        pid: i32,
+    },
+    /// Look at configuration files
+    Config {
+        #[command(subcommand)]
+        command: ConfigCommand,
+    },
+    #[command(hide = true)]
+    Nsm,
+    #[command(hide = true)]
+    Keeper,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum NsmPlacement {
+    Inline,
+    Process,
+}
+
+#[derive(Debug, Subcommand)]
+enum ConfigCommand {
+    /// Read a file as the daemon would; says what is wrong with it
+    Check {
+        /// The file
+        file: PathBuf,
+    },
+}
+
+/// A failure with the exit status that goes with it.
+#[derive(Debug)]
+struct Failure {
+    status: i32,
+    text: String,
+}
+
+impl Failure {
+    fn new(status: i32, text: impl Into<String>) -> Failure {
+        Failure { status, text: text.into() }
+    }
+}
+
+impl<E: Into<anyhow::Error>> From<E> for Failure {
+    fn from(e: E) -> Failure {
+        Failure { status: 1, text: format!("{:#}", e.into()) }
+    }
+}
+
+fn start(cli: Cli) -> Result<(), Failure> {
+    match cli.command {
+        Command::Run { net, name, engine, share_net, command } => {
+            run::run(&run::Options { net, name, engine, share_net, command })
+        }
+        Command::Daemon { config, socket, nsm, private } => {
+            daemon::daemon(config.as_deref(), socket, nsm, private)
+        }
+        Command::Guests { from } => query::guests(&from),
+        Command::Flows { from } => query::flows(&from),
+        Command::Why { from, pid } => query::why(&from, pid),
+        Command::Config { command: ConfigCommand::Check { file } } => {
+            Config::read(&file)?;
+            println!("{}: good", file.display());
+            Ok(())
+        }
+        Command::Nsm => daemon::nsm(),
+        Command::Keeper => daemon::keeper(),
+    }
+}
+
+// SAFETY: the C runtime calls main once, with the arguments that std::env::args_os reads by its own means.
+#[unsafe(no_mangle)]
+extern "C" fn main(_argc: i32, _argv: *const *const std::ffi::c_char) -> i32 {
+    let status = match start(Cli::parse()) {
+        Ok(()) => 0,
+        Err(f) => {
+            let _ = writeln!(std::io::stderr(), "nk: {}", f.text);
+            f.status
+        }
+    };
+    let _ = std::io::stdout().flush();
+    status
+}

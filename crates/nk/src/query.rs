@@ -1,0 +1,207 @@
+//! `nk guests`, `nk flows` and `nk why`: asks every daemon that this user can reach.
+
+use std::io::Read;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use nk_attach::{Kind, Message};
+use nk_host::config::DEFAULT_SOCKET;
+use nk_host::{private, sys};
+use serde_json::Value;
+
+use crate::Failure;
+
+mod why;
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct From {
+    /// Ask this daemon only [default: the one at /run/netkernel/nk.sock and all private ones]
+    #[arg(long, value_name = "SOCKET")]
+    engine: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// One daemon's answer. `Err` carries an errno and its text.
+fn ask(socket: &Path, question: &str) -> Result<Value, (i32, String)> {
+    let os = |e: i32| (e, std::io::Error::from_raw_os_error(e).to_string());
+    let fd = nk_attach::connect(socket.as_os_str().as_bytes()).map(sys::own).map_err(os)?;
+    set_timeout(&fd);
+    nk_attach::send(fd.as_raw_fd(), &Message::new(Kind::Query).with_text(question), &[])
+        .map_err(os)?;
+    let (reply, mut fds, _) = nk_attach::recv(fd.as_raw_fd(), false)
+        .map_err(|e| (libc::EIO, format!("no answer ({e:?})")))?;
+    if reply.status != 0 {
+        return Err((reply.status, reply.text().unwrap_or("").to_owned()));
+    }
+    let Some(memfd) = fds.take(0) else { return Err((libc::EPROTO, "an empty answer".into())) };
+    let mut text = String::new();
+    std::fs::File::from(sys::own(memfd))
+        .read_to_string(&mut text)
+        .map_err(|e| (libc::EIO, e.to_string()))?;
+    serde_json::from_str(&text).map_err(|e| (libc::EPROTO, e.to_string()))
+}
+
+/// A daemon that hangs must not hang who asks.
+fn set_timeout(fd: &OwnedFd) {
+    let t = libc::timeval { tv_sec: 5, tv_usec: 0 };
+    let len = std::mem::size_of::<libc::timeval>() as u32;
+    // SAFETY: a timeval of ours and its length.
+    unsafe {
+        let p = (&raw const t).cast();
+        libc::setsockopt(fd.as_raw_fd(), libc::SOL_SOCKET, libc::SO_RCVTIMEO, p, len);
+    }
+}
+
+fn daemons(from: &From) -> Result<Vec<PathBuf>, Failure> {
+    if let Some(p) = &from.engine {
+        return Ok(vec![p.clone()]);
+    }
+    let mut all = vec![PathBuf::from(DEFAULT_SOCKET)];
+    all.extend(private::sockets());
+    // SAFETY: no arguments, cannot fail.
+    if unsafe { libc::geteuid() } == 0 {
+        all.extend(private::sockets_of_all_users());
+    }
+    all.sort();
+    all.dedup();
+    Ok(all)
+}
+
+/// The lists of all daemons in one.
+fn collect(from: &From, question: &str) -> Result<Vec<Value>, Failure> {
+    let mut rows = Vec::new();
+    for socket in daemons(from)? {
+        match ask(&socket, question) {
+            Ok(Value::Array(mut r)) => rows.append(&mut r),
+            Ok(_) => return Err(Failure::new(1, format!("{}: an odd answer", socket.display()))),
+            // There need not be a daemon on the default socket, and a private one may have just ended.
+            Err((libc::ENOENT | libc::ECONNREFUSED, _)) if from.engine.is_none() => {}
+            Err((_, why)) => {
+                return Err(Failure::new(
+                    1,
+                    format!("no daemon answers at {}: {why}", socket.display()),
+                ));
+            }
+        }
+    }
+    Ok(rows)
+}
+
+fn print_json(rows: &Value) -> Result<(), Failure> {
+    println!("{}", serde_json::to_string_pretty(rows)?);
+    Ok(())
+}
+
+fn text(v: &Value, key: &str) -> String {
+    match v.get(key) {
+        Some(Value::String(s)) => s.clone(),
+        Some(Value::Array(a)) => a.iter().map(ToString::to_string).collect::<Vec<_>>().join(","),
+        Some(Value::Null) | None => "-".into(),
+        Some(other) => other.to_string(),
+    }
+}
+
+/// Prints columns as wide as their widest entry; the first of each row is left-aligned, and names say which others are not.
+fn table(header: &[&str], right: &[usize], rows: &[Vec<String>]) {
+    let mut widths: Vec<usize> = header.iter().map(|h| h.len()).collect();
+    for row in rows {
+        for (w, cell) in widths.iter_mut().zip(row) {
+            *w = (*w).max(cell.len());
+        }
+    }
+    let line = |cells: Vec<&str>| {
+        let padded: Vec<String> = cells
+            .iter()
+            .zip(&widths)
+            .enumerate()
+            .map(
+                |(i, (c, w))| {
+                    if right.contains(&i) { format!("{c:>w$}") } else { format!("{c:<w$}") }
+                },
+            )
+            .collect();
+        println!("{}", padded.join("  ").trim_end());
+    };
+    line(header.to_vec());
+    for row in rows {
+        line(row.iter().map(String::as_str).collect());
+    }
+}
+
+pub(crate) fn guests(from: &From) -> Result<(), Failure> {
+    let rows = collect(from, "guests")?;
+    if from.json {
+        return print_json(&Value::Array(rows));
+    }
+    let none = Value::Null;
+    let cells: Vec<Vec<String>> = rows
+        .iter()
+        .map(|g| {
+            let e = g.get("engine").unwrap_or(&none);
+            let pids: Vec<String> = g
+                .get("processes")
+                .and_then(Value::as_array)
+                .map(|p| p.iter().map(|p| text(p, "pid")).collect())
+                .unwrap_or_default();
+            vec![
+                text(g, "name"),
+                text(g, "id"),
+                text(g, "uid"),
+                text(e, "sockets"),
+                text(e, "connections_open"),
+                text(e, "connections_total"),
+                text(e, "bytes_sent"),
+                text(e, "bytes_received"),
+                pids.join(","),
+            ]
+        })
+        .collect();
+    let header = ["GUEST", "ID", "UID", "SOCKETS", "OPEN", "EVER", "SENT", "RECEIVED", "PIDS"];
+    table(&header, &[1, 2, 3, 4, 5, 6, 7], &cells);
+    Ok(())
+}
+
+pub(crate) fn flows(from: &From) -> Result<(), Failure> {
+    let rows = collect(from, "flows")?;
+    if from.json {
+        return print_json(&Value::Array(rows));
+    }
+    let keys = [
+        "state",
+        "recv_q",
+        "send_q",
+        "local",
+        "peer",
+        "guest",
+        "pids",
+        "bytes_sent",
+        "bytes_received",
+    ];
+    let cells: Vec<Vec<String>> =
+        rows.iter().map(|f| keys.iter().map(|k| text(f, k)).collect()).collect();
+    let header = ["STATE", "RECV-Q", "SEND-Q", "LOCAL", "PEER", "GUEST", "PID", "SENT", "RECEIVED"];
+    table(&header, &[1, 2, 7, 8], &cells);
+    Ok(())
+}
+
+pub(crate) fn why(from: &From, pid: i32) -> Result<(), Failure> {
+    let question = format!("why {pid}");
+    for socket in daemons(from)? {
+        match ask(&socket, &question) {
+            Ok(v) if from.json => return print_json(&v),
+            Ok(v) => {
+                why::print(&v);
+                return Ok(());
+            }
+            Err((libc::ENOENT | libc::ECONNREFUSED | libc::ESRCH, _)) => {}
+            Err((_, why)) => {
+                return Err(Failure::new(1, format!("{}: {why}", socket.display())));
+            }
+        }
+    }
+    let text = format!("process {pid} is no process of a guest; `nk guests` lists them");
+    Err(Failure::new(1, text))
+}
