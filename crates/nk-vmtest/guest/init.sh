@@ -40,6 +40,10 @@ run echo-static /echo-static "$address" "$port" "$bytes" blocking
 run echo-dynamic /echo-dynamic "$address" "$port" "$bytes" nonblocking
 run refused /echo-static "$address" "$closed" 0 refused
 
+# A server in the guest; the host connects when it reads the port on the console.
+said=$(timeout 30 /serve "$address" 2> /dev/console)
+result serve $? "$said"
+
 # A socket in use holds the module.
 sleep 30 | nc "$address" "$port" > /dev/null &
 sleep 0.3

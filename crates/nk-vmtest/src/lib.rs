@@ -7,12 +7,16 @@
 //! | [`cpio`] | the guest's root file system |
 //! | [`ivshmem`] | the host's end of the NK device in QEMU |
 //! | [`qemu`] | the VM and its console |
+//! | [`echo`] | the plain programs on the host: echo server, client, a port that refuses |
+//! | [`daemon`] | the daemon, and the VM guest it makes |
 //! | [`scenario`] | what is tested |
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 pub mod cpio;
+pub mod daemon;
+pub mod echo;
 pub mod ivshmem;
 pub mod module;
 pub mod packages;
@@ -22,7 +26,7 @@ pub mod scenario;
 mod command;
 
 pub use module::build_core_none;
-pub use scenario::{Prepared, Report, VmDevice, check, prepare};
+pub use scenario::{Prepared, Report, VmDevice, check, prepare, run};
 
 /// Why the VM test did not pass.
 #[derive(Debug, thiserror::Error)]
@@ -74,4 +78,15 @@ pub struct Paths {
     pub root: PathBuf,
     /// A folder for what is built; kept between runs.
     pub out: PathBuf,
+}
+
+impl Default for Paths {
+    /// This repository, and its target folder.
+    fn default() -> Paths {
+        let root = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."));
+        let root = root.canonicalize().unwrap_or(root);
+        let target =
+            std::env::var_os("CARGO_TARGET_DIR").map_or(root.join("target"), PathBuf::from);
+        Paths { out: target.join("vmtest"), root }
+    }
 }

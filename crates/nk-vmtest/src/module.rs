@@ -17,7 +17,8 @@ const TARGET: &str = "x86_64-unknown-none";
 pub fn build_core_none(root: &Path, out: &Path) -> Result<()> {
     std::fs::create_dir_all(out)?;
     let log = out.join("core-none.log");
-    let installed = output(Command::new("rustup").args(["target", "list", "--installed"]).current_dir(root));
+    let installed =
+        output(Command::new("rustup").args(["target", "list", "--installed"]).current_dir(root));
     if !String::from_utf8_lossy(&installed.stdout).lines().any(|l| l == TARGET) {
         run_logged(Command::new("rustup").args(["target", "add", TARGET]).current_dir(root), &log)?;
     }
@@ -46,9 +47,13 @@ fn cargo(root: &Path) -> Command {
 /// A tool fails; the error carries the end of its output.
 pub fn build_module(root: &Path, kernel: &GuestKernel, out: &Path) -> Result<PathBuf> {
     let log = out.join("module.log");
-    let have_source = output(Command::new("rustup").args(["component", "list", "--installed"]).current_dir(root));
+    let have_source =
+        output(Command::new("rustup").args(["component", "list", "--installed"]).current_dir(root));
     if !String::from_utf8_lossy(&have_source.stdout).lines().any(|l| l.starts_with("rust-src")) {
-        run_logged(Command::new("rustup").args(["component", "add", "rust-src"]).current_dir(root), &log)?;
+        run_logged(
+            Command::new("rustup").args(["component", "add", "rust-src"]).current_dir(root),
+            &log,
+        )?;
     }
     let build = out.join("kmod");
     std::fs::create_dir_all(&build)?;
@@ -74,7 +79,10 @@ pub fn build_module(root: &Path, kernel: &GuestKernel, out: &Path) -> Result<Pat
     if module.exists() {
         return Ok(module);
     }
-    Err(Error::Command { command: "make".into(), said: "succeeded, but made no netkernel.ko".into() })
+    Err(Error::Command {
+        command: "make".into(),
+        said: "succeeded, but made no netkernel.ko".into(),
+    })
 }
 
 /// kbuild goes by time stamps, so an unchanged source must keep its own.

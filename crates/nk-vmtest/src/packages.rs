@@ -43,7 +43,8 @@ pub fn ensure_packages(log: &Path) -> Result<GuestKernel> {
     }
     find_kernel().ok_or_else(|| Error::Packages {
         packages: "linux-image-amd64 linux-headers-amd64".into(),
-        reason: "installed, but no /boot/vmlinuz-6.1.*-amd64 with /lib/modules/*/build appeared".into(),
+        reason: "installed, but no /boot/vmlinuz-6.1.*-amd64 with /lib/modules/*/build appeared"
+            .into(),
     })
 }
 

@@ -51,7 +51,10 @@ impl Boot<'_> {
             .arg(self.kernel)
             .arg("-initrd")
             .arg(self.initramfs)
-            .args(["-append", &format!("console=ttyS0 quiet panic=-1 oops=panic {}", self.arguments)])
+            .args([
+                "-append",
+                &format!("console=ttyS0 quiet panic=-1 oops=panic {}", self.arguments),
+            ])
             .args(["-chardev", &format!("socket,path={},id=nk", self.ivshmem.display())])
             .args(["-device", &format!("ivshmem-doorbell,chardev=nk,vectors={}", self.vectors)])
             .stdin(Stdio::null())
@@ -119,7 +122,7 @@ impl Vm {
                 let said = self.errors();
                 return Err(Error::Command { command: "qemu-system-x86_64".into(), said });
             }
-            if Instant::now() >= self.deadline {
+            if self.is_late() {
                 return Err(Error::TimedOut { after: self.limit, console: self.text() });
             }
             std::thread::sleep(Duration::from_millis(20));
@@ -136,7 +139,15 @@ impl Vm {
         said
     }
 
-    fn text(&self) -> String {
+    /// Whether its time is up.
+    #[must_use]
+    pub fn is_late(&self) -> bool {
+        Instant::now() >= self.deadline
+    }
+
+    /// What it printed so far.
+    #[must_use]
+    pub fn text(&self) -> String {
         String::from_utf8_lossy(&lock(&self.console)).replace('\r', "")
     }
 }

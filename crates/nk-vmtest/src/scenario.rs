@@ -1,20 +1,17 @@
 //! What is tested: plain programs in a VM without a NIC reach a plain echo server on the host.
 
 use std::fs;
-use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::command::run_logged;
 use crate::cpio::Cpio;
-use crate::qemu::Boot;
+use crate::daemon::Daemon;
+use crate::echo::{self, ClosedPort, EchoServer};
+use crate::qemu::{Boot, Vm};
 use crate::{Error, Paths, Result, ivshmem, module, packages};
 
 /// The VM takes about 6 s; a machine that is busy with other things gets this long.
@@ -25,7 +22,7 @@ const ECHO_BYTES: u64 = 1 << 20;
 const NC_BYTES: u64 = "hello from a virtual machine\n".len() as u64;
 
 /// What the guest must report, each as "ok"; nothing else may be missing or fail.
-const EXPECTED: [&str; 14] = [
+const EXPECTED: [&str; 15] = [
     "no-nic",
     "unreachable-before",
     "insmod",
@@ -33,6 +30,7 @@ const EXPECTED: [&str; 14] = [
     "echo-static",
     "echo-dynamic",
     "refused",
+    "serve",
     "held",
     "rmmod",
     "unreachable-after",
@@ -43,6 +41,10 @@ const EXPECTED: [&str; 14] = [
 ];
 /// Bytes that the echo server must have counted: nc once, the echo client three times.
 const SERVED_BYTES: u64 = NC_BYTES + 3 * ECHO_BYTES;
+/// And connections: those, and the one of "held", which carries nothing.
+const SERVED_CONNECTIONS: u64 = 5;
+/// What the host's client sends to the guest's server.
+const CLIENT_BYTES: usize = 300_000;
 
 /// The NK device of a VM guest, as the daemon made it.
 #[derive(Debug)]
@@ -66,6 +68,17 @@ pub struct Report {
     pub connections: u64,
     /// Bytes.
     pub bytes: u64,
+}
+
+/// The whole test: prepares, starts the daemon `nk`, makes a VM guest, boots it, checks.
+///
+/// # Errors
+/// See [`prepare`], [`Daemon`] and [`check`].
+pub fn run(paths: &Paths, nk: &Path) -> Result<Report> {
+    let prepared = prepare(paths)?;
+    let daemon = Daemon::start(nk, &paths.out)?;
+    let guest = daemon.create_vm("vmtest")?;
+    check(paths, &prepared, &guest.device)
 }
 
 /// Everything that a VM needs, built.
@@ -94,8 +107,15 @@ pub fn prepare(paths: &Paths) -> Result<Prepared> {
     c.copy("bin/busybox", Path::new("/bin/busybox"))?;
     c.copy("init", &guest.join("init.sh"))?;
     c.file("netkernel.ko", &strip(&module, out)?);
-    c.copy("echo-static", &module::build_program(&guest.join("echo.c"), "echo-static", true, out)?)?;
-    c.copy("echo-dynamic", &module::build_program(&guest.join("echo.c"), "echo-dynamic", false, out)?)?;
+    c.copy("serve", &module::build_program(&guest.join("serve.c"), "serve", true, out)?)?;
+    c.copy(
+        "echo-static",
+        &module::build_program(&guest.join("echo.c"), "echo-static", true, out)?,
+    )?;
+    c.copy(
+        "echo-dynamic",
+        &module::build_program(&guest.join("echo.c"), "echo-dynamic", false, out)?,
+    )?;
     for library in ["lib64/ld-linux-x86-64.so.2", "lib/x86_64-linux-gnu/libc.so.6"] {
         c.copy(library, &Path::new("/").join(library))?;
     }
@@ -148,11 +168,12 @@ pub fn check(paths: &Paths, prepared: &Prepared, device: &VmDevice) -> Result<Re
             device.engine_eventfd.as_fd(),
             &[device.guest_eventfd.as_fd()],
         )?;
-        vm.finish()
+        let client = serve_guest(&mut vm);
+        Ok((vm.finish()?, client))
     });
     let took = started.elapsed();
     fs::remove_file(&socket)?;
-    let console = console?;
+    let (console, client) = console?;
     let (connections, bytes) = server.stop();
     let results = parse(&console);
     let failed = |what: String| Err(Error::Failed { what, console: console.clone() });
@@ -166,17 +187,37 @@ pub fn check(paths: &Paths, prepared: &Prepared, device: &VmDevice) -> Result<Re
     if !console.lines().any(|l| l == "NK end") {
         return failed("the guest did not come to its end".into());
     }
-    // The connections of "held" carry nothing.
-    if bytes != SERVED_BYTES {
-        return failed(format!("the echo server saw {bytes} bytes instead of {SERVED_BYTES}"));
+    if let Err(why) = client {
+        return failed(format!("the host's client of the guest's server: {why}"));
+    }
+    if (connections, bytes) != (SERVED_CONNECTIONS, SERVED_BYTES) {
+        return failed(format!(
+            "the echo server saw {connections} connections and {bytes} bytes instead of \
+             {SERVED_CONNECTIONS} and {SERVED_BYTES}"
+        ));
     }
     let results = results.into_iter().map(|r| (r.name, r.detail)).collect();
     Ok(Report { results, took, connections, bytes })
 }
 
+/// Waits until the guest's server says its port, and is its client.
+fn serve_guest(vm: &mut Vm) -> std::result::Result<(), String> {
+    while vm.is_running().is_ok_and(|r| r) && !vm.is_late() {
+        let console = vm.text();
+        // A whole line: the last digits may still be under way.
+        if let Some((_, rest)) = console.split_once("NK-PORT ")
+            && let Some((port, _)) = rest.split_once('\n')
+        {
+            let port = port.trim().parse().map_err(|_| format!("no port: {port:?}"))?;
+            return echo::client(port, CLIENT_BYTES).map_err(|e| e.to_string());
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Err("the guest's server never said its port".into())
+}
+
 /// QEMU may fail before it connects; then its own message is the error, not a wait for ever.
-fn wait_for_client(listener: &UnixListener, vm: &mut crate::qemu::Vm) -> Result<()> {
-    use std::os::fd::AsRawFd;
+fn wait_for_client(listener: &UnixListener, vm: &mut Vm) -> Result<()> {
     let deadline = Instant::now() + IVSHMEM_LIMIT;
     loop {
         let mut p = libc::pollfd { fd: listener.as_raw_fd(), events: libc::POLLIN, revents: 0 };
@@ -214,112 +255,14 @@ fn parse(console: &str) -> Vec<GuestResult> {
         .collect()
 }
 
-/// A port of the loopback address that refuses connections.
-struct ClosedPort {
-    port: u16,
-    _bound: OwnedFd,
-}
-
-impl ClosedPort {
-    fn new() -> Result<ClosedPort> {
-        use std::os::fd::{AsRawFd, FromRawFd};
-        // SAFETY: a plain syscall; the descriptor is owned at once.
-        let fd = unsafe { libc::socket(libc::AF_INET, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0) };
-        if fd < 0 {
-            return Err(std::io::Error::last_os_error().into());
-        }
-        // SAFETY: fd is open and nobody else's.
-        let bound = unsafe { OwnedFd::from_raw_fd(fd) };
-        // SAFETY: sockaddr_in is plain data.
-        let mut a: libc::sockaddr_in = unsafe { std::mem::zeroed() };
-        a.sin_family = libc::AF_INET as u16;
-        a.sin_addr.s_addr = u32::from_ne_bytes([127, 0, 0, 1]);
-        let mut len = size_of::<libc::sockaddr_in>() as u32;
-        // SAFETY: a and len live through both calls and say their own size.
-        let rc = unsafe {
-            match libc::bind(bound.as_raw_fd(), (&raw const a).cast(), len) {
-                0 => libc::getsockname(bound.as_raw_fd(), (&raw mut a).cast(), &raw mut len),
-                e => e,
-            }
-        };
-        if rc != 0 {
-            return Err(std::io::Error::last_os_error().into());
-        }
-        Ok(ClosedPort { port: u16::from_be(a.sin_port), _bound: bound })
-    }
-}
-
-/// An echo server with plain kernel sockets.
-struct EchoServer {
-    address: SocketAddr,
-    connections: Arc<AtomicU64>,
-    bytes: Arc<AtomicU64>,
-    stop: Arc<AtomicU64>,
-    acceptor: Option<JoinHandle<()>>,
-}
-
-impl EchoServer {
-    fn start() -> Result<EchoServer> {
-        let listener = TcpListener::bind("127.0.0.1:0")?;
-        let address = listener.local_addr()?;
-        let (connections, bytes, stop) = <(Arc<AtomicU64>, Arc<AtomicU64>, Arc<AtomicU64>)>::default();
-        let counters = (Arc::clone(&connections), Arc::clone(&bytes), Arc::clone(&stop));
-        let acceptor = std::thread::spawn(move || {
-            let (connections, bytes, stop) = counters;
-            for stream in listener.incoming().map_while(|s| s.ok()) {
-                if stop.load(Ordering::SeqCst) != 0 {
-                    break;
-                }
-                connections.fetch_add(1, Ordering::SeqCst);
-                let bytes = Arc::clone(&bytes);
-                // Ends with its connection, at the latest when the daemon that holds the other end does.
-                std::thread::spawn(move || echo(stream, &bytes));
-            }
-        });
-        Ok(EchoServer { address, connections, bytes, stop, acceptor: Some(acceptor) })
-    }
-
-    /// Connections and bytes seen.
-    fn stop(mut self) -> (u64, u64) {
-        self.end();
-        (self.connections.load(Ordering::SeqCst), self.bytes.load(Ordering::SeqCst))
-    }
-
-    fn end(&mut self) {
-        self.stop.store(1, Ordering::SeqCst);
-        // Wakes the acceptor, which then sees the flag.
-        let woken = TcpStream::connect(self.address);
-        if let (Ok(_), Some(a)) = (woken, self.acceptor.take()) {
-            let _ = a.join();
-        }
-    }
-}
-
-impl Drop for EchoServer {
-    fn drop(&mut self) {
-        if self.acceptor.is_some() {
-            self.end();
-        }
-    }
-}
-
-fn echo(mut stream: TcpStream, bytes: &AtomicU64) {
-    let mut buffer = vec![0u8; 64 * 1024];
-    while let Ok(n @ 1..) = stream.read(&mut buffer) {
-        bytes.fetch_add(n as u64, Ordering::SeqCst);
-        if stream.write_all(buffer.get(..n).unwrap_or_default()).is_err() {
-            break;
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn result_lines_are_told_from_noise() {
-        let r = parse("[ 1.0] NK x ok\nNK a ok 3 bytes\nNK b FAIL status 1: no\nNK end\nNK c maybe\n");
+        let r =
+            parse("[ 1.0] NK x ok\nNK a ok 3 bytes\nNK b FAIL status 1: no\nNK end\nNK c maybe\n");
         let r: Vec<_> = r.iter().map(|r| (r.name.as_str(), r.ok, r.detail.as_str())).collect();
         assert_eq!(r, [("a", true, "3 bytes"), ("b", false, "status 1: no")]);
     }

@@ -1,0 +1,142 @@
+//! A daemon for the test, and the VM guest that it makes.
+
+use std::fs::File;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use nk_attach::{CREATE_VM, Kind, Message};
+
+use crate::scenario::VmDevice;
+use crate::{Error, Result};
+
+const START_LIMIT: Duration = Duration::from_secs(10);
+const STOP_LIMIT: Duration = Duration::from_secs(5);
+
+/// `nk daemon` on a socket of its own; stopped when dropped.
+#[derive(Debug)]
+pub struct Daemon {
+    child: Child,
+    socket: PathBuf,
+    log: PathBuf,
+}
+
+/// A VM guest: its device, and the connection that keeps it alive.
+#[derive(Debug)]
+pub struct VmGuest {
+    /// The device.
+    pub device: VmDevice,
+    _connection: OwnedFd,
+}
+
+impl Daemon {
+    /// Starts `nk` as a daemon and waits until it serves.
+    ///
+    /// # Errors
+    /// It ends, or does not serve within some seconds; the error carries its log.
+    pub fn start(nk: &Path, out: &Path) -> Result<Daemon> {
+        let id = std::process::id();
+        let socket = out.join(format!("daemon-{id}.sock"));
+        let log = out.join("daemon.log");
+        let mut command = Command::new(nk);
+        command.arg("daemon").arg("--socket").arg(&socket).stdin(Stdio::null());
+        command.stdout(File::create(&log)?).stderr(File::options().append(true).open(&log)?);
+        // SAFETY: prctl is async-signal-safe; the daemon must not outlive a test that is killed.
+        unsafe {
+            command.pre_exec(|| {
+                libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+                Ok(())
+            });
+        }
+        let child = command.spawn().map_err(|e| Error::Command {
+            command: nk.display().to_string(),
+            said: e.to_string(),
+        })?;
+        let mut daemon = Daemon { child, socket, log };
+        let deadline = Instant::now() + START_LIMIT;
+        loop {
+            match daemon.connect() {
+                Ok(_) => return Ok(daemon),
+                Err(_) if daemon.child.try_wait()?.is_none() && Instant::now() < deadline => {
+                    std::thread::sleep(Duration::from_millis(20));
+                }
+                Err(_) => return Err(daemon.failed("it does not serve its socket")),
+            }
+        }
+    }
+
+    /// The attach socket.
+    #[must_use]
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    fn connect(&self) -> std::result::Result<OwnedFd, i32> {
+        let fd = nk_attach::connect(self.socket.as_os_str().as_bytes())?;
+        // SAFETY: connect gives a descriptor that is ours alone.
+        Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+    }
+
+    fn failed(&self, what: &str) -> Error {
+        let said = std::fs::read(&self.log).unwrap_or_default();
+        let said = format!("{what}\n{}", crate::command::tail(&said));
+        Error::Command { command: "nk daemon".into(), said }
+    }
+
+    /// Makes a VM guest whose sockets live in this process's network namespace.
+    ///
+    /// # Errors
+    /// The daemon refuses; the error carries its reason.
+    pub fn create_vm(&self, name: &str) -> Result<VmGuest> {
+        let connection =
+            self.connect().map_err(|e| Error::Io(std::io::Error::from_raw_os_error(e)))?;
+        let namespace = File::open("/proc/self/ns/net")?;
+        // SAFETY: a plain syscall.
+        let bell = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
+        if bell < 0 {
+            return Err(std::io::Error::last_os_error().into());
+        }
+        // SAFETY: bell is open and nobody else's.
+        let guest_eventfd = unsafe { OwnedFd::from_raw_fd(bell) };
+        let mut request = Message::new(Kind::CreateGuest).with_text(name);
+        request.a = CREATE_VM;
+        let raw = connection.as_raw_fd();
+        nk_attach::send(raw, &request, &[namespace.as_raw_fd(), bell])
+            .map_err(|e| Error::Io(std::io::Error::from_raw_os_error(e)))?;
+        let (reply, mut fds, _) =
+            nk_attach::recv(raw, false).map_err(|e| self.failed(&format!("no reply: {e:?}")))?;
+        if reply.status != 0 {
+            let why = reply.text().unwrap_or("?").to_owned();
+            return Err(self.failed(&format!("a VM guest is refused: {why}")));
+        }
+        // SAFETY: what take gives is open and ours alone.
+        let mut take = |i| fds.take(i).map(|fd| unsafe { OwnedFd::from_raw_fd(fd) });
+        let (Some(memfd), Some(engine_eventfd)) = (take(0), take(1)) else {
+            return Err(self.failed("the reply came without descriptors"));
+        };
+        let device = VmDevice { memfd, engine_eventfd, guest_eventfd };
+        Ok(VmGuest { device, _connection: connection })
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let pid = self.child.id() as libc::pid_t;
+        // SAFETY: our own child, not yet waited for, so the number is still its.
+        unsafe { libc::kill(pid, libc::SIGTERM) };
+        let deadline = Instant::now() + STOP_LIMIT;
+        while Instant::now() < deadline {
+            if let Ok(Some(_)) = self.child.try_wait() {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        // Both fail only when it has ended.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let _ = std::fs::remove_file(&self.socket);
+    }
+}

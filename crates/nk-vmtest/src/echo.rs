@@ -1,0 +1,150 @@
+//! Plain programs on the host, with the kernel's own sockets: the other ends of the guest's connections.
+
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use crate::Result;
+
+/// No read or write of the client takes longer.
+const CLIENT_LIMIT: Duration = Duration::from_secs(20);
+
+/// A port of the loopback address that refuses connections.
+#[derive(Debug)]
+pub struct ClosedPort {
+    /// The port.
+    pub port: u16,
+    _bound: OwnedFd,
+}
+
+impl ClosedPort {
+    /// Takes a free port.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn new() -> Result<ClosedPort> {
+        use std::os::fd::{AsRawFd, FromRawFd};
+        // SAFETY: a plain syscall; the descriptor is owned at once.
+        let fd = unsafe { libc::socket(libc::AF_INET, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0) };
+        if fd < 0 {
+            return Err(std::io::Error::last_os_error().into());
+        }
+        // SAFETY: fd is open and nobody else's.
+        let bound = unsafe { OwnedFd::from_raw_fd(fd) };
+        // SAFETY: sockaddr_in is plain data.
+        let mut a: libc::sockaddr_in = unsafe { std::mem::zeroed() };
+        a.sin_family = libc::AF_INET as u16;
+        a.sin_addr.s_addr = u32::from_ne_bytes([127, 0, 0, 1]);
+        let mut len = size_of::<libc::sockaddr_in>() as u32;
+        // SAFETY: a and len live through both calls and say their own size.
+        let rc = unsafe {
+            match libc::bind(bound.as_raw_fd(), (&raw const a).cast(), len) {
+                0 => libc::getsockname(bound.as_raw_fd(), (&raw mut a).cast(), &raw mut len),
+                e => e,
+            }
+        };
+        if rc != 0 {
+            return Err(std::io::Error::last_os_error().into());
+        }
+        Ok(ClosedPort { port: u16::from_be(a.sin_port), _bound: bound })
+    }
+}
+
+/// An echo server with plain kernel sockets.
+#[derive(Debug)]
+pub struct EchoServer {
+    /// Where it listens.
+    pub address: SocketAddr,
+    connections: Arc<AtomicU64>,
+    bytes: Arc<AtomicU64>,
+    stop: Arc<AtomicU64>,
+    acceptor: Option<JoinHandle<()>>,
+}
+
+impl EchoServer {
+    /// Starts one on the loopback address.
+    ///
+    /// # Errors
+    /// It cannot listen.
+    pub fn start() -> Result<EchoServer> {
+        let listener = TcpListener::bind("127.0.0.1:0")?;
+        let address = listener.local_addr()?;
+        let (connections, bytes, stop) =
+            <(Arc<AtomicU64>, Arc<AtomicU64>, Arc<AtomicU64>)>::default();
+        let counters = (Arc::clone(&connections), Arc::clone(&bytes), Arc::clone(&stop));
+        let acceptor = std::thread::spawn(move || {
+            let (connections, bytes, stop) = counters;
+            for stream in listener.incoming().map_while(|s| s.ok()) {
+                if stop.load(Ordering::SeqCst) != 0 {
+                    break;
+                }
+                connections.fetch_add(1, Ordering::SeqCst);
+                let bytes = Arc::clone(&bytes);
+                // Ends with its connection, at the latest when the daemon that holds the other end does.
+                std::thread::spawn(move || echo(stream, &bytes));
+            }
+        });
+        Ok(EchoServer { address, connections, bytes, stop, acceptor: Some(acceptor) })
+    }
+
+    /// Ends it: connections and bytes seen.
+    #[must_use]
+    pub fn stop(mut self) -> (u64, u64) {
+        self.end();
+        (self.connections.load(Ordering::SeqCst), self.bytes.load(Ordering::SeqCst))
+    }
+
+    fn end(&mut self) {
+        self.stop.store(1, Ordering::SeqCst);
+        // Wakes the acceptor, which then sees the flag.
+        let woken = TcpStream::connect(self.address);
+        if let (Ok(_), Some(a)) = (woken, self.acceptor.take()) {
+            let _ = a.join();
+        }
+    }
+}
+
+impl Drop for EchoServer {
+    fn drop(&mut self) {
+        if self.acceptor.is_some() {
+            self.end();
+        }
+    }
+}
+
+fn echo(mut stream: TcpStream, bytes: &AtomicU64) {
+    let mut buffer = vec![0u8; 64 * 1024];
+    while let Ok(n @ 1..) = stream.read(&mut buffer) {
+        bytes.fetch_add(n as u64, Ordering::SeqCst);
+        if stream.write_all(buffer.get(..n).unwrap_or_default()).is_err() {
+            break;
+        }
+    }
+}
+
+/// A client of an echo server on the loopback address: sends `len` bytes, half-closes, and gives what came back if it is the same.
+///
+/// # Errors
+/// Of the socket; [`std::io::ErrorKind::InvalidData`] when something else came back.
+pub fn client(port: u16, len: usize) -> std::io::Result<()> {
+    let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
+    stream.set_read_timeout(Some(CLIENT_LIMIT))?;
+    stream.set_write_timeout(Some(CLIENT_LIMIT))?;
+    let sent: Vec<u8> = (0..len).map(|i| (i % 241) as u8).collect();
+    let mut writing = stream.try_clone()?;
+    let back = std::thread::scope(|s| {
+        let writer = s.spawn(|| {
+            writing.write_all(&sent)?;
+            writing.shutdown(Shutdown::Write)
+        });
+        let mut back = Vec::new();
+        stream.read_to_end(&mut back)?;
+        writer.join().unwrap_or_else(|_| Err(std::io::Error::other("the writer panicked")))?;
+        Ok::<_, std::io::Error>(back)
+    })?;
+    if back == sent { Ok(()) } else { Err(std::io::Error::from(std::io::ErrorKind::InvalidData)) }
+}
