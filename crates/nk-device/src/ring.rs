@@ -129,7 +129,7 @@ pub struct Consumer {
 impl Consumer {
     /// A consumer that goes on where `head` says (0 on a fresh ring).
     #[must_use]
-    pub fn at(head: u32) -> Consumer {
+    pub const fn at(head: u32) -> Consumer {
         Consumer { head }
     }
 
