@@ -29,6 +29,7 @@ static PENDING_DOORBELL: AtomicI32 = AtomicI32::new(-1);
 fn fork_as_guest(p: &Process) -> pid_t {
     let signals = SignalsBlocked::new();
     gate::close();
+    events::before_fork();
     let result = prepare(p).map(|child| {
         PENDING_ROW.store(child.row.into(), Ordering::Relaxed);
         PENDING_QSET.store(child.qset.into(), Ordering::Relaxed);
@@ -65,11 +66,13 @@ fn fork_as_guest(p: &Process) -> pid_t {
             0
         }
         Ok(pid) => {
+            events::after_fork();
             gate::open();
             drop(signals);
             pid
         }
         Err(e) => {
+            events::after_fork();
             gate::open();
             drop(signals);
             sys::fail(e)

@@ -200,7 +200,14 @@ fn send_once(
     let why = match try_send(*done) {
         Ok(sent) => {
             *done += sent.bytes;
-            if *done >= len || s.is_nonblocking(flags) {
+            if *done >= len {
+                return Step::Done(*done);
+            }
+            if s.is_nonblocking(flags) {
+                if !grants::can_send(s.p) {
+                    grants::ask(s.p);
+                    crate::events::note_shortage();
+                }
                 return Step::Done(*done);
             }
             return Step::Again;
@@ -217,6 +224,7 @@ fn send_once(
     }
     if s.is_nonblocking(flags) {
         if why == SendError::NoChunks {
+            crate::events::note_shortage();
             grants::ask(s.p);
         }
         return Step::Failed(libc::EAGAIN);

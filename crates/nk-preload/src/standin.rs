@@ -7,7 +7,7 @@ use libc::{c_int, c_void};
 use nk_device::{Cell, Nqe, Op};
 
 use crate::process::Process;
-use crate::{fdtable, rings, sys};
+use crate::{events, fdtable, rings, sys};
 
 const TAG: u64 = 0x4e4b;
 
@@ -102,6 +102,7 @@ pub fn leave(p: &Process, id: u32, generation: u16) {
 /// This process uses the socket no more.
 pub(crate) fn let_go(p: &Process, id: u32, generation: u16) {
     let Some(cell) = p.cell(id) else { return };
+    crate::events::socket_gone(p, id);
     let unheld = cell.release(p.row_number());
     if fdtable::holders(id) != 0 {
         // Another thread got a descriptor for it meanwhile (by SCM_RIGHTS, which holds the socket in flight).

@@ -68,7 +68,7 @@ pub extern "C" fn close(fd: c_int) -> c_int {
                 fdtable::swap(fd, Entry::None);
                 sys::close(fd)
             };
-            events::closed(index);
+            events::close_epoll(index);
             r
         }
         Entry::Internal => sys::fail(libc::EBADF),
@@ -125,15 +125,20 @@ pub extern "C" fn closefrom(first: c_int) {
     });
 }
 
-/// One of our own descriptors is where the program wants to have one: it moves away.
-fn move_internal(p: &Process, fd: c_int) {
-    let up = sys::move_internal(fd);
-    if up >= 0 {
-        fdtable::swap(fd, Entry::None);
-        fdtable::swap(up, Entry::Internal);
-        p.moved(fd, up);
-        events::internal_moved(fd, up);
+/// One of our own descriptors is where the program wants to have one: it moves away. `false` when it cannot (the doorbell of
+/// an epoll instance is known to the kernel by its number).
+fn move_internal(p: &Process, fd: c_int) -> bool {
+    if !p.owns(fd) {
+        return false;
     }
+    let up = sys::move_internal(fd);
+    if up < 0 {
+        return false;
+    }
+    fdtable::swap(fd, Entry::None);
+    fdtable::swap(up, Entry::Internal);
+    p.moved(fd, up);
+    true
 }
 
 /// After the kernel made `new` from `old`. The caller holds the gate.
@@ -143,11 +148,11 @@ fn copied(p: &Process, old: Entry, new: c_int) {
         other => {
             match fdtable::swap(new, if other == Entry::Internal { Entry::None } else { other }) {
                 Some(Entry::Socket { id, generation }) => standin::leave(p, id, generation),
-                Some(Entry::Epoll { index }) => events::closed(index),
+                Some(Entry::Epoll { index }) => events::close_epoll(index),
                 _ => {}
             }
             if let Entry::Epoll { index } = other {
-                events::duplicated(index);
+                events::dup_epoll(index);
             }
         }
     }
@@ -182,15 +187,15 @@ fn copy_onto(old: c_int, new: c_int, make: impl FnOnce() -> c_int) -> c_int {
         return sys::fail(libc::EBADF);
     }
     let _changing = gate::enter();
-    if fdtable::get(new) == Entry::Internal {
-        move_internal(p, new);
+    if fdtable::get(new) == Entry::Internal && !move_internal(p, new) {
+        return sys::fail(libc::EBUSY);
     }
     let r = make();
     if r >= 0 {
         let before = fdtable::get(new);
         copied(p, fdtable::get(old), new);
         if let (Entry::Socket { .. }, Entry::Epoll { index }) = (fdtable::get(old), before) {
-            events::closed(index);
+            events::close_epoll(index);
         }
     }
     r
