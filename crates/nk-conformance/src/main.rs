@@ -97,7 +97,8 @@ fn run(arguments: &Arguments) -> Result<bool> {
 /// The prefix's words; a program given by path is made absolute, since cases run in scratch directories.
 fn guest_prefix(text: &str) -> Result<Vec<String>> {
     let mut words: Vec<String> = text.split_whitespace().map(str::to_owned).collect();
-    let program = words.first_mut().context("--guest is empty (native runs only: --native-only)")?;
+    let program =
+        words.first_mut().context("--guest is empty (native runs only: --native-only)")?;
     if program.contains('/') {
         let path = PathBuf::from(&program).canonicalize();
         let path = path.with_context(|| format!("there is no guest launcher at {program}"))?;

@@ -88,7 +88,8 @@ impl Running {
     fn wait_for_exit(&self) -> Result<bool> {
         loop {
             let left = self.deadline.saturating_duration_since(Instant::now());
-            let mut poll = libc::pollfd { fd: self.pidfd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+            let mut poll =
+                libc::pollfd { fd: self.pidfd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
             let left_ms = i32::try_from(left.as_millis()).unwrap_or(i32::MAX);
             // SAFETY: one pollfd, alive during the call, and its length is given as 1.
             match unsafe { libc::poll(&mut poll, 1, left_ms) } {

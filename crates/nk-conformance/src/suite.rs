@@ -158,8 +158,7 @@ impl Runner<'_> {
     }
 
     fn run_all(&self, outcome: &mut Outcome) -> Result<()> {
-        let program =
-            compile(self.case, &self.options.conformance_dir, &self.options.build_dir)?;
+        let program = compile(self.case, &self.options.conformance_dir, &self.options.build_dir)?;
         let native = self.run_once(&program, NATIVE, outcome)?;
         for finished in &native {
             if finished.status != "exit 0" {
