@@ -57,7 +57,6 @@ pub fn close() {
         if (g == 0 || (late && g & FORKING == 0))
             && GATE.compare_exchange(g, g | FORKING, Ordering::AcqRel, Ordering::Relaxed).is_ok()
         {
-            crate::events::before_fork();
             return;
         }
         // SAFETY: takes nothing.
@@ -67,7 +66,6 @@ pub fn close() {
 
 /// Opens it again in the parent.
 pub fn open() {
-    crate::events::after_fork();
     GATE.fetch_and(!FORKING, Ordering::AcqRel);
     sys::futex_wake(&GATE, i32::MAX);
 }

@@ -133,11 +133,6 @@ impl Process {
         self.doorbell_fd.load(Ordering::Acquire)
     }
 
-    /// Whether it is one of the process's three descriptors.
-    pub(crate) fn owns(&self, fd: c_int) -> bool {
-        [self.control_fd(), self.engine_fd(), self.doorbell_fd()].contains(&fd)
-    }
-
     /// One of our descriptors has another number now.
     pub(crate) fn moved(&self, from: c_int, to: c_int) {
         for fd in [&self.control_fd, &self.engine_fd, &self.doorbell_fd] {

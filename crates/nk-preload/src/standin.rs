@@ -7,7 +7,7 @@ use libc::{c_int, c_void};
 use nk_device::{Cell, Nqe, Op};
 
 use crate::process::Process;
-use crate::{events, fdtable, rings, sys};
+use crate::{fdtable, rings, sys};
 
 const TAG: u64 = 0x4e4b;
 

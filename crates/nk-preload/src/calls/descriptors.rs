@@ -125,12 +125,8 @@ pub extern "C" fn closefrom(first: c_int) {
     });
 }
 
-/// One of our own descriptors is where the program wants to have one: it moves away. `false` when it cannot (the doorbell of
-/// an epoll instance is known to the kernel by its number).
+/// One of our own descriptors is where the program wants to have one: it moves away. `false` when there is no number left.
 fn move_internal(p: &Process, fd: c_int) -> bool {
-    if !p.owns(fd) {
-        return false;
-    }
     let up = sys::move_internal(fd);
     if up < 0 {
         return false;
@@ -138,6 +134,7 @@ fn move_internal(p: &Process, fd: c_int) -> bool {
     fdtable::swap(fd, Entry::None);
     fdtable::swap(up, Entry::Internal);
     p.moved(fd, up);
+    events::internal_moved(fd, up);
     true
 }
 

@@ -1,0 +1,249 @@
+//! epoll_wait.
+
+use core::sync::atomic::Ordering;
+
+use libc::{c_int, epoll_event, timespec};
+
+use super::instance::{self, Pinned, mark_of};
+use super::native::{self, Limit, Mask, NO_MASK};
+use super::nested::Below;
+use crate::process::{Process, process};
+use crate::{gate, sys};
+
+const ZERO: Option<timespec> = Some(timespec { tv_sec: 0, tv_nsec: 0 });
+/// As the kernel: more would overflow.
+const EVENTS_MAX: usize = c_int::MAX as usize / size_of::<epoll_event>();
+
+/// The caller's array.
+#[derive(Clone, Copy)]
+struct Out {
+    events: *mut epoll_event,
+    max: usize,
+}
+
+impl Out {
+    /// Writes one event; the index was checked by whoever counts.
+    fn put(self, at: usize, events: u32, data: u64) {
+        if at < self.max {
+            // SAFETY: the caller of epoll_wait gave room for `max` events; packed, so any alignment will do.
+            unsafe { self.events.add(at).write_unaligned(epoll_event { events, u64: data }) };
+        }
+    }
+
+    /// Asks the kernel's epoll and appends to the first `n`. What is our own mark is left out. Returns the new count, and whether
+    /// there was a mark; or the errno.
+    fn ask_kernel(
+        self,
+        epfd: c_int,
+        index: u32,
+        n: usize,
+        left: Option<timespec>,
+        mask: Mask,
+    ) -> Result<(usize, Kernel), c_int> {
+        let room = self.max.saturating_sub(n);
+        // SAFETY: room for the rest of the caller's array; the mask is the caller's.
+        let r = unsafe {
+            native::epoll_wait(epfd, self.events.wrapping_add(n), room as c_int, left, mask)
+        };
+        let Ok(r) = usize::try_from(r) else { return Err(sys::errno()) };
+        let kept = self.leave_out(n, r, mark_of(index));
+        let kernel = match (r, kept) {
+            (0, _) => Kernel::Nothing,
+            (r, k) if r == k => Kernel::Events,
+            _ => Kernel::Marked,
+        };
+        Ok((n + kept, kernel))
+    }
+
+    /// Removes the events with this data among `r` after the first `n`; returns how many stay.
+    fn leave_out(self, n: usize, r: usize, mark: u64) -> usize {
+        let mut kept = 0;
+        for i in n..n + r {
+            // SAFETY: the kernel wrote these.
+            let e = unsafe { self.events.add(i).read_unaligned() };
+            if e.u64 != mark {
+                if n + kept != i {
+                    self.put(n + kept, e.events, e.u64);
+                }
+                kept += 1;
+            }
+        }
+        kept
+    }
+}
+
+/// What the kernel's epoll gave.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kernel {
+    Nothing,
+    Events,
+    /// The doorbell was among it: look at the ring.
+    Marked,
+}
+
+/// # Safety
+/// As epoll_pwait2(2).
+pub(super) unsafe fn wait(
+    epfd: c_int,
+    events: *mut epoll_event,
+    max: c_int,
+    mut limit: Limit,
+    mask: Mask,
+) -> c_int {
+    let pinned = process().and_then(|p| instance::pin(epfd).map(|i| (p, i)));
+    let Some((p, i)) = pinned else {
+        // SAFETY: the caller's promise.
+        return unsafe { native::epoll_wait(epfd, events, max, limit.left(), mask) };
+    };
+    let out = match usize::try_from(max) {
+        Ok(max) if max > 0 && max <= EVENTS_MAX => Out { events, max },
+        _ => return sys::fail(libc::EINVAL),
+    };
+    let result = if !i.has_inner() && i.enter_plain() {
+        wait_plain(p, &i, epfd, out, &mut limit, mask)
+    } else {
+        wait_serving(p, &i, epfd, out, &mut limit, mask)
+    };
+    match result {
+        Ok(n) => n as c_int,
+        Err(e) => sys::fail(e),
+    }
+}
+
+/// No NetKernel socket yet: the kernel's epoll alone.
+fn wait_plain(
+    p: &Process,
+    i: &Pinned,
+    epfd: c_int,
+    out: Out,
+    limit: &mut Limit,
+    mask: Mask,
+) -> Result<usize, c_int> {
+    let r = out.ask_kernel(epfd, i.index(), 0, limit.left(), mask);
+    i.leave_plain();
+    if !i.serves() {
+        return r.map(|(n, _)| n);
+    }
+    // It began to serve meanwhile.
+    match r? {
+        (0, _) => wait_serving(p, i, epfd, out, limit, mask),
+        (n, _) => {
+            let mut held = i.hold();
+            held.collect(p);
+            held.pass_on();
+            Ok(n)
+        }
+    }
+}
+
+fn wait_serving(
+    p: &Process,
+    i: &Pinned,
+    epfd: c_int,
+    out: Out,
+    limit: &mut Limit,
+    mask: Mask,
+) -> Result<usize, c_int> {
+    if i.serves() && !i.is_ours() {
+        i.serve(p, epfd, i.index(), &gate::enter())?;
+    }
+    let index = i.index();
+    loop {
+        let mut below = Below::of(i);
+        below.refresh(p);
+        let has_kernel = i.kernel_members.load(Ordering::Relaxed) != 0;
+        // One slot is kept for the kernel's members, so that neither side starves; with one slot they take turns.
+        let mut room = out.max;
+        if has_kernel && out.max > 1 {
+            room -= 1;
+        } else if has_kernel && i.turn.fetch_xor(1, Ordering::Relaxed) != 0 {
+            let (n, kernel) = out.ask_kernel(epfd, index, 0, ZERO, NO_MASK)?;
+            if kernel == Kernel::Marked {
+                pass_on_news(p, i);
+            }
+            if n != 0 {
+                return Ok(n);
+            }
+        }
+        let mut n;
+        {
+            let mut held = i.hold();
+            n = report(p, &mut held, out, 0, room);
+            if n != 0 || limit.is_zero() {
+                held.pass_on();
+            } else if !held.enter_sleep(p, Some(epfd), index) {
+                continue;
+            }
+        }
+        if n != 0 {
+            if has_kernel && n < out.max {
+                // The kernel has the rest. It cannot fail in a way that matters more than what was found.
+                if let Ok((more, kernel)) = out.ask_kernel(epfd, index, n, ZERO, NO_MASK) {
+                    n = more;
+                    if kernel == Kernel::Marked {
+                        pass_on_news(p, i);
+                    }
+                }
+            }
+            return Ok(n);
+        }
+        if limit.is_zero() {
+            if has_kernel {
+                let kernel;
+                (n, kernel) = out.ask_kernel(epfd, index, 0, ZERO, NO_MASK)?;
+                if kernel == Kernel::Marked {
+                    let mut held = i.hold();
+                    n += report(p, &mut held, out, n, out.max);
+                    held.pass_on();
+                }
+            }
+            return Ok(n);
+        }
+        let r = if below.enter(p) {
+            out.ask_kernel(epfd, index, 0, limit.left(), mask)
+        } else {
+            Ok((0, Kernel::Marked))
+        };
+        drop(below);
+        let mut held = i.hold();
+        held.leave_sleep(p);
+        match r {
+            Ok((count, kernel)) => {
+                n = count;
+                n += report(p, &mut held, out, n, out.max);
+                held.pass_on();
+                if n != 0 || kernel == Kernel::Nothing {
+                    return Ok(n);
+                }
+            }
+            Err(e) => {
+                held.pass_on();
+                return Err(e);
+            }
+        }
+    }
+}
+
+/// Takes news and appends what is ready to the first `n`, up to `end` in all; returns how many.
+fn report(
+    p: &Process,
+    held: &mut instance::Held<'_>,
+    out: Out,
+    n: usize,
+    end: usize,
+) -> usize {
+    let look = held.collect(p);
+    let Some(interest) = &mut held.state().interest else { return 0 };
+    let mut at = n;
+    interest.walk(&look, end.saturating_sub(n), |events, data| {
+        out.put(at, events, data);
+        at += 1;
+    })
+}
+
+/// A mark was taken from the kernel's epoll after the ring was looked at: it may have been meant for another sleeper.
+fn pass_on_news(p: &Process, i: &Pinned) {
+    let mut held = i.hold();
+    held.collect(p);
+    held.pass_on();
+}
