@@ -7,6 +7,8 @@
 //! |---|---|---|---|
 //! | [`Kind::CreateGuest`] | nk → daemon | a = flags; text = name, or empty | network namespace of its sockets |
 //! | reply | | a = guest id, b, c = token; on failure text = why | |
+//! | [`Kind::CreateGuest`] with [`CREATE_VM`] | VM starter → daemon | a = flags; text = name | network namespace, doorbell eventfd of queue set 0 |
+//! | reply | | a = guest id, c = region length; the guest lives as long as this connection | device memfd, engine's eventfd |
 //! | [`Kind::Attach`] | process → daemon | b, c = token | doorbell eventfd of the primary queue set |
 //! | reply | | a = row, b = queue set, c = region length, d = 1 if the row was kept over exec | device memfd, engine's eventfd |
 //! | [`Kind::Fork`] | process → daemon | | child's doorbell eventfd, far end of the child's control socket |

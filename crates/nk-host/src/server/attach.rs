@@ -11,12 +11,12 @@ use crate::guest::Process;
 use crate::sys;
 
 /// Takes a doorbell from a message: an eventfd, made non-blocking.
-fn doorbell(fds: &mut Fds, i: usize) -> Option<OwnedFd> {
+pub(super) fn doorbell(fds: &mut Fds, i: usize) -> Option<OwnedFd> {
     let fd = sys::own(fds.take(i)?);
     (sys::is_eventfd(fd.as_raw_fd()) && sys::set_nonblocking(fd.as_raw_fd()).is_ok()).then_some(fd)
 }
 
-const NO_DOORBELL: &str = "an eventfd must come with this request";
+pub(super) const NO_DOORBELL: &str = "an eventfd must come with this request";
 
 impl Server {
     pub(super) fn attach(

@@ -10,6 +10,7 @@ use nk_device::Layout;
 use nk_engine::{GuestId, GuestSetup};
 use nk_servicelib::GuestPool;
 
+use super::attach::{NO_DOORBELL, doorbell};
 use super::{GUESTS_MAX, INLINE_NSM, Reply, Role, Server, Source, Token};
 use crate::config::GuestConfig;
 use crate::guest::{Creator, Guest, Region};
@@ -38,9 +39,13 @@ impl Server {
             let why = "a guest's name is 1 to 64 letters, digits, '.', '_' or '-'";
             return Ok(Reply::refused(libc::EINVAL, why));
         }
-        if message.a & CREATE_VM != 0 {
-            return Ok(Reply::refused(libc::EOPNOTSUPP, "VM guests are not made over this socket"));
-        }
+        let vm_bell = match message.a & CREATE_VM {
+            0 => None,
+            _ => match doorbell(&mut fds, 1) {
+                Some(bell) => Some(bell),
+                None => return Ok(Reply::refused(libc::EINVAL, NO_DOORBELL)),
+            },
+        };
         let rules = self.config.guest(name);
         if let Some(uid) = rules.uid
             && who.uid != uid
@@ -78,6 +83,9 @@ impl Server {
         }
         match made {
             Ok(id) => {
+                if let Some(bell) = vm_bell {
+                    return self.start_vm(id, token, bell);
+                }
                 let g = self.guests.get(&id.0);
                 let (high, low) = g.map_or((0, 0), |g| g.token);
                 tracing::info!(guest = name, id = id.0, uid = who.uid, pid = who.pid, "guest made");
@@ -139,7 +147,9 @@ impl Server {
         }
         self.next_guest = id.wrapping_add(1);
         let id = GuestId(id);
-        let region = Region::new(name, Layout::GUEST, id.0)?;
+        let vm = flags & CREATE_VM != 0;
+        let layout = if vm { Layout::VM } else { Layout::GUEST };
+        let region = Region::new(name, layout, id.0)?;
         let engine_bell = sys::eventfd()?;
         let pidfd = sys::pidfd(who.pid)?;
         let limits = rules.limits(who.uid);

@@ -8,6 +8,7 @@ mod create;
 mod death;
 mod query;
 mod slab;
+mod vm;
 
 use std::collections::BTreeMap;
 use std::io;
