@@ -67,9 +67,7 @@ pub(super) fn relay(p: &Process) {
 
 /// Counts down, not below zero: a forked child starts at 0 while a frame interrupted before the fork may still leave.
 pub(super) fn lower(count: &AtomicU32) -> u32 {
-    count
-        .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1))
-        .unwrap_or(0)
+    count.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1)).unwrap_or(0)
 }
 
 /// In a forked child nobody waits.

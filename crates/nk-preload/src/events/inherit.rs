@@ -23,9 +23,7 @@ struct Member {
 /// Parses `tfd: 5 events: 19 data: 5 pos:0 ino:1f45 sdev:b`.
 fn parse(line: &[u8]) -> Option<Member> {
     let mut m = Member::default();
-    let mut words = line
-        .split(|b| *b == b' ' || *b == b'\t')
-        .filter(|w| !w.is_empty());
+    let mut words = line.split(|b| *b == b' ' || *b == b'\t').filter(|w| !w.is_empty());
     if words.next()? != b"tfd:" {
         return None;
     }
@@ -80,8 +78,7 @@ fn inode_of(fd: c_int) -> Option<u64> {
     let mut st = core::mem::MaybeUninit::<libc::stat>::uninit();
     // SAFETY: the kernel fills a stat on success.
     unsafe {
-        (libc::syscall(libc::SYS_fstat, fd, st.as_mut_ptr()) == 0)
-            .then(|| st.assume_init().st_ino)
+        (libc::syscall(libc::SYS_fstat, fd, st.as_mut_ptr()) == 0).then(|| st.assume_init().st_ino)
     }
 }
 
@@ -106,12 +103,7 @@ fn for_each_member(epfd: c_int, mut f: impl FnMut(Member)) -> Result<(), c_int> 
     loop {
         // SAFETY: the kernel writes within the buffer.
         let n = unsafe {
-            libc::syscall(
-                libc::SYS_read,
-                info,
-                buffer.as_mut_ptr().cast::<c_void>(),
-                buffer.len(),
-            )
+            libc::syscall(libc::SYS_read, info, buffer.as_mut_ptr().cast::<c_void>(), buffer.len())
         };
         let Ok(n) = usize::try_from(n) else {
             let e = sys::errno();

@@ -11,7 +11,6 @@ use nk_device::Cell;
 
 use super::look::{ALWAYS, Look, OUT_BITS};
 use super::{EPOLLET, EPOLLEXCLUSIVE, EPOLLONESHOT, EPOLLWAKEUP};
-use crate::sys;
 
 /// In the ready queue.
 const QUEUED: u16 = 1;
@@ -73,150 +72,6 @@ pub(super) struct Key {
 }
 
 impl Interest {
-    /// Entries per socket id, at most, on average: descriptors can be duplicated.
-    const ENTRIES_PER_SOCKET: u32 = 2;
-
-    /// An empty one for a device with that many sockets. `None` when there is no memory.
-    pub(super) fn map(sockets: u32) -> Option<Interest> {
-        let capacity = sockets.saturating_mul(Self::ENTRIES_PER_SOCKET);
-        let entries_at = sockets as usize * size_of::<Link>();
-        let entries_at = entries_at.next_multiple_of(64);
-        let base = sys::map_private(entries_at + capacity as usize * size_of::<Entry>());
-        if base.is_null() {
-            return None;
-        }
-        // SAFETY: within the mapping just made; page alignment plus a multiple of 64 aligns both arrays. Zeroed links are "none".
-        let entries = unsafe { base.cast::<u8>().add(entries_at).cast() };
-        Some(Interest {
-            first: base.cast(),
-            entries,
-            sockets,
-            capacity,
-            fresh: 0,
-            free: 0,
-            ready_head: 0,
-            ready_tail: 0,
-            queued: 0,
-            live: 0,
-            starved: false,
-        })
-    }
-
-    /// Gives the memory back.
-    pub(super) fn unmap(self) {
-        let entries_at = (self.sockets as usize * size_of::<Link>()).next_multiple_of(64);
-        let len = entries_at + self.capacity as usize * size_of::<Entry>();
-        // SAFETY: exactly the mapping that `map` made; self is consumed, so nothing refers to it any more.
-        unsafe { sys::call(libc::SYS_munmap, [self.first as usize, len, 0, 0, 0, 0]) };
-    }
-
-    fn first(&mut self, socket: u32) -> Option<&mut Link> {
-        if socket >= self.sockets {
-            return None;
-        }
-        // SAFETY: in bounds of the table, which lives as long as self and is private to this process.
-        Some(unsafe { &mut *self.first.add(socket as usize) })
-    }
-
-    fn entry(&mut self, link: Link) -> Option<&mut Entry> {
-        let index = link.checked_sub(1)?;
-        if index >= self.fresh {
-            return None;
-        }
-        // SAFETY: index < fresh <= capacity: within the mapping, and initialised when `fresh` passed it. Private memory.
-        Some(unsafe { &mut *self.entries.add(index as usize) })
-    }
-
-    fn allocate(&mut self) -> Option<Link> {
-        if self.free != 0 {
-            let link = self.free;
-            self.free = self.entry(link)?.next_same;
-            return Some(link);
-        }
-        if self.fresh >= self.capacity {
-            return None;
-        }
-        // Zeroed by the kernel, which is a valid entry; `add` fills it.
-        self.fresh += 1;
-        Some(self.fresh)
-    }
-
-    fn release(&mut self, link: Link) {
-        let free = self.free;
-        if let Some(e) = self.entry(link) {
-            e.flags = FREE;
-            e.next_same = free;
-            self.free = link;
-        }
-    }
-
-    fn push_ready(&mut self, link: Link) {
-        let tail = self.ready_tail;
-        if let Some(e) = self.entry(link) {
-            e.flags |= QUEUED;
-            e.next_ready = 0;
-            match self.entry(tail) {
-                Some(t) => t.next_ready = link,
-                None => self.ready_head = link,
-            }
-            self.ready_tail = link;
-            self.queued += 1;
-        }
-    }
-
-    fn pop_ready(&mut self) -> Option<Link> {
-        let link = self.ready_head;
-        let e = self.entry(link)?;
-        e.flags &= !QUEUED;
-        self.ready_head = e.next_ready;
-        if self.ready_head == 0 {
-            self.ready_tail = 0;
-        }
-        self.queued = self.queued.saturating_sub(1);
-        Some(link)
-    }
-
-    fn find(&mut self, key: Key) -> Option<Link> {
-        let mut link = *self.first(key.socket)?;
-        while let Some(e) = self.entry(link) {
-            if e.fd == key.fd && e.generation == key.generation {
-                return Some(link);
-            }
-            link = e.next_same;
-        }
-        None
-    }
-
-    /// Takes a link out of its socket's chain.
-    fn unchain(&mut self, link: Link) {
-        let Some(e) = self.entry(link) else { return };
-        let (socket, next) = (e.socket, e.next_same);
-        let Some(first) = self.first(socket) else { return };
-        if *first == link {
-            *first = next;
-            return;
-        }
-        let mut at = *first;
-        while let Some(e) = self.entry(at) {
-            if e.next_same == link {
-                e.next_same = next;
-                return;
-            }
-            at = e.next_same;
-        }
-    }
-
-    fn drop_entry(&mut self, link: Link) {
-        self.unchain(link);
-        self.live = self.live.saturating_sub(1);
-        let Some(e) = self.entry(link) else { return };
-        if e.flags & QUEUED != 0 {
-            e.flags |= DEAD;
-        } else {
-            self.release(link);
-        }
-    }
-
     /// Looks at an entry anew, as ADD and MOD do: what is ready now is an edge.
     fn arm(&mut self, look: &Look, link: Link) {
         let Some(e) = self.entry(link) else { return };
@@ -451,18 +306,6 @@ impl Interest {
         false
     }
 
-    fn push_front(&mut self, link: Link, head: Link) {
-        if let Some(e) = self.entry(link) {
-            e.flags |= QUEUED;
-            e.next_ready = head;
-            self.ready_head = link;
-            if head == 0 {
-                self.ready_tail = link;
-            }
-            self.queued += 1;
-        }
-    }
-
     /// The mask of an entry that came out of the queue, if it is to be reported. Frees a removed one.
     fn look_at(&mut self, look: &Look, link: Link) -> Option<u32> {
         let e = self.entry(link)?;
@@ -484,9 +327,10 @@ impl Interest {
 }
 
 fn is_over(cell: &Cell) -> bool {
-    cell.state.load(Ordering::Acquire) & (nk_device::cell::SF_DEAD | nk_device::cell::SF_FAILED) != 0
+    cell.state.load(Ordering::Acquire) & (nk_device::cell::SF_DEAD | nk_device::cell::SF_FAILED)
+        != 0
 }
 
+mod entries;
 #[cfg(test)]
-#[path = "interest_tests.rs"]
 mod tests;

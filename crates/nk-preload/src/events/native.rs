@@ -86,9 +86,7 @@ pub(super) unsafe fn ppoll(
     let mut t = left;
     let t = t.as_mut().map_or(null_mut(), |t| &raw mut *t);
     // SAFETY: the caller's promise; the timespec is a local copy, which the kernel may change.
-    unsafe {
-        libc::syscall(libc::SYS_ppoll, fds, n, t, mask, KERNEL_MASK_BYTES) as c_int
-    }
+    unsafe { libc::syscall(libc::SYS_ppoll, fds, n, t, mask, KERNEL_MASK_BYTES) as c_int }
 }
 
 /// epoll_pwait2(2), or epoll_pwait(2) on kernels older than 5.11: -1 and errno on failure.
@@ -123,7 +121,8 @@ pub(super) unsafe fn epoll_wait(
             if r >= 0 || sys::errno() != libc::ENOSYS {
                 return r;
             }
-            let ms = t.tv_sec.saturating_mul(1000).saturating_add((t.tv_nsec + 999_999) / 1_000_000);
+            let ms =
+                t.tv_sec.saturating_mul(1000).saturating_add((t.tv_nsec + 999_999) / 1_000_000);
             c_int::try_from(ms).unwrap_or(c_int::MAX)
         }
     };

@@ -43,9 +43,9 @@ struct Sets {
 fn is_ours(fd: c_int) -> bool {
     match fdtable::get(fd) {
         Entry::Socket { .. } | Entry::Internal => true,
-        Entry::Epoll { index } => instance::pin_index(index).is_some_and(|i| {
-            i.serves() || i.has_inner()
-        }),
+        Entry::Epoll { index } => {
+            instance::pin_index(index).is_some_and(|i| i.serves() || i.has_inner())
+        }
         Entry::None => false,
     }
 }
@@ -83,8 +83,7 @@ pub(super) unsafe fn poll_with(
         return unsafe { native::ppoll(fds, n, limit.left(), mask) };
     }
     let mut small_members = [const { Member { at: 0, socket: 0, generation: 0 } }; SMALL];
-    let mut small_kernel =
-        [const { pollfd { fd: -1, events: 0, revents: 0 } }; SMALL + EXTRA];
+    let mut small_kernel = [const { pollfd { fd: -1, events: 0, revents: 0 } }; SMALL + EXTRA];
     let mut small_at = [0u32; SMALL];
     let mut sets = if n <= SMALL {
         Sets {

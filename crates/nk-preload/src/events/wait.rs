@@ -225,13 +225,7 @@ fn wait_serving(
 }
 
 /// Takes news and appends what is ready to the first `n`, up to `end` in all; returns how many.
-fn report(
-    p: &Process,
-    held: &mut instance::Held<'_>,
-    out: Out,
-    n: usize,
-    end: usize,
-) -> usize {
+fn report(p: &Process, held: &mut instance::Held<'_>, out: Out, n: usize, end: usize) -> usize {
     let look = held.collect(p);
     let Some(interest) = &mut held.state().interest else { return 0 };
     let mut at = n;
