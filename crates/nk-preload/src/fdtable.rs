@@ -227,20 +227,21 @@ mod tests {
 
     #[test]
     fn entries_survive_and_counts_end_at_zero() {
+        const FD: c_int = 900_000;
         assert!(init(1024));
-        assert_eq!(get(7), Entry::None);
+        assert_eq!(get(FD), Entry::None);
         let e = Entry::Socket { id: 1023, generation: 65535 };
-        assert_eq!(swap(7, e), Some(Entry::None));
-        assert_eq!(get(7), e);
-        assert_eq!(swap(7, Entry::Epoll { index: 9 }), Some(e));
-        assert_eq!(swap(7, Entry::Internal), Some(Entry::Epoll { index: 9 }));
-        assert_eq!(swap(7, Entry::None), Some(Entry::Internal));
+        assert_eq!(swap(FD, e), Some(Entry::None));
+        assert_eq!(get(FD), e);
+        assert_eq!(swap(FD, Entry::Epoll { index: 9 }), Some(e));
+        assert_eq!(swap(FD, Entry::Internal), Some(Entry::Epoll { index: 9 }));
+        assert_eq!(swap(FD, Entry::None), Some(Entry::Internal));
         assert_eq!((get(-1), swap(FDS_MAX as c_int, e)), (Entry::None, None));
-        assert!(add_holder(3));
-        assert!(!add_holder(3));
-        assert!(!drop_holder(3));
-        assert!(drop_holder(3));
-        assert!(!drop_holder(3), "never below zero");
+        assert!(add_holder(1003));
+        assert!(!add_holder(1003));
+        assert!(!drop_holder(1003));
+        assert!(drop_holder(1003));
+        assert!(!drop_holder(1003), "never below zero");
         assert!(!add_holder(1024), "beyond the device");
     }
 }

@@ -31,6 +31,8 @@ pub mod process;
 pub mod rings;
 pub mod standin;
 pub mod sys;
+#[cfg(test)]
+mod testing;
 mod wait;
 
 /// A broken invariant ends the process as abort() does: nothing is printed from inside a foreign program.

@@ -1,0 +1,229 @@
+//! Programs in small, over the played host.
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::os::fd::{AsRawFd, FromRawFd};
+use std::time::{Duration, Instant};
+
+use super::guest;
+use crate::fdtable::{self, Entry};
+
+fn pair() -> (TcpStream, TcpStream, TcpListener) {
+    guest();
+    let l = TcpListener::bind("127.0.0.1:0").expect("bind");
+    let c = TcpStream::connect(l.local_addr().expect("address")).expect("connect");
+    let (s, from) = l.accept().expect("accept");
+    assert_eq!(from, c.local_addr().expect("address"));
+    (c, s, l)
+}
+
+fn errno_of<T: std::fmt::Debug>(r: std::io::Result<T>) -> i32 {
+    r.expect_err("must fail").raw_os_error().expect("errno")
+}
+
+fn id_of(fd: i32) -> u32 {
+    match fdtable::get(fd) {
+        Entry::Socket { id, .. } => id,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn bytes_arrive_whole_and_end_with_eof() {
+    let (mut c, mut s, _l) = pair();
+    let all: Vec<u8> = (0..3_000_000u32).map(|i| (i * 7 + i / 251) as u8).collect();
+    let want = all.clone();
+    let t = std::thread::spawn(move || {
+        c.write_all(&all).expect("write");
+        c.shutdown(Shutdown::Write).expect("shutdown");
+        let mut back = String::new();
+        c.read_to_string(&mut back).expect("read");
+        back
+    });
+    let mut got = Vec::new();
+    s.read_to_end(&mut got).expect("read");
+    assert!(got == want);
+    s.write_all(b"thanks").expect("write");
+    drop(s);
+    assert_eq!(t.join().expect("join"), "thanks");
+}
+
+#[test]
+fn descriptors_are_stand_ins_and_counted() {
+    let (c, s, l) = pair();
+    let id = id_of(c.as_raw_fd());
+    let again = c.try_clone().expect("dup");
+    assert_eq!((id_of(again.as_raw_fd()), fdtable::holders(id)), (id, 2));
+    // SAFETY: plain calls on descriptors of this test.
+    unsafe {
+        let fd = libc::fcntl(c.as_raw_fd(), libc::F_DUPFD, 1500);
+        assert!(fd >= 1500);
+        assert_eq!(fdtable::holders(id), 3);
+        // Over another socket: that one is gone.
+        let other = id_of(s.as_raw_fd());
+        assert_eq!(libc::dup2(fd, s.as_raw_fd()), s.as_raw_fd());
+        assert_eq!((fdtable::holders(id), fdtable::holders(other)), (4, 0));
+        assert_eq!(libc::syscall(libc::SYS_read, fd, &raw mut *(&mut [0u8; 1]), 1), -1);
+        assert_eq!(libc::close(fd), 0);
+    }
+    drop((again, s, l));
+    assert_eq!(fdtable::holders(id), 1);
+    drop(c);
+    assert_eq!(fdtable::holders(id), 0);
+}
+
+#[test]
+fn refused_bound_twice_and_not_connected() {
+    guest();
+    let l = TcpListener::bind("127.0.0.1:0").expect("bind");
+    let a = l.local_addr().expect("address");
+    assert_eq!(errno_of(TcpListener::bind(a)), libc::EADDRINUSE);
+    drop(l);
+    std::thread::sleep(Duration::from_millis(20));
+    assert_eq!(errno_of(TcpStream::connect(a)), libc::ECONNREFUSED);
+    // SAFETY: plain calls.
+    unsafe {
+        let fd = libc::socket(libc::AF_INET, libc::SOCK_STREAM, 0);
+        let s = TcpStream::from_raw_fd(fd);
+        assert_eq!(errno_of(s.peer_addr()), libc::ENOTCONN);
+        assert_eq!(errno_of(s.shutdown(Shutdown::Both)), libc::ENOTCONN);
+        assert_eq!(libc::socket(libc::AF_INET, libc::SOCK_STREAM, 262), -1);
+        assert_eq!(*libc::__errno_location(), libc::EPROTONOSUPPORT);
+        assert_eq!(libc::socket(libc::AF_INET, 99, 0), -1);
+        assert_eq!(*libc::__errno_location(), libc::EINVAL);
+    }
+}
+
+#[test]
+fn flags_of_recv_and_time_limits() {
+    let (mut c, s, _l) = pair();
+    let fd = s.as_raw_fd();
+    let mut b = [0u8; 16];
+    let mut recv = |len: usize, flags: i32| -> Result<Vec<u8>, i32> {
+        // SAFETY: a local buffer of 16 bytes.
+        let n = unsafe { libc::recv(fd, b.as_mut_ptr().cast(), len.min(16), flags) };
+        if n < 0 { Err(crate::sys::errno()) } else { Ok(b[..n as usize].to_vec()) }
+    };
+    assert_eq!(recv(4, libc::MSG_DONTWAIT), Err(libc::EAGAIN));
+    c.write_all(b"0123456789").expect("write");
+    assert_eq!(recv(4, libc::MSG_PEEK), Ok(b"0123".to_vec()));
+    assert_eq!(recv(4, libc::MSG_WAITALL), Ok(b"0123".to_vec()));
+    let t = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(30));
+        c.write_all(b"abcdef").expect("write");
+        c
+    });
+    assert_eq!(recv(12, libc::MSG_WAITALL), Ok(b"456789abcdef".to_vec()));
+    let mut c = t.join().expect("join");
+    c.write_all(b"xyz").expect("write");
+    assert_eq!(recv(1, 0), Ok(b"x".to_vec()));
+    // SAFETY: a null buffer with MSG_TRUNC is not touched.
+    assert_eq!(unsafe { libc::recv(fd, std::ptr::null_mut(), 1, libc::MSG_TRUNC) }, 1);
+    assert_eq!(recv(9, 0), Ok(b"z".to_vec()));
+    s.set_read_timeout(Some(Duration::from_millis(40))).expect("timeout");
+    assert_eq!(s.read_timeout().expect("timeout"), Some(Duration::from_millis(40)));
+    let start = Instant::now();
+    assert_eq!(recv(9, 0), Err(libc::EAGAIN));
+    assert!(start.elapsed() >= Duration::from_millis(39));
+}
+
+#[test]
+fn options_local_forwarded_long_and_unknown() {
+    let (c, _s, _l) = pair();
+    c.set_nodelay(true).expect("nodelay");
+    let get = |level, name, len: usize| -> Result<Vec<u8>, i32> {
+        let mut b = [0u8; 256];
+        let mut n = len as libc::socklen_t;
+        // SAFETY: a local buffer.
+        let r = unsafe {
+            libc::getsockopt(c.as_raw_fd(), level, name, b.as_mut_ptr().cast(), &raw mut n)
+        };
+        if r < 0 { Err(crate::sys::errno()) } else { Ok(b[..n as usize].to_vec()) }
+    };
+    assert_eq!(get(libc::SOL_TCP, libc::TCP_NODELAY, 4), Ok(vec![7, 0, 0, 0]));
+    let info = get(libc::SOL_TCP, libc::TCP_INFO, 200).expect("info");
+    assert_eq!((info.len(), info[96]), (104, 12));
+    assert_eq!(get(libc::SOL_TCP, libc::TCP_MAXSEG, 4), Err(libc::EINVAL));
+    assert_eq!(get(libc::SOL_SOCKET, libc::SO_TYPE, 4), Ok(vec![1, 0, 0, 0]));
+    assert_eq!(get(libc::SOL_SOCKET, 9999, 4), Err(libc::ENOPROTOOPT));
+    c.set_nonblocking(true).expect("nonblocking");
+    assert_eq!(errno_of((&c).read(&mut [0; 1])), libc::EAGAIN);
+}
+
+#[test]
+fn poll_sees_what_comes() {
+    let (mut c, s, _l) = pair();
+    let mut p = libc::pollfd { fd: s.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+    // SAFETY: one pollfd.
+    assert_eq!(unsafe { libc::poll(&raw mut p, 1, 20) }, 0);
+    let t = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(30));
+        c.write_all(b"x").expect("write");
+        c
+    });
+    // SAFETY: one pollfd.
+    assert_eq!(unsafe { libc::poll(&raw mut p, 1, 5000) }, 1);
+    assert_eq!(p.revents, libc::POLLIN);
+    drop(t.join());
+}
+
+#[test]
+fn files_and_pipes_move_through_chunks() {
+    let (c, mut s, _l) = pair();
+    let path = std::env::temp_dir().join(format!("netkernel-{}", std::process::id()));
+    let all: Vec<u8> = (0..200_000u32).map(|i| (i % 253) as u8).collect();
+    std::fs::write(&path, &all).expect("write");
+    let f = std::fs::File::open(&path).expect("open");
+    let reader = std::thread::spawn(move || {
+        let mut got = vec![0; 150_000];
+        s.read_exact(&mut got).expect("read");
+        (s, got)
+    });
+    let mut offset: i64 = 1000;
+    // SAFETY: plain calls on descriptors of this test.
+    unsafe {
+        let n = libc::sendfile(c.as_raw_fd(), f.as_raw_fd(), &raw mut offset, 100_000);
+        assert_eq!((n, offset), (100_000, 101_000));
+        let n = libc::sendfile(c.as_raw_fd(), f.as_raw_fd(), std::ptr::null_mut(), 50_000);
+        assert_eq!(n, 50_000);
+        assert_eq!(libc::lseek(f.as_raw_fd(), 0, libc::SEEK_CUR), 50_000);
+    }
+    let (s, got) = reader.join().expect("join");
+    assert!(got[..100_000] == all[1000..101_000] && got[100_000..] == all[..50_000]);
+    std::fs::remove_file(&path).expect("remove");
+    let mut pipe = [0; 2];
+    // SAFETY: plain calls on descriptors of this test.
+    unsafe {
+        assert_eq!(libc::pipe(pipe.as_mut_ptr()), 0);
+        assert_eq!(libc::write(pipe[1], b"through".as_ptr().cast(), 7), 7);
+        let none = std::ptr::null_mut();
+        assert_eq!(libc::splice(pipe[0], none, c.as_raw_fd(), none, 100, 0), 7);
+        let n = libc::splice(s.as_raw_fd(), none, pipe[1], none, 100, 0);
+        assert_eq!(n, 7);
+        let mut b = [0u8; 9];
+        assert_eq!(libc::read(pipe[0], b.as_mut_ptr().cast(), 9), 7);
+        assert_eq!(&b[..7], b"through");
+        libc::close(pipe[0]);
+        libc::close(pipe[1]);
+    }
+}
+
+#[test]
+fn a_closed_descriptor_leaves_the_blocked_reader_alone() {
+    let (mut c, s, _l) = pair();
+    let fd = s.as_raw_fd();
+    std::mem::forget(s);
+    let id = id_of(fd);
+    let t = std::thread::spawn(move || {
+        let mut b = [0u8; 4];
+        // SAFETY: a local buffer.
+        let n = unsafe { libc::recv(fd, b.as_mut_ptr().cast(), 4, 0) };
+        (n, b)
+    });
+    std::thread::sleep(Duration::from_millis(40));
+    crate::calls::descriptors::close(fd);
+    assert_ne!(fdtable::holders(id), 0, "pinned by the reader");
+    c.write_all(b"late").expect("write");
+    assert_eq!(t.join().expect("join"), (4, *b"late"));
+    assert_eq!(fdtable::holders(id), 0);
+}
