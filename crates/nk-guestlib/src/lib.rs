@@ -26,7 +26,8 @@ pub mod recv;
 pub mod send;
 
 use nk_device::cell::{
-    GF_SHUT_RD, GF_SHUT_WR, SF_CONNECTED, SF_CONNECTING, SF_DEAD, SF_EOF, SF_LISTENING,
+    GF_CONNECT_CALLED, GF_SHUT_RD, GF_SHUT_WR, SF_CONNECTED, SF_CONNECTING, SF_DEAD, SF_EOF,
+    SF_FAILED, SF_LISTENING,
 };
 use nk_device::sync::Ordering;
 use nk_device::{Cell, Device};
@@ -61,8 +62,10 @@ impl View {
     pub(crate) fn listening(self) -> bool {
         self.state & SF_LISTENING != 0
     }
+    /// A connect is under way: from the call on, before the service has seen it.
     pub(crate) fn connecting(self) -> bool {
-        self.state & (SF_CONNECTING | SF_CONNECTED | SF_DEAD) == SF_CONNECTING
+        self.state & (SF_CONNECTED | SF_DEAD | SF_FAILED) == 0
+            && (self.state & SF_CONNECTING != 0 || self.guest & GF_CONNECT_CALLED != 0)
     }
     pub(crate) fn connected(self) -> bool {
         self.state & SF_CONNECTED != 0

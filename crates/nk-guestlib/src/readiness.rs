@@ -74,6 +74,10 @@ mod tests {
         let normal_out = EPOLLOUT | EPOLLWRNORM;
         // Fresh: TCP_CLOSE.
         assert_eq!(readiness(c, true), normal_out | EPOLLHUP);
+        // From the call of connect on, before the service has seen it.
+        c.guest_state.store(GF_CONNECT_CALLED, Ordering::Relaxed);
+        assert_eq!(readiness(c, true), 0);
+        c.guest_state.store(0, Ordering::Relaxed);
         c.state.store(SF_CONNECTING, Ordering::Relaxed);
         assert_eq!(readiness(c, true), 0);
         c.state.store(SF_CONNECTED, Ordering::Relaxed);
