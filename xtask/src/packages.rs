@@ -21,6 +21,7 @@ pub(crate) const PROGRAMS: &[Needed] = &[
     ("/usr/bin/openssl", "openssl"),
     ("/usr/bin/taskset", "util-linux"),
     ("/usr/bin/prlimit", "util-linux"),
+    ("/usr/bin/setpriv", "util-linux"),
 ];
 
 /// For the tests, in addition. What the VM test needs, it installs itself.

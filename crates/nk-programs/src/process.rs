@@ -211,19 +211,15 @@ pub fn signal_pid(pid: u32, signal: Signal) {
     }
 }
 
-/// A command from words.
+/// A command from words, which is told to end when whoever started it is killed.
 #[must_use]
 pub fn command<I, S>(words: I) -> Command
 where
     I: IntoIterator<Item = S>,
     S: AsRef<OsStr>,
 {
-    let mut words = words.into_iter();
-    let mut command = match words.next() {
-        Some(first) => Command::new(first),
-        None => Command::new("false"),
-    };
-    command.args(words);
+    let mut command = Command::new("/usr/bin/setpriv");
+    command.args(["--pdeathsig", "TERM", "--"]).args(words);
     command
 }
 
