@@ -4,7 +4,7 @@
 //! interrupted reader. A fork from a handler that interrupted a reader cannot wait for that reader at all, so it waits for
 //! a bounded time.
 
-use core::sync::atomic::{AtomicU32, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use crate::sys;
 
@@ -13,6 +13,8 @@ const FORKING: u32 = 1 << 31;
 const WAIT_MAX_US: u64 = 100_000;
 
 static GATE: AtomicU32 = AtomicU32::new(0);
+/// The thread that forks: its atfork handlers pass.
+static FORKER: AtomicU64 = AtomicU64::new(0);
 
 /// Held while a call changes descriptors. Never held while a call blocks.
 #[derive(Debug)]
@@ -23,7 +25,7 @@ pub struct Changing(());
 pub fn enter() -> Changing {
     loop {
         let g = GATE.fetch_add(1, Ordering::AcqRel);
-        if g & FORKING == 0 {
+        if g & FORKING == 0 || FORKER.load(Ordering::Acquire) == sys::thread_pointer() {
             return Changing(());
         }
         leave();
@@ -57,6 +59,7 @@ pub fn close() {
         if (g == 0 || (late && g & FORKING == 0))
             && GATE.compare_exchange(g, g | FORKING, Ordering::AcqRel, Ordering::Relaxed).is_ok()
         {
+            FORKER.store(sys::thread_pointer(), Ordering::Release);
             return;
         }
         // SAFETY: takes nothing.
@@ -66,11 +69,13 @@ pub fn close() {
 
 /// Opens it again in the parent.
 pub fn open() {
+    FORKER.store(0, Ordering::Release);
     GATE.fetch_and(!FORKING, Ordering::AcqRel);
     sys::futex_wake(&GATE, i32::MAX);
 }
 
 /// In the child nobody else is there.
 pub fn reset() {
+    FORKER.store(0, Ordering::Release);
     GATE.store(0, Ordering::Release);
 }

@@ -64,11 +64,13 @@ pub(crate) static POSIX_SPAWN: Next = Next::new(c"posix_spawn");
 pub(crate) static POSIX_SPAWNP: Next = Next::new(c"posix_spawnp");
 pub(crate) static ADDDUP2: Next = Next::new(c"posix_spawn_file_actions_adddup2");
 pub(crate) static FDOPEN: Next = Next::new(c"fdopen");
+pub(crate) static FILENO: Next = Next::new(c"fileno");
+pub(crate) static FILENO_UNLOCKED: Next = Next::new(c"fileno_unlocked");
 pub(crate) static POPEN: Next = Next::new(c"popen");
 
 /// Looks all of them up.
 pub(crate) fn init() {
-    for n in [&POSIX_SPAWN, &POSIX_SPAWNP, &ADDDUP2, &FDOPEN, &POPEN] {
+    for n in [&POSIX_SPAWN, &POSIX_SPAWNP, &ADDDUP2, &FDOPEN, &FILENO, &FILENO_UNLOCKED, &POPEN] {
         n.get();
     }
 }

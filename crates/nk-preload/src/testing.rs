@@ -215,7 +215,10 @@ impl Host {
                 self.change(id, SF_LISTENING, 0);
                 self.reply(qset, e, 0, 0);
             }
-            Op::Connect => self.connect(id, Addr::from_words(2, e.size, e.op_data, e.data)),
+            Op::Connect => {
+                self.connect(id, Addr::from_words(2, e.size, e.op_data, e.data));
+                self.reply(qset, e, -i64::from(libc::EINPROGRESS), 0);
+            }
             Op::Shutdown => self.ends.get_mut(&id).expect("end").shut |= e.op_data != 0,
             Op::Close => {
                 let end = self.ends.get_mut(&id).expect("end");

@@ -1,6 +1,7 @@
 //! fdopen on a socket: a stream of the C library whose reads and writes come back here.
 
 use core::ffi::CStr;
+use core::sync::atomic::{AtomicI32, AtomicUsize, Ordering};
 
 use libc::{c_char, c_int, c_void};
 
@@ -21,6 +22,64 @@ unsafe extern "C" {
     fn fopencookie(cookie: *mut c_void, mode: *const c_char, io: CookieFunctions) -> *mut c_void;
 }
 
+/// Streams of ours: address of the stream, and the descriptor, for fileno. A stream beyond these has no number, as any other
+/// made by fopencookie.
+const STREAMS: usize = 256;
+static STREAM: [AtomicUsize; STREAMS] = [const { AtomicUsize::new(0) }; STREAMS];
+static STREAM_FD: [AtomicI32; STREAMS] = [const { AtomicI32::new(-1) }; STREAMS];
+
+fn remember(stream: *mut c_void, fd: c_int) {
+    for (s, f) in STREAM.iter().zip(&STREAM_FD) {
+        if s.compare_exchange(0, stream as usize, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
+            f.store(fd, Ordering::Release);
+            return;
+        }
+    }
+}
+
+fn forget(fd: c_int) {
+    for (s, f) in STREAM.iter().zip(&STREAM_FD) {
+        if f.compare_exchange(fd, -1, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
+            s.store(0, Ordering::Release);
+        }
+    }
+}
+
+fn number_of(stream: *mut c_void) -> Option<c_int> {
+    let found = STREAM.iter().zip(&STREAM_FD).find(|(s, _)| {
+        !stream.is_null() && s.load(Ordering::Acquire) == stream as usize
+    });
+    found.map(|(_, f)| f.load(Ordering::Acquire)).filter(|fd| *fd >= 0)
+}
+
+fn native_fileno(next: &next::Next, stream: *mut c_void) -> c_int {
+    type Fileno = unsafe extern "C" fn(*mut c_void) -> c_int;
+    let real = next.get();
+    if real.is_null() {
+        return sys::fail(libc::EBADF);
+    }
+    // SAFETY: the C library's function of that name and signature, with the program's stream.
+    unsafe { core::mem::transmute::<*mut c_void, Fileno>(real)(stream) }
+}
+
+/// fileno(3).
+///
+/// # Safety
+/// As fileno(3).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn fileno(stream: *mut c_void) -> c_int {
+    number_of(stream).unwrap_or_else(|| native_fileno(&next::FILENO, stream))
+}
+
+/// fileno_unlocked(3).
+///
+/// # Safety
+/// As fileno(3).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn fileno_unlocked(stream: *mut c_void) -> c_int {
+    number_of(stream).unwrap_or_else(|| native_fileno(&next::FILENO_UNLOCKED, stream))
+}
+
 // The cookie is the descriptor's number.
 unsafe extern "C" fn cookie_read(cookie: *mut c_void, to: *mut c_char, len: usize) -> isize {
     // SAFETY: the C library's own buffer.
@@ -33,6 +92,7 @@ unsafe extern "C" fn cookie_write(cookie: *mut c_void, from: *const c_char, len:
     n.max(0)
 }
 unsafe extern "C" fn cookie_close(cookie: *mut c_void) -> c_int {
+    forget(cookie as usize as c_int);
     close(cookie as usize as c_int)
 }
 
@@ -58,7 +118,11 @@ pub unsafe extern "C" fn fdopen(fd: c_int, mode: *const c_char) -> *mut c_void {
             close: Some(cookie_close),
         };
         // SAFETY: the functions above take such a cookie.
-        return unsafe { fopencookie(fd as usize as *mut c_void, mode, io) };
+        let stream = unsafe { fopencookie(fd as usize as *mut c_void, mode, io) };
+        if !stream.is_null() {
+            remember(stream, fd);
+        }
+        return stream;
     }
     type Fdopen = unsafe extern "C" fn(c_int, *const c_char) -> *mut c_void;
     let real = next::FDOPEN.get();

@@ -6,7 +6,7 @@ use libc::{c_int, sockaddr, socklen_t};
 use nk_device::addr::{AF_INET, AF_INET6};
 use nk_device::cell::{
     GF_CONNECT_CALLED, GF_SHUT_RD, GF_SHUT_WR, SF_BOUND, SF_CONNECTED, SF_CONNECTING, SF_DEAD,
-    SF_LISTENING,
+    SF_FAILED, SF_LISTENING,
 };
 use nk_device::row::Missed;
 use nk_device::stream::AcceptedSocket;
@@ -174,6 +174,25 @@ fn settle(s: &Open) -> Option<Result<(), c_int>> {
     }
 }
 
+/// Asks for the connection. After an attempt that failed the answer is waited for: until the service has seen the new attempt, the
+/// cell tells of the old one.
+fn start_connect(s: &Open, nqe: Nqe) -> Result<(), c_int> {
+    let failed_before = s.cell.state.load(Ordering::Acquire) & (SF_DEAD | SF_FAILED) != 0;
+    s.cell.guest_state.fetch_or(GF_CONNECT_CALLED, Ordering::AcqRel);
+    if !failed_before {
+        rings::push_job(s.p, &nqe);
+        return Ok(());
+    }
+    match rings::call(s.p, nqe, false) {
+        Ok(_) | Err(libc::EINPROGRESS) => Ok(()),
+        Err(e) => {
+            s.cell.guest_state.fetch_and(!GF_CONNECT_CALLED, Ordering::AcqRel);
+            let _ = s.cell.take_error();
+            Err(e)
+        }
+    }
+}
+
 fn do_connect(s: &Open, addr: *const sockaddr, len: socklen_t) -> Result<(), c_int> {
     let a = match address::read(addr, len, family(s.cell))? {
         Given::Unspecified { .. } => {
@@ -189,8 +208,7 @@ fn do_connect(s: &Open, addr: *const sockaddr, len: socklen_t) -> Result<(), c_i
     match connect_state(s.cell) {
         ConnectState::Idle => {
             wait::for_engine(s.p)?;
-            s.cell.guest_state.fetch_or(GF_CONNECT_CALLED, Ordering::AcqRel);
-            rings::push_job(s.p, &with_address(Op::Connect, s, a));
+            start_connect(s, with_address(Op::Connect, s, a))?;
             if nonblocking {
                 return Err(libc::EINPROGRESS);
             }

@@ -227,3 +227,68 @@ fn a_closed_descriptor_leaves_the_blocked_reader_alone() {
     assert_eq!(t.join().expect("join"), (4, *b"late"));
     assert_eq!(fdtable::holders(id), 0);
 }
+
+#[test]
+fn streams_of_the_c_library_go_through() {
+    let (c, mut s, _l) = pair();
+    // SAFETY: plain calls; the stream is closed once.
+    unsafe {
+        let f = libc::fdopen(libc::dup(c.as_raw_fd()), c"r+".as_ptr());
+        assert!(!f.is_null());
+        assert_eq!(id_of(libc::fileno(f)), id_of(c.as_raw_fd()));
+        assert!(libc::fputs(c"line\n".as_ptr(), f) >= 0);
+        assert_eq!(libc::fflush(f), 0);
+        let mut b = [0u8; 5];
+        s.read_exact(&mut b).expect("read");
+        assert_eq!(&b, b"line\n");
+        assert_eq!(libc::fclose(f), 0);
+    }
+    assert_eq!(fdtable::holders(id_of(c.as_raw_fd())), 1);
+}
+
+#[test]
+fn a_refused_socket_connects_at_the_second_try() {
+    guest();
+    let l = TcpListener::bind("127.0.0.1:0").expect("bind");
+    let good = l.local_addr().expect("address").port();
+    let connect = |fd: i32, port: u16| {
+        let to = libc::sockaddr_in {
+            sin_family: libc::AF_INET as u16,
+            sin_port: port.to_be(),
+            sin_addr: libc::in_addr { s_addr: 0 },
+            sin_zero: [0; 8],
+        };
+        // SAFETY: a local address.
+        let r = unsafe { libc::connect(fd, (&raw const to).cast(), 16) };
+        if r < 0 { crate::sys::errno() } else { 0 }
+    };
+    // SAFETY: plain calls.
+    let fd = unsafe { libc::socket(libc::AF_INET, libc::SOCK_STREAM, 0) };
+    assert_eq!(connect(fd, 1), libc::ECONNREFUSED);
+    assert_eq!(connect(fd, good), 0);
+    assert_eq!(connect(fd, good), libc::EISCONN);
+    // SAFETY: the descriptor is this test's own.
+    drop(unsafe { TcpStream::from_raw_fd(fd) });
+    // SAFETY: plain calls.
+    let fd = unsafe { libc::socket(libc::AF_INET, libc::SOCK_STREAM | libc::SOCK_NONBLOCK, 0) };
+    assert_eq!(connect(fd, good), libc::EINPROGRESS);
+    let mut p = libc::pollfd { fd, events: libc::POLLOUT, revents: 0 };
+    // SAFETY: one pollfd.
+    assert_eq!(unsafe { libc::poll(&raw mut p, 1, 5000) }, 1);
+    assert_eq!(p.revents, libc::POLLOUT);
+    assert_eq!((connect(fd, good), connect(fd, good)), (0, libc::EISCONN));
+    // SAFETY: the descriptor is this test's own.
+    drop(unsafe { TcpStream::from_raw_fd(fd) });
+}
+
+#[test]
+fn a_forked_child_has_the_fork_gate_open_to_its_handlers() {
+    crate::gate::close();
+    // The forking thread itself passes; another waits until it is open.
+    drop(crate::gate::enter());
+    let t = std::thread::spawn(|| drop(crate::gate::enter()));
+    std::thread::sleep(Duration::from_millis(20));
+    assert!(!t.is_finished());
+    crate::gate::open();
+    t.join().expect("join");
+}
