@@ -362,13 +362,13 @@ static void expect_text(const char *what, int fd, size_t length) {
 }
 static void send_text(int fd, const char *text) { MUST(send_all(fd, text, strlen(text))); }
 // Fills a socket until it would block for good; gives how many bytes went in. What is under way makes room
-// again for a moment, so full means: no byte more in 150 ms.
+// again for a moment (on a loaded machine a long one), so full means: no byte more in 400 ms.
 static size_t fill_up(int fd) {
     static char block[65536];
     size_t total = 0;
     nonblock(fd);
     fill(block, sizeof block, 7);
-    for (int quiet = 0; quiet < 15;) {
+    for (int quiet = 0; quiet < 40;) {
         ssize_t n = send(fd, block, sizeof block, MSG_NOSIGNAL);
         if (n > 0)
             total += n, quiet = 0;
