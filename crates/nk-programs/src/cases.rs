@@ -1,6 +1,7 @@
 //! Real programs, one module per program.
 
 mod curl;
+mod more;
 mod nginx;
 mod python;
 mod redis;
@@ -16,6 +17,7 @@ pub(crate) fn tests() -> Vec<Test> {
         nginx::tests(),
         redis::tests(),
         python::tests(),
+        more::tests(),
         refused::tests(),
     ]
     .concat()
