@@ -3,6 +3,7 @@
  * An ordinary client of an echo server, which knows nothing of NetKernel.
  *   echo ADDRESS PORT BYTES blocking|nonblocking    sends BYTES, reads them back meanwhile, compares, half-closes, sees EOF
  *   echo ADDRESS PORT 0 refused                     connects to a closed port
+ *   echo ADDRESS PORT COUNT many                    COUNT connections, one after the other, 8 bytes on each
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -147,6 +148,26 @@ static void refused(const struct sockaddr_in *to)
 	printf("ECONNREFUSED both ways\n");
 }
 
+static void many(const struct sockaddr_in *to, size_t count)
+{
+	size_t i;
+
+	for (i = 0; i < count; i++) {
+		unsigned long long out = i * 0x9e3779b97f4a7c15ull, in = 0;
+		int fd = connected(to, i & 1);
+
+		expect(send(fd, &out, sizeof(out), 0) == sizeof(out), "send");
+		wait_for(fd, POLLIN);
+		expect(recv(fd, &in, sizeof(in), MSG_WAITALL) == sizeof(in), "recv");
+		if (in != out) {
+			printf("connection %zu got another's bytes\n", i);
+			exit(1);
+		}
+		expect(!close(fd), "close");
+	}
+	printf("%zu connections\n", count);
+}
+
 int main(int argc, char **argv)
 {
 	struct sockaddr_in to = { .sin_family = AF_INET };
@@ -156,6 +177,8 @@ int main(int argc, char **argv)
 	to.sin_port = htons((unsigned short)atoi(argv[2]));
 	if (!strcmp(argv[4], "refused"))
 		refused(&to);
+	else if (!strcmp(argv[4], "many"))
+		many(&to, strtoul(argv[3], NULL, 0));
 	else
 		echo(&to, strtoul(argv[3], NULL, 0), !strcmp(argv[4], "nonblocking"));
 	return 0;

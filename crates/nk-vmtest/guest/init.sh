@@ -22,6 +22,7 @@ address=$(value address)
 port=$(value port)
 closed=$(value closed)
 bytes=$(value bytes)
+many=$(value many)
 
 # Only the loopback interface, and it is down: without the module nothing can be reached.
 interfaces=$(ls /sys/class/net | tr '\n' ' ')
@@ -39,6 +40,7 @@ result nc $? "$said"
 run echo-static /echo-static "$address" "$port" "$bytes" blocking
 run echo-dynamic /echo-dynamic "$address" "$port" "$bytes" nonblocking
 run refused /echo-static "$address" "$closed" 0 refused
+run many /echo-static "$address" "$port" "$many" many
 
 # A server in the guest; the host connects when it reads the port on the console.
 said=$(timeout 30 /serve "$address" 2> /dev/console)

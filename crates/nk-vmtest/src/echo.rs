@@ -146,5 +146,13 @@ pub fn client(port: u16, len: usize) -> std::io::Result<()> {
         writer.join().unwrap_or_else(|_| Err(std::io::Error::other("the writer panicked")))?;
         Ok::<_, std::io::Error>(back)
     })?;
-    if back == sent { Ok(()) } else { Err(std::io::Error::from(std::io::ErrorKind::InvalidData)) }
+    if back == sent {
+        return Ok(());
+    }
+    let what = format!(
+        "{} of {len} bytes came back, the first wrong one at {:?}",
+        back.len(),
+        back.iter().zip(&sent).position(|(a, b)| a != b)
+    );
+    Err(std::io::Error::new(std::io::ErrorKind::InvalidData, what))
 }

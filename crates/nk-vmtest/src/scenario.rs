@@ -22,7 +22,7 @@ const ECHO_BYTES: u64 = 1 << 20;
 const NC_BYTES: u64 = "hello from a virtual machine\n".len() as u64;
 
 /// What the guest must report, each as "ok"; nothing else may be missing or fail.
-const EXPECTED: [&str; 15] = [
+const EXPECTED: [&str; 16] = [
     "no-nic",
     "unreachable-before",
     "insmod",
@@ -30,6 +30,7 @@ const EXPECTED: [&str; 15] = [
     "echo-static",
     "echo-dynamic",
     "refused",
+    "many",
     "serve",
     "held",
     "rmmod",
@@ -39,10 +40,12 @@ const EXPECTED: [&str; 15] = [
     "rmmod-again",
     "kernel-log",
 ];
-/// Bytes that the echo server must have counted: nc once, the echo client three times.
-const SERVED_BYTES: u64 = NC_BYTES + 3 * ECHO_BYTES;
+/// Connections of "many", 8 bytes each: several times what the host grants ahead.
+const MANY: u64 = 200;
+/// Bytes that the echo server must have counted: nc once, the echo client three times, "many".
+const SERVED_BYTES: u64 = NC_BYTES + 3 * ECHO_BYTES + MANY * 8;
 /// And connections: those, and the one of "held", which carries nothing.
-const SERVED_CONNECTIONS: u64 = 5;
+const SERVED_CONNECTIONS: u64 = 5 + MANY;
 /// What the host's client sends to the guest's server.
 const CLIENT_BYTES: usize = 300_000;
 
@@ -145,7 +148,7 @@ pub fn check(paths: &Paths, prepared: &Prepared, device: &VmDevice) -> Result<Re
     let _ = fs::remove_file(&socket);
     let listener = UnixListener::bind(&socket)?;
     let arguments = format!(
-        "nk.address={} nk.port={} nk.closed={} nk.bytes={ECHO_BYTES}",
+        "nk.address={} nk.port={} nk.closed={} nk.bytes={ECHO_BYTES} nk.many={MANY}",
         server.address.ip(),
         server.address.port(),
         closed.port

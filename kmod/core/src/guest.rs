@@ -80,6 +80,9 @@ pub(crate) unsafe fn open(base: NonNull<u8>, len: usize) -> Result<(), i32> {
 /// # Safety
 /// No other call of this crate is under way, and none comes before the next [`open`].
 pub(crate) unsafe fn close() {
+    if let Some(qset) = guest().and_then(Guest::qset) {
+        qset.sleeping.store(0, Ordering::SeqCst);
+    }
     // SAFETY: the caller's promise.
     unsafe { *GUEST.0.get() = None };
 }
