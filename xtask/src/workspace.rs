@@ -6,9 +6,14 @@ use std::sync::OnceLock;
 
 use anyhow::{Context, Result, ensure};
 
-/// The repository.
+/// The repository: where `cargo xtask` found this crate, else where it was built.
 pub(crate) fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("."))
+    static ROOT: OnceLock<PathBuf> = OnceLock::new();
+    ROOT.get_or_init(|| {
+        let xtask =
+            std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or(env!("CARGO_MANIFEST_DIR").into());
+        Path::new(&xtask).parent().unwrap_or(Path::new(".")).to_owned()
+    })
 }
 
 /// What cargo knows about the workspace's packages, without their dependencies'.
