@@ -5,7 +5,6 @@ use nk_device::cell::{
     SF_RX_STALLED,
 };
 use nk_device::header::ENGINE_UP;
-use nk_device::stream::Position;
 use nk_device::sync::Ordering;
 use nk_device::{Cell, Device, Nqe, Op};
 
@@ -168,7 +167,6 @@ impl Parts<'_> {
             let generation = s.generation;
             if let Some(l) = s.listener.as_mut() {
                 l.queued.clear();
-                drop_claim(cell);
                 listeners.push((
                     guest,
                     AdoptedListener {
@@ -265,7 +263,6 @@ impl Parts<'_> {
                 cell.reset(generation.checked_add(1).unwrap_or(1));
             }
         } else if let Some(l) = kept {
-            drop_claim(cell);
             self.ports.claim(self.guest.namespace, self.guest.id, id, &l.local, false);
             s.local = Some(l.local);
             s.family = l.local.family;
@@ -319,15 +316,5 @@ impl Parts<'_> {
             }
         }
         None
-    }
-}
-
-/// Takes back a claim that was under way on a listener's ring: what it claimed is gone.
-fn drop_claim(cell: &Cell) {
-    let word = cell.rx_pos.load(Ordering::Acquire);
-    let pos = Position::from_word(word);
-    if pos.offset != 0 {
-        let free = Position { index: pos.index, offset: 0 }.to_word();
-        let _ = cell.rx_pos.compare_exchange(word, free, Ordering::SeqCst, Ordering::Relaxed);
     }
 }

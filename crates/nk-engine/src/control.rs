@@ -1,10 +1,9 @@
 //! Control entry points: guests, rows, queue sets, holds; and the end of sockets.
 
-use nk_device::cell::{SF_RX_STALLED, WATCH_QSET_MASK};
+use nk_device::cell::{CLAIMED_BY_HOST, SF_RX_STALLED, WATCH_QSET_MASK};
 use nk_device::header::QSETS_MAX;
 use nk_device::qset::{JOB_SLOTS, SEND_SLOTS};
 use nk_device::row::{ROW_EXECING, ROW_LIVE};
-use nk_device::stream::Position;
 use nk_device::sync::Ordering;
 use nk_device::{Cell, Device, Nqe, Op};
 
@@ -304,13 +303,16 @@ impl Parts<'_> {
             if dead && held {
                 cell.release(row);
             }
-            if dead && listens {
-                unclaim(cell, row);
-            }
-            if !held && !watched {
+            // It may have died between its claim of an accepted socket and its hold.
+            let claimed = dead && !held && cell.claimed_by(generation) == Some(row);
+            if !held && !watched && !claimed {
                 continue;
             }
-            if dead && held && matches!(s.state, State::Open | State::Dead) && cell.is_unheld() {
+            if dead
+                && (held || claimed)
+                && matches!(s.state, State::Open | State::Dead)
+                && cell.is_unheld()
+            {
                 self.close_if_unheld(id, out);
                 continue;
             }
@@ -399,13 +401,17 @@ impl Parts<'_> {
                 .map(|l| core::mem::take(&mut l.queued))
                 .unwrap_or_default();
             for (child, _) in queued {
-                let held = self.guest.cell(child).is_some_and(|c| !c.is_unheld());
+                let Some(generation) = self.guest.socket(child).map(|c| c.generation) else {
+                    continue;
+                };
+                // Whoever claims first has it: the host, to end it, or a process that is in accept just now.
+                let ours =
+                    self.guest.cell(child).is_some_and(|c| c.claim(generation, CLAIMED_BY_HOST));
                 if let Some(c) = self.guest.socket_mut(child)
                     && c.parent == id
                 {
                     c.parent = NONE;
-                    // A claim that is being completed makes its claimer a holder: then it is popped.
-                    if !held && matches!(c.state, State::Open | State::Dead) {
+                    if ours && matches!(c.state, State::Open | State::Dead) {
                         self.close_now(child, true, out);
                     }
                 }
@@ -456,15 +462,5 @@ impl Parts<'_> {
                 self.close_if_unheld(id, out);
             }
         }
-    }
-}
-
-/// Undoes a claim that a dead row left on a listener's ring, so that the next acceptor gets the connection.
-fn unclaim(cell: &Cell, row: u16) {
-    let word = cell.rx_pos.load(Ordering::Acquire);
-    let pos = Position::from_word(word);
-    if pos.offset == u32::from(row) + 1 {
-        let free = Position { index: pos.index, offset: 0 }.to_word();
-        let _ = cell.rx_pos.compare_exchange(word, free, Ordering::SeqCst, Ordering::Relaxed);
     }
 }

@@ -2,7 +2,6 @@
 
 use nk_device::cell::{WATCH_EXCLUSIVE, WATCH_QSET_MASK};
 use nk_device::nqe::{FLAG_ERROR, Nqe};
-use nk_device::stream::Position;
 use nk_device::sync::{Ordering, fence};
 use nk_device::{Addr, Op, STREAM_SLOTS, WATCH_SLOTS};
 
@@ -21,28 +20,19 @@ const FOR_WRITERS: u64 = EPOLLOUT | EPOLLERR | EPOLLHUP;
 pub(crate) const ALL: u64 = FOR_READERS | FOR_WRITERS;
 
 impl Guest {
-    /// Forgets queued sockets that were popped from a listener's ring meanwhile.
+    /// Forgets queued sockets that were claimed from a listener's ring meanwhile.
     pub(crate) fn sweep_queue(&mut self, listener: u32) {
-        let device = self.device;
-        let Some(cell) = device.cell(listener) else { return };
-        let pos = cell.position();
-        let Some(l) = self.sockets.get_mut(listener as usize).and_then(|s| s.listener.as_mut())
-        else {
-            return;
-        };
-        let mut popped = [NONE; STREAM_SLOTS * 2];
-        let newest = l.queued.back().map_or(0, |(_, i)| *i);
-        for slot in &mut popped {
-            let Some(&(id, index)) = l.queued.front() else { break };
-            // The ring went on a whole lap: whatever the guest's position says, this one is off it.
+        while let Some(l) = self.sockets.get(listener as usize).and_then(|s| s.listener.as_ref())
+            && let (Some(&(id, index)), Some(&(_, newest))) = (l.queued.front(), l.queued.back())
+        {
+            // The ring went on a whole lap: whatever the guest says, this one is off it.
             let lapped = newest.wrapping_sub(index) >= STREAM_SLOTS as u32;
-            if !lapped && !is_past(pos, index) {
+            if !lapped && self.is_queued(id) {
                 break;
             }
-            l.queued.pop_front();
-            *slot = id;
-        }
-        for id in popped {
+            if let Some(l) = self.socket_mut(listener).and_then(|s| s.listener.as_mut()) {
+                l.queued.pop_front();
+            }
             if let Some(s) = self.socket_mut(id)
                 && s.parent == listener
             {
@@ -51,17 +41,12 @@ impl Guest {
         }
     }
 
-    /// Whether the socket still waits on its listener's ring.
+    /// Whether the socket still waits on its listener's ring: nobody claimed it.
     pub(crate) fn is_queued(&self, id: u32) -> bool {
-        let Some(s) = self.socket(id) else { return false };
-        s.parent != NONE
-            && self.cell(s.parent).is_some_and(|l| !is_past(l.position(), s.parent_index))
+        self.socket(id).is_some_and(|s| {
+            s.parent != NONE && self.cell(id).is_some_and(|c| c.claimed_by(s.generation).is_none())
+        })
     }
-}
-
-/// Whether a consumer's position is past an index (both wrap; they are never far apart).
-fn is_past(pos: Position, index: u32) -> bool {
-    (pos.index.wrapping_sub(index) as i32) > 0
 }
 
 impl Parts<'_> {
@@ -193,7 +178,6 @@ impl Parts<'_> {
         if let Some(s) = self.guest.socket_mut(nqe.socket) {
             s.family = family;
             s.parent = parent;
-            s.parent_index = nqe.size;
         }
         if let Some(l) = self.guest.socket_mut(parent).and_then(|s| s.listener.as_mut()) {
             l.queued.push_back((nqe.socket, nqe.size));

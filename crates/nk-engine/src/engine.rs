@@ -160,24 +160,25 @@ impl Engine {
     /// and, for a separate NSM, its doorbell end the sleep). `false`: there is work. Call [`Engine::finish_sleep`] in both cases.
     #[must_use]
     pub fn prepare_sleep(&mut self) -> bool {
+        let mut idle = true;
         for h in self.headers() {
-            h.engine_sleeping.store(1, Ordering::SeqCst);
+            idle &= h.prepare_sleep();
         }
         for n in &self.nsms {
             let why = if n.is_congested() { WANTS_ROOM } else { 1 };
             n.device.header().engine_sleeping.store(why, Ordering::SeqCst);
         }
         fence(Ordering::SeqCst);
-        !self.has_work() && !self.headers().any(Header::has_bells)
+        idle && !self.has_work()
     }
 
     /// After the sleep (or instead of it).
     pub fn finish_sleep(&mut self) {
         for h in self.headers() {
-            h.engine_sleeping.store(0, Ordering::SeqCst);
+            h.finish_sleep();
         }
         for n in &self.nsms {
-            n.device.header().engine_sleeping.store(0, Ordering::SeqCst);
+            n.device.header().finish_sleep();
         }
     }
 }

@@ -3,13 +3,12 @@
 use std::collections::VecDeque;
 
 use nk_device::grant::GRANT_SLOTS;
-use nk_device::ring::Consumer;
+use nk_device::ring::{Consumer, Producer};
 use nk_device::sync::Ordering;
 use nk_device::{Addr, Cell, Device, HOLDER_WORDS, Nqe, Op};
 
 use crate::nsm::Nsm;
 use crate::out::Out;
-use crate::ring::Producer;
 use crate::{ControlError, GuestId, GuestSetup, Limits, NewRow, NsmId, Stats};
 
 /// No socket.
@@ -58,7 +57,6 @@ pub(crate) struct Socket {
     pub(crate) grant_index: u32,
     /// The listener on whose ring it may still wait, or [`NONE`].
     pub(crate) parent: u32,
-    pub(crate) parent_index: u32,
     pub(crate) family: u16,
     pub(crate) v6only: bool,
     /// A connect was forwarded, or it was accepted.
@@ -495,7 +493,7 @@ impl Guest {
         else {
             return;
         };
-        if state.receive.push(&shared.receive(), &Nqe { qset: q, ..*nqe }) {
+        if state.receive.push(&shared.receive(), &Nqe { qset: q, ..*nqe }).is_ok() {
             count(&mut self.stats.to_guest, nqe.op);
         } else {
             self.stats.overflows += 1;
@@ -528,7 +526,7 @@ impl Guest {
             return;
         }
         state.calls &= !(1u64 << (nqe.ticket & 63));
-        if state.completion.push(&shared.completion(), &Nqe { qset: q, ..*nqe }) {
+        if state.completion.push(&shared.completion(), &Nqe { qset: q, ..*nqe }).is_ok() {
             count(&mut self.stats.to_guest, nqe.op);
         } else {
             self.stats.overflows += 1;

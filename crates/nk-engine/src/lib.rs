@@ -12,7 +12,7 @@
 //! | `control` | guests, rows, queue sets, holds, the end of sockets |
 //! | `adopt` | after the death of an NSM or of another engine |
 //! | `report` | counters and the list of sockets |
-//! | `guest`, `nsm`, `ports`, `ring`, `out` | what is known of a guest, an NSM's device, port ownership, a producing end, wake-ups due |
+//! | `guest`, `nsm`, `ports`, `out` | what is known of a guest, an NSM's device, port ownership, wake-ups due |
 //!
 //! Nothing a guest writes makes it panic or work without bound: elements are copied once, ids and generations are checked against
 //! private tables, ring positions are private, and each queue set has its turn.
@@ -28,7 +28,6 @@ mod nsm;
 mod out;
 mod ports;
 mod report;
-mod ring;
 mod switch;
 
 pub use adopt::ROW_ADOPTED;

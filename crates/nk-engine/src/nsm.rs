@@ -3,11 +3,11 @@
 use std::collections::VecDeque;
 
 use nk_device::nqe::Nqe;
-use nk_device::ring::Consumer;
+use nk_device::qset::SharedRing;
+use nk_device::ring::{Consumer, Producer};
 use nk_device::sync::{Ordering, fence};
 use nk_device::{Device, Op};
 
-use crate::ring::Producer;
 use crate::{Notify, NsmId};
 
 /// `engine_sleeping` on an NSM's device while the engine waits for room on its rings: ring after popping.
@@ -73,9 +73,9 @@ impl Nsm {
     fn try_push(&mut self, nqe: &Nqe) -> bool {
         let Some(q) = self.device.qset(0) else { return false };
         if nqe.op == Op::Send as u8 {
-            self.send.push(&q.send(), nqe)
+            self.send.push(&q.send(), nqe).is_ok()
         } else {
-            self.job.push(&q.job(), nqe)
+            self.job.push(&q.job(), nqe).is_ok()
         }
     }
 
@@ -117,11 +117,7 @@ impl Nsm {
             && (self.receive.is_ready(&q.receive())
                 || self.completion.is_ready(&q.completion())
                 || self.backlog.front().is_some_and(|n| {
-                    if n.op == Op::Send as u8 {
-                        self.send.has_room(&q.send())
-                    } else {
-                        self.job.has_room(&q.job())
-                    }
+                    has_room(&if n.op == Op::Send as u8 { q.send() } else { q.job() })
                 }))
     }
 
@@ -135,4 +131,10 @@ impl Nsm {
             notify.nsm_doorbell(self.id);
         }
     }
+}
+
+/// Whether a ring of the NSM's device, whose tail only the engine writes, has a free slot.
+fn has_room(ring: &SharedRing<'_>) -> bool {
+    let used = ring.tail.load(Ordering::Relaxed).wrapping_sub(ring.head.load(Ordering::Acquire));
+    (used as usize) < ring.slots.len() / 4
 }

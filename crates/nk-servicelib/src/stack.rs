@@ -43,6 +43,9 @@ pub struct RawSpan {
 }
 
 impl RawSpan {
+    /// No bytes.
+    pub const EMPTY: RawSpan = RawSpan { base: core::ptr::null_mut(), len: 0 };
+
     /// A span.
     ///
     /// # Safety

@@ -1,0 +1,143 @@
+//! The end of sockets, and a socket's turn.
+
+use nk_device::cell::{SF_CONNECTED, SF_CONNECTING, SF_DEAD, SF_EOF};
+use nk_device::stream::{Span, read_slot};
+use nk_device::sync::Ordering;
+use nk_device::{Cell, Nqe, Op, STREAM_SLOTS};
+
+use crate::service::{ALL, Ctx, Due, Taken};
+use crate::{Key, Stack};
+
+/// How long a closed socket may take to send what is left.
+const ORPHAN_MS: u64 = 180_000;
+
+impl<S: Stack> Ctx<'_, S> {
+    /// A socket's turn: some of everything that it can do.
+    pub(crate) fn turn(&mut self, key: Key, cell: &Cell, mut s: Taken<S>) -> Option<Taken<S>> {
+        if s.is_listening() {
+            self.accept(key, cell, &mut s);
+            return Some(s);
+        }
+        if !s.closing {
+            self.receive(key, cell, &mut s);
+        } else if self.orphan_receives(&mut s) {
+            self.end(key, cell, s, true);
+            return None;
+        }
+        if !self.transmit(key, cell, &mut s) {
+            self.break_off(key, cell, &mut s);
+        }
+        if s.closing && (s.tx_broken || s.is_drained(cell)) {
+            let abort = s.tx_broken;
+            self.end(key, cell, s, abort);
+            return None;
+        }
+        if s.drain.is_some() {
+            s = self.look_at_drain(key, cell, s);
+        }
+        Some(s)
+    }
+
+    /// The guest broke the protocol on this socket: it is reset, and what its ring names is not looked at again.
+    fn break_off(&mut self, key: Key, cell: &Cell, s: &mut Taken<S>) {
+        self.guest.stats.violations += 1;
+        while let Some(span) = s.tx.pop_front() {
+            self.guest.pool.free(span.chunk);
+        }
+        if let Some(h) = s.handle.take() {
+            self.stack.close(h, true, None);
+        }
+        s.open_error = libc::ECONNRESET;
+        s.tx_broken = true;
+        // Whatever the guest's tail says, everything counts as taken.
+        s.tx_next = cell.tx_tail.load(Ordering::Acquire);
+        s.tx_head = s.tx_next;
+        cell.tx_head.store(s.tx_head, Ordering::SeqCst);
+        if !s.closing {
+            s.post_error(cell, libc::ECONNRESET);
+            s.change(cell, SF_EOF | SF_DEAD, SF_CONNECTING);
+            self.tell(key, cell, ALL);
+        }
+    }
+
+    /// Nobody holds the socket any more.
+    pub(crate) fn begin_close(
+        &mut self,
+        key: Key,
+        cell: &Cell,
+        mut s: Taken<S>,
+        abort: bool,
+    ) -> Option<Taken<S>> {
+        if s.closing {
+            return Some(s);
+        }
+        s.closing = true;
+        let pos = cell.position();
+        // SO_LINGER {1, 0}, or bytes that nobody read: a reset, as Linux does it.
+        let lingers_not = cell.linger.load(Ordering::Relaxed) == 1;
+        let connected = s.has(SF_CONNECTED) && !s.has(SF_DEAD);
+        let unread = connected && !s.is_listening() && pos.index != s.rx_tail;
+        let abort = abort || lingers_not || unread;
+        if abort || !connected || s.listener.is_some() {
+            self.end(key, cell, s, abort);
+            return None;
+        }
+        for chunk in s.rx.drain(..) {
+            self.guest.pool.free(chunk);
+        }
+        if s.is_drained(cell) {
+            // The stack resets by itself when it has unread bytes.
+            self.end(key, cell, s, false);
+            return None;
+        }
+        s.readable = true;
+        self.at(self.now_ms + ORPHAN_MS, key, Due::Orphan);
+        self.enqueue(key, &mut s);
+        Some(s)
+    }
+
+    /// The last of a socket: chunks come back, the stack closes, the engine may use the id again.
+    pub(crate) fn end(&mut self, key: Key, cell: &Cell, mut s: Taken<S>, abort: bool) {
+        for chunk in s.rx.drain(..) {
+            self.guest.pool.free(chunk);
+        }
+        while let Some(span) = s.tx.pop_front() {
+            self.guest.pool.free(span.chunk);
+        }
+        let _ = cell.tx().help();
+        // What was published and not yet copied, with a slot that was filled and not published.
+        for i in 0..=STREAM_SLOTS as u32 {
+            let index = s.tx_next.wrapping_add(i);
+            let Some(span) = read_slot(&cell.tx_slots, index).and_then(Span::from_payload) else {
+                break;
+            };
+            match self.guest.pool.begin_tx(span.chunk) {
+                Some(row) => {
+                    self.guest.pool.free(span.chunk);
+                    if let Some(row) = row {
+                        self.guest.spent(row);
+                    }
+                }
+                None => break,
+            }
+        }
+        self.guest.leave_reap(key.socket, &s);
+        if let Some(h) = s.handle.take() {
+            self.stack.close(h, abort, s.listener.is_some().then_some(key));
+        }
+        if let Some(d) = s.drain.take() {
+            let mut nqe = Nqe::new(Op::Drain, key.socket, key.generation);
+            (nqe.guest, nqe.qset, nqe.ticket) = (key.guest, d.qset, d.ticket);
+            self.reply(&nqe, Ok(0));
+        }
+        self.tell_closed(key, s.tx_bytes, s.rx_bytes);
+    }
+
+    pub(crate) fn tell_closed(&mut self, key: Key, sent: u64, received: u64) {
+        let mut nqe = Nqe::new(Op::Closed, key.socket, key.generation);
+        nqe.guest = key.guest;
+        nqe.op_data = sent;
+        nqe.data = received;
+        self.port.push(&nqe);
+    }
+}

@@ -1,0 +1,321 @@
+//! One guest as the service knows it: its sockets, its pool, what is leased to its rows.
+
+use std::collections::VecDeque;
+
+use nk_device::grant::GRANT_SLOTS;
+use nk_device::stream::{Span, read_slot};
+use nk_device::sync::{Ordering, fence};
+use nk_device::{Device, Nqe, Op, STREAM_SLOTS};
+
+use crate::pool::{Owner, Pool};
+use crate::port::Port;
+use crate::socket::Socket;
+use crate::{GuestPool, GuestStats, Key};
+
+/// Chunks leased to a row ahead of need.
+const ROW_CHUNKS: u32 = 32;
+
+/// A row: one process.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Row {
+    live: bool,
+    grant_tail: u32,
+    /// Chunks that it has and did not send.
+    leased: u32,
+}
+
+#[derive(Debug)]
+pub(crate) struct Guest<T> {
+    pub(crate) id: u16,
+    pub(crate) device: Device,
+    pub(crate) namespace: u64,
+    pub(crate) pool: Pool,
+    rows: Vec<Row>,
+    pub(crate) sockets: Vec<Option<Box<Socket<T>>>>,
+    /// Ids for accepted sockets.
+    pub(crate) ids: VecDeque<(u32, u16)>,
+    /// Listeners that wait for ids.
+    pub(crate) id_starved: Vec<Key>,
+    /// Rows that wait for chunks.
+    wanting: Vec<u16>,
+    /// Sockets that wait for chunks to receive into.
+    pub(crate) pool_starved: Vec<Key>,
+    /// Sockets with received chunks that may have been read.
+    reap: VecDeque<u32>,
+    pub(crate) stats: GuestStats,
+}
+
+impl<T> Guest<T> {
+    pub(crate) fn new(p: GuestPool) -> Guest<T> {
+        let layout = p.device.layout();
+        let pool = p.pool.start.min(layout.chunks)..p.pool.end.min(layout.chunks);
+        Guest {
+            id: p.guest,
+            device: p.device,
+            namespace: p.namespace,
+            pool: Pool::new(pool),
+            rows: vec![Row::default(); layout.rows as usize],
+            sockets: Vec::new(),
+            ids: VecDeque::new(),
+            id_starved: Vec::new(),
+            wanting: Vec::new(),
+            pool_starved: Vec::new(),
+            reap: VecDeque::new(),
+            stats: GuestStats::default(),
+        }
+    }
+
+    pub(crate) fn snapshot(&self) -> GuestStats {
+        let mut s = self.stats;
+        for socket in self.sockets.iter().flatten() {
+            s.sockets += 1;
+            s.orphans += u64::from(socket.closing);
+        }
+        s.chunks_free = u64::from(self.pool.available());
+        s.chunks_leased = u64::from(self.pool.leased);
+        s.chunks_tx = u64::from(self.pool.tx);
+        s.chunks_rx = u64::from(self.pool.rx);
+        s
+    }
+
+    /// Takes a socket out of the table while it is worked on.
+    pub(crate) fn take(&mut self, key: Key) -> Option<Box<Socket<T>>> {
+        let slot = self.sockets.get_mut(key.socket as usize)?;
+        if slot.as_ref().is_none_or(|s| s.generation != key.generation) {
+            return None;
+        }
+        slot.take()
+    }
+
+    pub(crate) fn put(&mut self, id: u32, socket: Box<Socket<T>>) {
+        let at = id as usize;
+        if id >= self.device.layout().cells {
+            return;
+        }
+        if self.sockets.len() <= at {
+            self.sockets.resize_with(at + 1, || None);
+        }
+        if let Some(slot) = self.sockets.get_mut(at) {
+            *slot = Some(socket);
+        }
+    }
+
+    // ---- chunks for sending ----
+
+    /// A row has a process.
+    pub(crate) fn row_live(&mut self, row: u16, adopted: bool, port: &mut Port) {
+        let device = self.device;
+        let (Some(r), Some(shared)) = (self.rows.get_mut(usize::from(row)), device.row(row)) else {
+            return;
+        };
+        *r = Row { live: true, ..Row::default() };
+        if adopted {
+            let ring = &shared.chunk_grants;
+            let tail = ring.tail.load(Ordering::Acquire);
+            let head = ring.head.load(Ordering::Acquire);
+            if tail.wrapping_sub(head) > GRANT_SLOTS as u32 {
+                ring.tail.store(0, Ordering::SeqCst);
+                ring.head.store(0, Ordering::SeqCst);
+            } else {
+                r.grant_tail = tail;
+                let mut index = head;
+                while index != tail {
+                    let chunk = ring
+                        .slots
+                        .get(index as usize % GRANT_SLOTS)
+                        .map_or(u32::MAX, |s| s.load(Ordering::Relaxed));
+                    if self.pool.adopt_lease(chunk, row, index) {
+                        r.leased += 1;
+                    }
+                    index = index.wrapping_add(1);
+                }
+            }
+        } else {
+            shared.chunk_grants.tail.store(0, Ordering::SeqCst);
+        }
+        self.top_up(row, false, port);
+        if adopted {
+            // Whoever waited for chunks of the last service looks again.
+            shared.grant_wake.fetch_add(1, Ordering::SeqCst);
+            self.tell_granted(row, port);
+        }
+    }
+
+    /// What a row may have: less when the pool is short, so that all get some.
+    fn share(&self) -> u32 {
+        let total = self.pool.total();
+        match self.pool.leasable() {
+            n if n > total / 4 => ROW_CHUNKS,
+            n if n > total / 8 => ROW_CHUNKS / 2,
+            n if n > total / 32 => 4,
+            _ => 2,
+        }
+    }
+
+    /// Tops up a row's chunks when it has used half. `asked`: its process ran out and waits.
+    pub(crate) fn top_up(&mut self, row: u16, asked: bool, port: &mut Port) {
+        let device = self.device;
+        let share = self.share();
+        let (Some(r), Some(shared)) = (self.rows.get_mut(usize::from(row)), device.row(row)) else {
+            return;
+        };
+        if !r.live || (!asked && r.leased > share / 2) {
+            return;
+        }
+        let mut added = 0;
+        // What was popped and not sent yet is still leased: a process with many threads in send may ask beyond its share.
+        let empty = asked && shared.chunk_grants.available() == 0;
+        let target = if empty { (r.leased + 2).max(share).min(ROW_CHUNKS * 2) } else { share };
+        while r.leased < target {
+            let Some(chunk) = self.pool.lease(row, r.grant_tail) else { break };
+            if !shared.chunk_grants.push(&mut r.grant_tail, chunk) {
+                self.pool.free(chunk);
+                break;
+            }
+            r.leased += 1;
+            added += 1;
+        }
+        if added == 0 {
+            if asked && empty && !self.wanting.contains(&row) {
+                self.wanting.push(row);
+            }
+            return;
+        }
+        shared.grant_wake.fetch_add(1, Ordering::SeqCst);
+        fence(Ordering::SeqCst);
+        if asked || shared.want.load(Ordering::SeqCst) != 0 {
+            self.tell_granted(row, port);
+        }
+    }
+
+    fn tell_granted(&self, row: u16, port: &mut Port) {
+        let mut nqe = Nqe::new(Op::Granted, 0, 0);
+        nqe.guest = self.id;
+        nqe.op_data = u64::from(row);
+        port.push(&nqe);
+    }
+
+    /// Rows that wait, after chunks were freed.
+    pub(crate) fn serve_wanting(&mut self, port: &mut Port) {
+        for row in core::mem::take(&mut self.wanting) {
+            self.top_up(row, true, port);
+        }
+    }
+
+    /// A row sent a chunk of its lease.
+    pub(crate) fn spent(&mut self, row: u16) {
+        if let Some(r) = self.rows.get_mut(usize::from(row)) {
+            r.leased = r.leased.saturating_sub(1);
+        }
+    }
+
+    /// A process is dead, or (`popped_below`) another image runs in it: what it had and did not send comes back, except what a ring
+    /// names already: a killed publisher may have filled a slot that a later one will publish.
+    pub(crate) fn row_dead(&mut self, row: u16, popped_below: Option<u32>) {
+        let lost: Vec<u32> = self
+            .pool
+            .leases_of(row)
+            .filter(|(_, index)| {
+                popped_below.is_none_or(|head| {
+                    let ahead = head.wrapping_sub(*index);
+                    ahead != 0 && ahead < u32::MAX / 2
+                })
+            })
+            .map(|(chunk, _)| chunk)
+            .collect();
+        if let Some(r) = self.rows.get_mut(usize::from(row)) {
+            match popped_below {
+                None => *r = Row::default(),
+                Some(_) => r.leased = r.leased.saturating_sub(lost.len() as u32),
+            }
+        }
+        self.wanting.retain(|w| *w != row);
+        if lost.is_empty() {
+            return;
+        }
+        let device = self.device;
+        for (id, socket) in self.sockets.iter().enumerate() {
+            let (Some(socket), Some(cell)) = (socket, device.cell(id as u32)) else { continue };
+            // A slot that was filled and not published is published now, so that the next publisher finds nothing of the dead.
+            let _ = cell.tx().help();
+            let tail = cell.tx_tail.load(Ordering::Acquire);
+            let mut index = socket.tx_next;
+            for _ in 0..=STREAM_SLOTS {
+                if let Some(span) = read_slot(&cell.tx_slots, index).and_then(Span::from_payload)
+                    && lost.contains(&span.chunk)
+                {
+                    self.pool.orphan(span.chunk, row);
+                }
+                if index == tail {
+                    break;
+                }
+                index = index.wrapping_add(1);
+            }
+        }
+        for chunk in lost {
+            if matches!(self.pool.owner(chunk), Some(Owner::Row(..))) {
+                self.pool.free(chunk);
+            }
+        }
+    }
+
+    // ---- received chunks ----
+
+    /// Frees what was read of a socket: as far as the guest's position says, which is checked against what is there.
+    pub(crate) fn free_read(&mut self, id: u32, socket: &mut Socket<T>) {
+        let Some(cell) = self.device.cell(id) else { return };
+        let read = cell.position().index.wrapping_sub(socket.rx_freed);
+        if read as usize > socket.rx.len() {
+            // Nonsense: the guest keeps itself from reading on.
+            return;
+        }
+        for _ in 0..read {
+            if let Some(chunk) = socket.rx.pop_front() {
+                self.pool.free(chunk);
+            }
+            socket.rx_freed = socket.rx_freed.wrapping_add(1);
+        }
+    }
+
+    /// The socket has received chunks: look at it now and then.
+    pub(crate) fn enter_reap(&mut self, id: u32, socket: &mut Socket<T>) {
+        if !socket.in_reap {
+            socket.in_reap = true;
+            self.reap.push_back(id);
+        }
+    }
+
+    /// Looks at a few sockets with received chunks, oldest first.
+    pub(crate) fn reap(&mut self, count: usize) {
+        for _ in 0..count.min(self.reap.len()) {
+            let Some(id) = self.reap.pop_front() else { return };
+            let Some(slot) = self.sockets.get_mut(id as usize) else { continue };
+            // The one being worked on frees its own.
+            let Some(mut socket) = slot.take() else {
+                self.reap.push_back(id);
+                continue;
+            };
+            if socket.in_reap && !socket.closing {
+                self.free_read(id, &mut socket);
+                if socket.rx.is_empty() {
+                    socket.in_reap = false;
+                } else {
+                    self.reap.push_back(id);
+                }
+            }
+            self.put(id, socket);
+        }
+    }
+
+    /// Forgets a socket that is closed.
+    pub(crate) fn leave_reap(&mut self, id: u32, socket: &Socket<T>) {
+        if socket.in_reap {
+            self.reap.retain(|r| *r != id);
+        }
+    }
+
+    /// Sockets with received chunks, while the pool is short.
+    pub(crate) fn holders_of_rx(&self) -> impl Iterator<Item = u32> {
+        self.reap.iter().copied()
+    }
+}

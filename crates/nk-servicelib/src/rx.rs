@@ -1,0 +1,183 @@
+//! From the stack into chunks and onto the guest's rx rings.
+
+use nk_device::cell::{SF_DEAD, SF_EOF, SF_RX_STALLED};
+use nk_device::stream::{Span, publish_single};
+use nk_device::sync::Ordering;
+use nk_device::{CHUNK_SIZE, Cell, STREAM_SLOTS};
+
+use crate::service::{ALL, Ctx, Due, HUP, IN, RDHUP, Taken};
+use crate::span::span;
+use crate::{Errno, Key, RawSpan, Stack};
+
+/// Calls of the stack in one turn.
+const ROUNDS: usize = 4;
+/// Chunks offered to one call.
+const CHUNKS: usize = 8;
+/// How long the stack gets when it is out of memory.
+const RETRY_MS: u64 = 20;
+
+impl<S: Stack> Ctx<'_, S> {
+    pub(crate) fn receive(&mut self, key: Key, cell: &Cell, s: &mut Taken<S>) {
+        self.guest.free_read(key.socket, s);
+        let mut got = 0;
+        for round in 0.. {
+            if !s.readable || !s.can_receive() || s.is_stalled() {
+                break;
+            }
+            if round >= ROUNDS {
+                self.enqueue(key, s);
+                break;
+            }
+            let room = STREAM_SLOTS - s.rx.len().min(STREAM_SLOTS);
+            if room == 0 {
+                self.stall(key, cell, s);
+                continue;
+            }
+            let mut chunks = [0u32; CHUNKS];
+            let n = self.take_chunks(s, &mut chunks, room.min(s.rx_want));
+            let Some(chunks) = chunks.get(..n).filter(|c| !c.is_empty()) else {
+                self.starve(key, cell, s);
+                break;
+            };
+            got += self.read(key, cell, s, chunks);
+        }
+        if got > 0 {
+            s.rx_bytes = s.rx_bytes.wrapping_add(got);
+            self.guest.stats.bytes_received = self.guest.stats.bytes_received.wrapping_add(got);
+            cell.rx_bytes.store(s.rx_bytes, Ordering::Relaxed);
+            self.guest.enter_reap(key.socket, s);
+            self.tell(key, cell, IN);
+        }
+    }
+
+    fn take_chunks(&mut self, s: &Taken<S>, out: &mut [u32; CHUNKS], want: usize) -> usize {
+        self.guest.reap(2);
+        let mut n = 0;
+        for slot in out.iter_mut().take(want) {
+            let Some(chunk) = self.guest.pool.take_rx(s.rx.len() + n) else { break };
+            *slot = chunk;
+            n += 1;
+        }
+        n
+    }
+
+    /// One call of the stack into these chunks; bytes got. What was not filled goes back.
+    fn read(&mut self, key: Key, cell: &Cell, s: &mut Taken<S>, chunks: &[u32]) -> u64 {
+        let mut spans = [RawSpan::EMPTY; CHUNKS];
+        for (to, chunk) in spans.iter_mut().zip(chunks) {
+            let whole = Span { chunk: *chunk, offset: 0, len: CHUNK_SIZE as u32 };
+            if let Some(raw) = span(&self.guest.device, whole) {
+                *to = raw;
+            }
+        }
+        let result = match &s.handle {
+            Some(h) => self.stack.recv(h, spans.get(..chunks.len()).unwrap_or_default()),
+            None => Err(Errno(libc::ENOTCONN)),
+        };
+        let count = result.unwrap_or(0).min(chunks.len() * CHUNK_SIZE);
+        let mut left = count;
+        for chunk in chunks {
+            if left == 0 {
+                break;
+            }
+            let len = left.min(CHUNK_SIZE);
+            left -= len;
+            let payload = Span { chunk: *chunk, offset: 0, len: len as u32 }.to_payload();
+            // There is room: at most STREAM_SLOTS chunks are out, and rx_freed is our own.
+            let _ =
+                publish_single(&cell.rx_tail, &cell.rx_slots, &mut s.rx_tail, s.rx_freed, payload);
+            s.rx.push_back(*chunk);
+        }
+        let used = count.div_ceil(CHUNK_SIZE);
+        for chunk in chunks.iter().skip(used).rev() {
+            self.guest.pool.untake_rx(*chunk);
+        }
+        match result {
+            Ok(0) => self.end_of_stream(key, cell, s),
+            Ok(_) if used == chunks.len() && count == used * CHUNK_SIZE => {
+                s.rx_want = (s.rx_want * 2).min(CHUNKS);
+            }
+            Ok(_) => {
+                s.rx_want = used.clamp(1, CHUNKS);
+                // Nothing more is there, except an end that was announced.
+                s.readable = s.hangup;
+            }
+            Err(Errno(libc::EAGAIN)) => {
+                s.readable = false;
+                s.hangup = false;
+            }
+            Err(Errno(libc::ENOMEM | libc::ENOBUFS)) => {
+                s.readable = false;
+                self.at(self.now_ms + RETRY_MS, key, Due::Retry);
+            }
+            Err(Errno(e)) => {
+                s.readable = false;
+                s.tx_broken = true;
+                s.post_error(cell, e);
+                s.change(cell, SF_EOF | SF_DEAD, 0);
+                self.tell(key, cell, ALL);
+                self.enqueue(key, s);
+            }
+        }
+        count as u64
+    }
+
+    fn end_of_stream(&mut self, key: Key, cell: &Cell, s: &mut Taken<S>) {
+        s.readable = false;
+        let over = s.shut_wr || s.tx_broken;
+        s.change(cell, if over { SF_EOF | SF_DEAD } else { SF_EOF }, 0);
+        self.tell(key, cell, if over { ALL } else { IN | RDHUP });
+    }
+
+    /// The ring is full: asks to be told when something was read, then looks again.
+    fn stall(&mut self, key: Key, cell: &Cell, s: &mut Taken<S>) {
+        let before = s.rx.len();
+        let _ = s.stall(cell);
+        self.guest.free_read(key.socket, s);
+        if s.rx.len() < before {
+            s.change(cell, 0, SF_RX_STALLED);
+        }
+    }
+
+    /// The pool is short: this socket, and all that have received chunks, are to tell when something was read.
+    fn starve(&mut self, key: Key, cell: &Cell, s: &mut Taken<S>) {
+        let first = self.guest.pool_starved.is_empty();
+        let _ = s.stall(cell);
+        if !self.guest.pool_starved.contains(&key) {
+            self.guest.pool_starved.push(key);
+        }
+        if first {
+            self.ask_all_for_room(key.socket);
+        }
+    }
+
+    fn ask_all_for_room(&mut self, except: u32) {
+        let device = self.guest.device;
+        let ids: Vec<u32> = self.guest.holders_of_rx().filter(|id| *id != except).collect();
+        for id in ids {
+            let (Some(Some(s)), Some(cell)) =
+                (self.guest.sockets.get_mut(id as usize), device.cell(id))
+            else {
+                continue;
+            };
+            let _ = s.stall(cell);
+        }
+        // What was read before the flags were seen.
+        self.guest.reap(usize::MAX);
+    }
+
+    /// The rest of the stack's word on a connection that is closed on this side: bytes that come now are nobody's.
+    pub(crate) fn orphan_receives(&mut self, s: &mut Taken<S>) -> bool {
+        if !s.readable {
+            return false;
+        }
+        s.readable = false;
+        s.handle.as_ref().is_some_and(|h| self.stack.unread(h) > 0)
+    }
+
+    /// `true` when the hint says that both directions are over.
+    #[allow(dead_code)]
+    fn is_over(hint: u64) -> bool {
+        hint & HUP != 0
+    }
+}

@@ -1,0 +1,312 @@
+//! [`Service`]: the poll, and where NQEs and stack events go from there.
+
+use core::cmp::Reverse;
+use std::collections::{BinaryHeap, VecDeque};
+use std::os::fd::OwnedFd;
+
+use nk_device::cell::SF_RX_STALLED;
+use nk_device::sync::{Ordering, fence};
+use nk_device::{Cell, Device, Nqe, Op};
+
+use crate::guest::Guest;
+use crate::port::Port;
+use crate::socket::Socket;
+use crate::{Errno, GuestPool, GuestStats, Key, PollResult, Stack, StackEvent};
+
+/// Jobs, and sends, taken in one poll.
+const NQES: u32 = 512;
+/// Sockets worked on in one poll.
+const TURNS: usize = 512;
+
+/// Event hints, Linux's numbers.
+pub(crate) const IN: u64 = 0x001;
+pub(crate) const OUT: u64 = 0x004;
+pub(crate) const ERR: u64 = 0x008;
+pub(crate) const HUP: u64 = 0x010;
+pub(crate) const RDHUP: u64 = 0x2000;
+pub(crate) const ALL: u64 = IN | OUT | ERR | HUP | RDHUP;
+
+/// What a timer is for. Late ones find nothing to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Due {
+    /// A listener that could not accept tries again.
+    Accept,
+    /// A synchronous drain looks again.
+    Drain,
+    /// A closed socket has had its time to send the rest.
+    Orphan,
+    /// The stack was out of memory.
+    Retry,
+}
+
+/// ServiceLib over one stack and one NSM device.
+#[derive(Debug)]
+pub struct Service<S: Stack> {
+    stack: S,
+    port: Port,
+    guests: Vec<Option<Box<Guest<S::Socket>>>>,
+    run: VecDeque<Key>,
+    timers: BinaryHeap<Reverse<(u64, u64, Due)>>,
+    events: Vec<StackEvent>,
+}
+
+/// What a step on a socket works with; the socket itself is taken out of the guest's table meanwhile.
+pub(crate) struct Ctx<'a, S: Stack> {
+    pub(crate) stack: &'a mut S,
+    pub(crate) port: &'a mut Port,
+    pub(crate) guest: &'a mut Guest<S::Socket>,
+    pub(crate) run: &'a mut VecDeque<Key>,
+    pub(crate) timers: &'a mut BinaryHeap<Reverse<(u64, u64, Due)>>,
+    pub(crate) now_ms: u64,
+}
+
+/// A socket being worked on.
+pub(crate) type Taken<S> = Box<Socket<<S as Stack>::Socket>>;
+
+impl<S: Stack> Ctx<'_, S> {
+    /// Runs a step on a socket, if it is there, and puts it back unless the step ended it.
+    pub(crate) fn with(
+        &mut self,
+        key: Key,
+        f: impl FnOnce(&mut Self, Key, &Cell, Taken<S>) -> Option<Taken<S>>,
+    ) -> bool {
+        let device = self.guest.device;
+        let Some(cell) = device.cell(key.socket) else { return false };
+        let Some(socket) = self.guest.take(key) else { return false };
+        if let Some(socket) = f(self, key, cell, socket) {
+            self.guest.put(key.socket, socket);
+        }
+        true
+    }
+
+    /// Asks for a turn.
+    pub(crate) fn enqueue(&mut self, key: Key, socket: &mut Socket<S::Socket>) {
+        if !socket.running {
+            socket.running = true;
+            self.run.push_back(key);
+        }
+    }
+
+    pub(crate) fn at(&mut self, due_ms: u64, key: Key, what: Due) {
+        self.timers.push(Reverse((due_ms, key.to_word(), what)));
+    }
+
+    /// Tells whoever watches or sleeps that something changed.
+    pub(crate) fn tell(&mut self, key: Key, cell: &Cell, hint: u64) {
+        if hint & (IN | ERR | HUP | RDHUP) != 0 {
+            cell.rx_wake.fetch_add(1, Ordering::SeqCst);
+        }
+        if hint & (OUT | ERR | HUP) != 0 {
+            cell.tx_wake.fetch_add(1, Ordering::SeqCst);
+        }
+        fence(Ordering::SeqCst);
+        if cell.has_audience() {
+            let mut nqe = Nqe::new(Op::Event, key.socket, key.generation);
+            nqe.guest = key.guest;
+            nqe.op_data = hint;
+            self.port.push(&nqe);
+        }
+    }
+}
+
+impl<S: Stack> Service<S> {
+    /// A service over the NSM's own device (the one given to `Engine::add_nsm`, after that call).
+    pub fn new(stack: S, device: Device) -> Service<S> {
+        Service {
+            stack,
+            port: Port::new(device),
+            guests: Vec::new(),
+            run: VecDeque::new(),
+            timers: BinaryHeap::new(),
+            events: Vec::new(),
+        }
+    }
+
+    /// Serves a guest. Call before the engine is told of it.
+    pub fn add_guest(&mut self, pool: GuestPool) {
+        let at = usize::from(pool.guest);
+        if self.guests.len() <= at {
+            self.guests.resize_with(at + 1, || None);
+        }
+        self.remove_guest(pool.guest);
+        if let Some(slot) = self.guests.get_mut(at) {
+            *slot = Some(Box::new(Guest::new(pool)));
+        }
+    }
+
+    /// Forgets a guest: its sockets are aborted, its memory is not touched again.
+    pub fn remove_guest(&mut self, guest: u16) {
+        let Some(mut g) = self.guests.get_mut(usize::from(guest)).and_then(Option::take) else {
+            return;
+        };
+        for (id, socket) in g.sockets.iter_mut().enumerate() {
+            let Some(mut socket) = socket.take() else { continue };
+            if let Some(handle) = socket.handle.take() {
+                let key = Key { guest, socket: id as u32, generation: socket.generation };
+                self.stack.close(handle, true, socket.listener.is_some().then_some(key));
+            }
+        }
+        self.run.retain(|k| k.guest != guest);
+    }
+
+    /// Runs something for a guest.
+    pub(crate) fn ctx<R>(
+        &mut self,
+        guest: u16,
+        now_ms: u64,
+        f: impl FnOnce(&mut Ctx<'_, S>) -> R,
+    ) -> Option<R> {
+        let g = self.guests.get_mut(usize::from(guest))?.as_deref_mut()?;
+        let mut ctx = Ctx {
+            stack: &mut self.stack,
+            port: &mut self.port,
+            guest: g,
+            run: &mut self.run,
+            timers: &mut self.timers,
+            now_ms,
+        };
+        Some(f(&mut ctx))
+    }
+
+    /// Takes over a listener that the keeper kept, for a socket that the engine adopted.
+    ///
+    /// # Errors
+    /// The stack's errno, or ENOENT for a guest that is not known.
+    pub fn adopt_listener(&mut self, key: Key, fd: OwnedFd, backlog: u32) -> Result<(), Errno> {
+        self.ctx(key.guest, 0, |c| c.adopt_listener(key, fd, backlog))
+            .unwrap_or(Err(Errno(libc::ENOENT)))
+    }
+
+    /// Handles NQEs, then stack events, waiting for these at most `wait_ms` (-1: for ever; only after
+    /// [`Service::prepare_sleep`] or, inline, `Engine::prepare_sleep`). `engine_doorbell` is called when the engine sleeps and must wake (never
+    /// when one thread polls both).
+    pub fn poll(
+        &mut self,
+        now_ms: u64,
+        wait_ms: i32,
+        engine_doorbell: &mut dyn FnMut(),
+    ) -> PollResult {
+        self.port.flush();
+        let mut worked = self.take_nqes(now_ms);
+        worked += self.take_timers(now_ms);
+        if !self.port.is_congested() {
+            // What was done above may have to reach the engine before anybody waits.
+            let wait_ms = if worked > 0 || !self.run.is_empty() { 0 } else { wait_ms };
+            worked += self.take_events(now_ms, wait_ms);
+        }
+        worked += self.work(now_ms);
+        self.recover(now_ms);
+        self.port.flush();
+        self.port.ring(engine_doorbell);
+        PollResult {
+            worked,
+            pending: self.port.has_work() || (!self.run.is_empty() && !self.port.is_congested()),
+            timer_ms: self.timers.peek().map(|Reverse((due, _, _))| *due),
+        }
+    }
+
+    fn take_nqes(&mut self, now_ms: u64) -> u32 {
+        let mut n = 0;
+        while n < NQES && !self.port.is_congested() {
+            let Some(nqe) = self.port.pop_job() else { break };
+            n += 1;
+            self.ctx(nqe.guest, now_ms, |c| c.job(&nqe));
+        }
+        let mut m = 0;
+        while m < NQES && !self.port.is_congested() {
+            let Some(nqe) = self.port.pop_send() else { break };
+            m += 1;
+            self.ctx(nqe.guest, now_ms, |c| c.kicked(&nqe));
+        }
+        if n + m > 0 {
+            self.port.commit();
+        }
+        n + m
+    }
+
+    fn take_timers(&mut self, now_ms: u64) -> u32 {
+        let mut n = 0;
+        while n < NQES && self.timers.peek().is_some_and(|Reverse((due, _, _))| *due <= now_ms) {
+            let Some(Reverse((_, word, what))) = self.timers.pop() else { break };
+            n += 1;
+            let key = Key::from_word(word);
+            self.ctx(key.guest, now_ms, |c| c.timer(key, what));
+        }
+        n
+    }
+
+    fn take_events(&mut self, now_ms: u64, wait_ms: i32) -> u32 {
+        let mut events = core::mem::take(&mut self.events);
+        self.stack.poll(wait_ms, &mut events);
+        let n = events.len() as u32;
+        for e in events.drain(..) {
+            self.ctx(e.key.guest, now_ms, |c| {
+                c.with(e.key, |c, key, cell, s| c.event(key, cell, s, &e))
+            });
+        }
+        self.events = events;
+        n
+    }
+
+    /// A turn for those who asked, each bounded.
+    fn work(&mut self, now_ms: u64) -> u32 {
+        let mut n = 0;
+        for _ in 0..self.run.len().min(TURNS) {
+            if self.port.is_congested() {
+                break;
+            }
+            let Some(key) = self.run.pop_front() else { break };
+            n += 1;
+            self.ctx(key.guest, now_ms, |c| {
+                c.with(key, |c, key, cell, mut s| {
+                    s.running = false;
+                    c.turn(key, cell, s)
+                })
+            });
+        }
+        n
+    }
+
+    /// Those who wait for chunks get what was freed.
+    fn recover(&mut self, now_ms: u64) {
+        for guest in 0..self.guests.len() as u16 {
+            self.ctx(guest, now_ms, |c| {
+                if !c.guest.pool.take_freed() {
+                    return;
+                }
+                c.guest.serve_wanting(c.port);
+                for key in core::mem::take(&mut c.guest.pool_starved) {
+                    c.with(key, |c, key, cell, mut s| {
+                        s.change(cell, 0, SF_RX_STALLED);
+                        s.readable = true;
+                        c.enqueue(key, &mut s);
+                        Some(s)
+                    });
+                }
+            });
+        }
+    }
+
+    /// Separate NSM: before waiting, asks the engine for the doorbell and looks again. `true`: wait. Call
+    /// [`Service::finish_sleep`] in both cases.
+    #[must_use]
+    pub fn prepare_sleep(&mut self) -> bool {
+        self.port.prepare_sleep() && self.run.is_empty()
+    }
+
+    /// After the wait.
+    pub fn finish_sleep(&mut self) {
+        self.port.finish_sleep();
+    }
+
+    /// Counters of a guest.
+    #[must_use]
+    pub fn stats(&self, guest: u16) -> Option<GuestStats> {
+        Some(self.guests.get(usize::from(guest))?.as_ref()?.snapshot())
+    }
+
+    /// The stack.
+    pub fn stack_mut(&mut self) -> &mut S {
+        &mut self.stack
+    }
+}

@@ -1,0 +1,156 @@
+//! One socket as the service knows it. All positions and states are private copies; the cell is only written.
+
+use std::collections::VecDeque;
+
+use nk_device::cell::{SF_CONNECTED, SF_CONNECTING, SF_DEAD, SF_EOF, SF_LISTENING, SF_RX_STALLED};
+use nk_device::stream::{Position, Span};
+use nk_device::sync::Ordering;
+use nk_device::{Addr, Cell};
+
+/// A listener's part.
+#[derive(Debug)]
+pub(crate) struct Listener {
+    /// Accepted sockets that may wait on the ring.
+    pub(crate) ahead: u32,
+    /// Accepting failed for want of something: wait this long.
+    pub(crate) pause_ms: u64,
+    /// Until then.
+    pub(crate) paused_until_ms: u64,
+}
+
+/// A synchronous wait for everything to be acknowledged.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Drain {
+    pub(crate) qset: u16,
+    pub(crate) ticket: u8,
+    pub(crate) until_ms: u64,
+}
+
+#[derive(Debug)]
+pub(crate) struct Socket<T> {
+    pub(crate) generation: u16,
+    pub(crate) family: u16,
+    /// `None` when opening it failed with `open_error`.
+    pub(crate) handle: Option<T>,
+    pub(crate) open_error: i32,
+    state: u32,
+    error_seq: u32,
+    // ---- to the stack ----
+    pub(crate) tx_seq: u32,
+    pub(crate) tx_head: u32,
+    /// Descriptors below this were copied to `tx`.
+    pub(crate) tx_next: u32,
+    pub(crate) tx: VecDeque<Span>,
+    pub(crate) tx_bytes: u64,
+    /// See [`Cell::consume_tx`].
+    pub(crate) tx_served: u32,
+    pub(crate) writable: bool,
+    /// Nothing sent is of use any more: descriptors are only taken back.
+    pub(crate) tx_broken: bool,
+    pub(crate) shut_wr_wanted: bool,
+    pub(crate) shut_wr: bool,
+    // ---- from the stack ----
+    pub(crate) rx_tail: u32,
+    /// Descriptors below this were freed.
+    pub(crate) rx_freed: u32,
+    pub(crate) rx: VecDeque<u32>,
+    pub(crate) rx_bytes: u64,
+    /// Chunks to offer next.
+    pub(crate) rx_want: usize,
+    pub(crate) readable: bool,
+    pub(crate) hangup: bool,
+    pub(crate) in_reap: bool,
+    // ---- life ----
+    pub(crate) running: bool,
+    pub(crate) closing: bool,
+    pub(crate) drain: Option<Drain>,
+    pub(crate) listener: Option<Box<Listener>>,
+}
+
+impl<T> Socket<T> {
+    pub(crate) fn new(generation: u16, family: u16) -> Socket<T> {
+        Socket {
+            generation,
+            family,
+            handle: None,
+            open_error: 0,
+            state: 0,
+            error_seq: 0,
+            tx_seq: 0,
+            tx_head: 0,
+            tx_next: 0,
+            tx: VecDeque::new(),
+            tx_bytes: 0,
+            tx_served: 0,
+            writable: false,
+            tx_broken: false,
+            shut_wr_wanted: false,
+            shut_wr: false,
+            rx_tail: 0,
+            rx_freed: 0,
+            rx: VecDeque::new(),
+            rx_bytes: 0,
+            rx_want: 1,
+            readable: false,
+            hangup: false,
+            in_reap: false,
+            running: false,
+            closing: false,
+            drain: None,
+            listener: None,
+        }
+    }
+
+    pub(crate) fn has(&self, bits: u32) -> bool {
+        self.state & bits != 0
+    }
+
+    /// Changes the state and tells the guest.
+    pub(crate) fn change(&mut self, cell: &Cell, set: u32, clear: u32) {
+        self.state = (self.state & !clear) | set;
+        cell.state.store(self.state, Ordering::SeqCst);
+    }
+
+    /// Asks the guest to tell when it has read or accepted something; where its readers are behind that.
+    pub(crate) fn stall(&mut self, cell: &Cell) -> Position {
+        self.state |= SF_RX_STALLED;
+        cell.stall_rx(self.state)
+    }
+
+    /// A connection whose bytes still flow from the stack.
+    pub(crate) fn can_receive(&self) -> bool {
+        self.has(SF_CONNECTED) && !self.has(SF_EOF | SF_DEAD)
+    }
+
+    pub(crate) fn is_listening(&self) -> bool {
+        self.has(SF_LISTENING)
+    }
+
+    pub(crate) fn is_connecting(&self) -> bool {
+        self.has(SF_CONNECTING)
+    }
+
+    pub(crate) fn is_stalled(&self) -> bool {
+        self.has(SF_RX_STALLED)
+    }
+
+    /// Posts an error for the guest to take once.
+    pub(crate) fn post_error(&mut self, cell: &Cell, errno: i32) {
+        if errno == 0 {
+            return;
+        }
+        self.error_seq = self.error_seq.wrapping_add(1).max(1);
+        let word = u64::from(self.error_seq) << 32 | u64::from(errno as u32);
+        cell.error.store(word, Ordering::SeqCst);
+    }
+
+    pub(crate) fn set_local(&mut self, cell: &Cell, addr: &Addr) {
+        cell.local.store(addr);
+    }
+
+    /// Whether everything that the guest queued is with the stack.
+    pub(crate) fn is_drained(&self, cell: &Cell) -> bool {
+        self.tx.is_empty()
+            && (self.tx_broken || cell.tx_tail.load(Ordering::Acquire) == self.tx_next)
+    }
+}

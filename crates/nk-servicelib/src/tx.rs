@@ -1,0 +1,189 @@
+//! From the guest's tx rings to the stack.
+
+use nk_device::cell::{SF_CONNECTED, SF_DEAD, SF_EOF};
+use nk_device::stream::{Span, read_slot};
+use nk_device::sync::Ordering;
+use nk_device::{Cell, Nqe, STREAM_SLOTS};
+
+use crate::service::{ALL, Ctx, Due, HUP, OUT, Taken};
+use crate::span::span;
+use crate::{Errno, How, Key, RawSpan, Stack};
+
+/// Calls of the stack in one turn.
+const ROUNDS: usize = 2;
+/// How long the stack gets when it is out of memory.
+const RETRY_MS: u64 = 20;
+
+/// The guest broke the protocol on this ring.
+struct Violation;
+
+impl<S: Stack> Ctx<'_, S> {
+    /// A SEND NQE: the ring went from idle to active.
+    pub(crate) fn kicked(&mut self, nqe: &Nqe) {
+        let key = Key { guest: nqe.guest, socket: nqe.socket, generation: nqe.generation };
+        self.with(key, |c, key, _, mut s| {
+            c.enqueue(key, &mut s);
+            Some(s)
+        });
+        self.guest.top_up(nqe.op_data as u16, false, self.port);
+    }
+
+    /// Takes what is on the ring and gives it to the stack; `false` when the guest broke the protocol.
+    pub(crate) fn transmit(&mut self, key: Key, cell: &Cell, s: &mut Taken<S>) -> bool {
+        if !s.has(SF_CONNECTED) && !s.tx_broken {
+            return true;
+        }
+        // Odd: we look at the ring, nobody needs to kick.
+        if s.tx_seq & 1 == 0 {
+            s.tx_seq = s.tx_seq.wrapping_add(1);
+            cell.tx_seq.store(s.tx_seq, Ordering::SeqCst);
+        }
+        for round in 0.. {
+            if self.take_descriptors(cell, s).is_err() {
+                return false;
+            }
+            if s.tx_broken {
+                self.discard(cell, s);
+            }
+            if s.tx.is_empty() {
+                // Even: kick from now on; then look whether somebody published before seeing that.
+                s.tx_seq = s.tx_seq.wrapping_add(1);
+                if !cell.idle_tx(s.tx_seq, s.tx_next) {
+                    self.drained(key, cell, s);
+                    return true;
+                }
+                s.tx_seq = s.tx_seq.wrapping_add(1);
+                cell.tx_seq.store(s.tx_seq, Ordering::SeqCst);
+                if round >= ROUNDS {
+                    self.enqueue(key, s);
+                    return true;
+                }
+                continue;
+            }
+            if !s.writable {
+                return true;
+            }
+            if round >= ROUNDS {
+                self.enqueue(key, s);
+                return true;
+            }
+            self.push_to_stack(key, cell, s);
+        }
+        true
+    }
+
+    /// Copies new descriptors, each checked against the private lease map.
+    fn take_descriptors(&mut self, cell: &Cell, s: &mut Taken<S>) -> Result<(), Violation> {
+        let tail = cell.tx_tail.load(Ordering::Acquire);
+        let new = tail.wrapping_sub(s.tx_next);
+        if new as usize > STREAM_SLOTS - s.tx.len().min(STREAM_SLOTS) {
+            return Err(Violation);
+        }
+        let mut last_row = None;
+        for _ in 0..new {
+            let span = read_slot(&cell.tx_slots, s.tx_next)
+                .and_then(Span::from_payload)
+                .ok_or(Violation)?;
+            let row = self.guest.pool.begin_tx(span.chunk).ok_or(Violation)?;
+            s.tx.push_back(span);
+            s.tx_next = s.tx_next.wrapping_add(1);
+            if let Some(row) = row {
+                self.guest.spent(row);
+                last_row = Some(row);
+            }
+        }
+        if let Some(row) = last_row {
+            self.guest.top_up(row, false, self.port);
+        }
+        Ok(())
+    }
+
+    /// Takes back what will never be sent.
+    fn discard(&mut self, cell: &Cell, s: &mut Taken<S>) {
+        while let Some(span) = s.tx.pop_front() {
+            self.guest.pool.free(span.chunk);
+        }
+        if s.tx_head != s.tx_next {
+            s.tx_head = s.tx_next;
+            cell.tx_head.store(s.tx_head, Ordering::SeqCst);
+        }
+    }
+
+    fn push_to_stack(&mut self, key: Key, cell: &Cell, s: &mut Taken<S>) {
+        let Some(handle) = &s.handle else { return };
+        let mut spans = [RawSpan::EMPTY; STREAM_SLOTS];
+        let mut n = 0;
+        let mut total = 0;
+        for (to, from) in spans.iter_mut().zip(&s.tx) {
+            let Some(raw) = span(&self.guest.device, *from) else { break };
+            *to = raw;
+            n += 1;
+            total += raw.len();
+        }
+        match self.stack.send(handle, spans.get(..n).unwrap_or_default()) {
+            Ok(sent) => {
+                if sent < total {
+                    s.writable = false;
+                }
+                self.consumed(key, cell, s, sent);
+            }
+            Err(Errno(libc::EAGAIN)) => s.writable = false,
+            Err(Errno(libc::ENOBUFS | libc::ENOMEM)) => {
+                s.writable = false;
+                self.at(self.now_ms + RETRY_MS, key, Due::Retry);
+            }
+            Err(Errno(e)) => {
+                // What was received before stays to be read; reading it to its end makes the socket dead.
+                s.tx_broken = true;
+                s.readable = true;
+                s.hangup = true;
+                if e != libc::EPIPE {
+                    s.post_error(cell, e);
+                    self.tell(key, cell, ALL);
+                }
+                if !s.can_receive() && !s.has(SF_DEAD) {
+                    s.change(cell, SF_DEAD, 0);
+                    self.tell(key, cell, ALL);
+                }
+                self.enqueue(key, s);
+            }
+        }
+    }
+
+    fn consumed(&mut self, key: Key, cell: &Cell, s: &mut Taken<S>, bytes: usize) {
+        let mut left = bytes;
+        while left > 0 {
+            let Some(front) = s.tx.front_mut() else { break };
+            let n = left.min(front.len as usize);
+            left -= n;
+            front.offset += n as u32;
+            front.len -= n as u32;
+            if front.len == 0 {
+                self.guest.pool.free(front.chunk);
+                s.tx.pop_front();
+                s.tx_head = s.tx_head.wrapping_add(1);
+            }
+        }
+        s.tx_bytes = s.tx_bytes.wrapping_add(bytes as u64);
+        self.guest.stats.bytes_sent = self.guest.stats.bytes_sent.wrapping_add(bytes as u64);
+        cell.tx_bytes.store(s.tx_bytes, Ordering::Relaxed);
+        let head = s.tx_head;
+        if cell.consume_tx(head, &mut s.tx_served) {
+            self.tell(key, cell, OUT);
+        }
+    }
+
+    /// Everything is with the stack: what waited for that is done.
+    fn drained(&mut self, key: Key, cell: &Cell, s: &mut Taken<S>) {
+        if s.shut_wr_wanted && !s.shut_wr && !s.closing {
+            s.shut_wr = true;
+            if let Some(h) = &s.handle {
+                let _ = self.stack.shutdown(h, How::Write);
+            }
+            if s.has(SF_EOF) && !s.has(SF_DEAD) {
+                s.change(cell, SF_DEAD, 0);
+                self.tell(key, cell, HUP);
+            }
+        }
+    }
+}
