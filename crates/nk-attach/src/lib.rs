@@ -22,7 +22,7 @@
 //! | reply | | | |
 //! | [`Kind::Query`] | nk → daemon | text = question | |
 //! | reply | | a = length; on failure text = why | memfd with JSON |
-//! | [`Kind::Socket`] | NSM process → broker | a = guest id, b = family, c = type, d = protocol | |
+//! | [`Kind::Socket`] | NSM process → broker | a = namespace key, b = family | |
 //! | reply | | | the socket |
 //! | [`Kind::Keep`] | daemon → keeper | a = class, b = key, c, d = words; text = more | what is to be kept; no reply |
 //! | [`Kind::Drop`] | daemon → keeper | a = class, b = key; no reply | |

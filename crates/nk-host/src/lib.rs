@@ -11,15 +11,18 @@
 //! | [`private`] | daemons that `nk run` starts for itself |
 //! | [`config`] | the configuration file |
 //! | [`guest`] | a guest's region and processes |
+//! | [`spawn`] | this program again, as another process |
 //! | [`sys`] | syscalls |
 #![warn(missing_docs)]
 
 pub mod broker;
 pub mod config;
 pub mod guest;
+pub mod keeper;
 pub mod notify;
 pub mod nsm;
 pub mod poll;
 pub mod private;
 pub mod server;
+pub mod spawn;
 pub mod sys;

@@ -138,7 +138,8 @@ impl Drop for PollHandle {
     }
 }
 
-fn now_ms() -> u64 {
+/// Milliseconds since this process's first look at the clock.
+pub(crate) fn now_ms() -> u64 {
     static START: OnceLock<Instant> = OnceLock::new();
     START.get_or_init(Instant::now).elapsed().as_millis() as u64
 }

@@ -16,9 +16,6 @@ use crate::sys;
 
 /// Name of the attach socket in a private daemon's directory.
 pub const SOCKET_NAME: &str = "nk.sock";
-/// The descriptor on which a private daemon finds its listening socket.
-pub const LISTEN_FD: i32 = 3;
-
 fn uid() -> u32 {
     // SAFETY: no arguments, cannot fail.
     unsafe { libc::geteuid() }
@@ -124,7 +121,7 @@ fn clear_leftovers(base: &Path) {
 /// Removes a private daemon's directory and its socket, and nothing else.
 pub fn remove(dir: &Path) {
     let _ = fs::remove_file(dir.join(SOCKET_NAME));
-    let _ = fs::remove_file(dir.join("keeper.sock"));
+    let _ = fs::remove_file(crate::keeper::socket_path(&dir.join(SOCKET_NAME)));
     let _ = fs::remove_dir(dir);
 }
 
@@ -148,53 +145,19 @@ pub fn start() -> io::Result<PathBuf> {
     Ok(dir.join(SOCKET_NAME))
 }
 
-/// fork, setsid, fork, exec `nk daemon --private`. The caller is single-threaded, so what runs between fork and exec may use
-/// memory that was made before.
+/// Runs `nk daemon --private` behind the listening socket.
 fn spawn(listener: &OwnedFd, dir: &Path) -> io::Result<()> {
-    let exe = c"/proc/self/exe";
     let dir = CString::new(dir.as_os_str().as_bytes())?;
     let log = match std::env::var_os("NK_LOG") {
         Some(p) => CString::new(std::path::absolute(p)?.as_os_str().as_bytes())?,
         None => c"/dev/null".to_owned(),
     };
-    let argv =
-        [c"nk".as_ptr(), c"daemon".as_ptr(), c"--private".as_ptr(), dir.as_ptr(), std::ptr::null()];
-    // SAFETY: between fork and exec only system calls on data made before; both children end in exec or _exit.
-    unsafe {
-        let child = libc::fork();
-        if child < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        if child == 0 {
-            libc::setsid();
-            if libc::fork() != 0 {
-                libc::_exit(0);
-            }
-            let null = libc::open(c"/dev/null".as_ptr(), libc::O_RDWR);
-            let flags = libc::O_WRONLY | libc::O_APPEND | libc::O_CREAT;
-            let out = libc::open(log.as_ptr(), flags, 0o600);
-            // A copy out of the way of the numbers to be filled.
-            let kept = libc::fcntl(listener.as_raw_fd(), libc::F_DUPFD, 10);
-            libc::dup2(null, 0);
-            libc::dup2(if out >= 0 { out } else { null }, 1);
-            libc::dup2(if out >= 0 { out } else { null }, 2);
-            libc::dup2(kept, LISTEN_FD);
-            libc::syscall(libc::SYS_close_range, LISTEN_FD + 1, u32::MAX, 0);
-            libc::chdir(c"/".as_ptr());
-            let mut none: libc::sigset_t = std::mem::zeroed();
-            libc::sigemptyset(&raw mut none);
-            libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
-            libc::execv(exe.as_ptr(), argv.as_ptr());
-            libc::_exit(127);
-        }
-        let mut status = 0;
-        while libc::waitpid(child, &raw mut status, 0) < 0 {
-            let e = io::Error::last_os_error();
-            if e.kind() != io::ErrorKind::Interrupted {
-                // The caller's parent may have had SIGCHLD ignored: then there is nothing to wait for.
-                break;
-            }
-        }
-    }
-    Ok(())
+    let argv = [
+        c"nk".as_ptr(),
+        c"daemon".as_ptr(),
+        c"--private".as_ptr(),
+        dir.as_ptr(),
+        std::ptr::null(),
+    ];
+    crate::spawn::detached(listener.as_raw_fd(), &argv, Some(&log))
 }

@@ -149,6 +149,19 @@ pub fn set_nonblocking(fd: RawFd) -> io::Result<()> {
     Ok(())
 }
 
+/// Clears O_NONBLOCK.
+///
+/// # Errors
+/// Those of fcntl.
+pub fn set_blocking(fd: RawFd) -> io::Result<()> {
+    // SAFETY: plain numbers.
+    unsafe {
+        let flags = check(libc::fcntl(fd, libc::F_GETFL))?;
+        check(libc::fcntl(fd, libc::F_SETFL, flags & !libc::O_NONBLOCK))?;
+    }
+    Ok(())
+}
+
 /// Clears FD_CLOEXEC.
 ///
 /// # Errors
@@ -242,6 +255,20 @@ pub fn pass_credentials(fd: RawFd) -> io::Result<()> {
     // SAFETY: four bytes of ours.
     check(unsafe {
         libc::setsockopt(fd, libc::SOL_SOCKET, libc::SO_PASSCRED, (&raw const on).cast(), 4)
+    })?;
+    Ok(())
+}
+
+/// Lets a receive fail with EAGAIN after so many seconds.
+///
+/// # Errors
+/// Those of setsockopt.
+pub fn set_receive_timeout(fd: RawFd, seconds: i64) -> io::Result<()> {
+    let t = libc::timeval { tv_sec: seconds, tv_usec: 0 };
+    let len = size_of::<libc::timeval>() as u32;
+    // SAFETY: a timeval of ours and its length.
+    check(unsafe {
+        libc::setsockopt(fd, libc::SOL_SOCKET, libc::SO_RCVTIMEO, (&raw const t).cast(), len)
     })?;
     Ok(())
 }

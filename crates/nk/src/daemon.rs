@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use nk_host::config::{Config, DEFAULT_SOCKET, Placement};
+use nk_host::keeper::{self, Keeper};
 use nk_host::server::{Server, Setup};
+use nk_host::spawn::PASSED_FD;
 use nk_host::{private, sys};
 
 use crate::{Failure, NsmPlacement};
@@ -43,37 +45,66 @@ pub(crate) fn daemon(
     let fds = sys::raise_fd_limit();
     tracing::debug!(fds, "descriptor limit");
     if let Some(dir) = private_dir {
-        let listener = sys::own(private::LISTEN_FD);
-        let r = serve(listener, config, true);
-        private::remove(&dir);
-        return r;
+        if std::env::var_os("NK_NSM").is_some_and(|v| v == "process") {
+            config.nsm.entry("kernel".into()).or_default().placement = Placement::Process;
+        }
+        let listener = sys::own(PASSED_FD);
+        let path = keeper::socket_path(&dir.join(private::SOCKET_NAME));
+        let keeper = Keeper::start(&path, Some(&dir)).context("cannot start the keeper")?;
+        // Its end removes the directory, however this process ends.
+        return serve(Setup {
+            listener,
+            config,
+            private: true,
+            keeper: Some(keeper),
+            entries: Vec::new(),
+        });
     }
     let path = socket.or_else(|| config.socket.clone()).unwrap_or_else(|| DEFAULT_SOCKET.into());
-    let listener = listen(&path)?;
+    let path = std::path::absolute(path)?;
+    if let Some(dir) = path.parent() {
+        fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
+    }
+    let keeper_path = keeper::socket_path(&path);
+    let found = Keeper::find(&keeper_path).map_err(|e| match e.raw_os_error() {
+        Some(libc::EADDRINUSE) => serves_already(&path),
+        _ => Failure::new(1, format!("{}: {e}", keeper_path.display())),
+    })?;
+    let (listener, keeper, entries) = match found {
+        Some((keeper, mut entries)) => {
+            let kept = entries.iter_mut().find(|e| e.class == keeper::CLASS_ATTACH);
+            let kept = kept.and_then(|e| e.fds.pop()).filter(|_| path.exists());
+            let listener = kept.map_or_else(|| listen(&path), Ok)?;
+            (listener, keeper, entries)
+        }
+        None => {
+            let listener = listen(&path)?;
+            let keeper = Keeper::start(&keeper_path, None).context("cannot start the keeper")?;
+            (listener, keeper, Vec::new())
+        }
+    };
     tracing::info!(socket = %path.display(), "serving");
-    serve(listener, config, false)
+    serve(Setup { listener, config, private: false, keeper: Some(keeper), entries })
 }
 
-fn serve(listener: OwnedFd, config: Config, private: bool) -> Result<(), Failure> {
-    let mut server = Server::new(Setup { listener, config, private })?;
+fn serve(setup: Setup) -> Result<(), Failure> {
+    let mut server = Server::new(setup)?;
     Ok(server.run()?)
+}
+
+fn serves_already(path: &Path) -> Failure {
+    let text = format!("a daemon serves {} already; stop it, or give --socket", path.display());
+    Failure::new(1, text)
 }
 
 /// Listens at the path; takes the place of a socket that nobody serves any more.
 fn listen(path: &Path) -> Result<OwnedFd, Failure> {
     use std::os::unix::ffi::OsStrExt;
-    if let Some(dir) = path.parent() {
-        fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
-    }
     if fs::symlink_metadata(path).is_ok() {
         match nk_attach::connect(path.as_os_str().as_bytes()) {
             Ok(fd) => {
                 nk_attach::close_raw(fd);
-                let text = format!(
-                    "a daemon serves {} already; stop it, or give --socket",
-                    path.display()
-                );
-                return Err(Failure::new(1, text));
+                return Err(serves_already(path));
             }
             Err(libc::ECONNREFUSED) => {
                 fs::remove_file(path)
@@ -92,9 +123,10 @@ fn listen(path: &Path) -> Result<OwnedFd, Failure> {
 }
 
 pub(crate) fn nsm() -> Result<(), Failure> {
-    Err(Failure::new(1, "`nk nsm` is started by `nk daemon --nsm process`"))
+    log();
+    Ok(nk_host::nsm::run()?)
 }
 
-pub(crate) fn keeper() -> Result<(), Failure> {
-    Err(Failure::new(1, "`nk keeper` is started by `nk daemon`"))
+pub(crate) fn keeper(socket: PathBuf, private: Option<PathBuf>) -> Result<(), Failure> {
+    Ok(keeper::process::run(socket, private)?)
 }

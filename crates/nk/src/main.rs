@@ -90,7 +90,7 @@ Exit status: the command's; 126 when it cannot be run as a guest, 127 when it is
     #[command(hide = true)]
     Nsm,
     #[command(hide = true)]
-    Keeper,
+    Keeper { socket: PathBuf, private: Option<PathBuf> },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -144,7 +144,7 @@ fn start(cli: Cli) -> Result<(), Failure> {
             Ok(())
         }
         Command::Nsm => daemon::nsm(),
-        Command::Keeper => daemon::keeper(),
+        Command::Keeper { socket, private } => daemon::keeper(socket, private),
     }
 }
 

@@ -93,9 +93,11 @@ impl Server {
         token: Token,
         bell: OwnedFd,
     ) -> io::Result<Result<(u16, u16), Reply>> {
+        let noted = bell.try_clone()?;
         let old = self.guests.get(&id.0).and_then(|g| g.processes.get(&row));
         let old_qsets = old.map(|p| p.qsets.clone()).unwrap_or_default();
         let old_control = old.and_then(|p| p.control);
+        let gone = old_qsets.clone();
         let made = self.ask(move |s| {
             let made = s.engine.row_exec_kept(id, row, &mut s.notify);
             if let Ok(qset) = made {
@@ -117,6 +119,11 @@ impl Server {
             p.control = Some(token);
             p.qsets = vec![qset];
         }
+        for q in gone {
+            self.note_qset_gone(id, row, q);
+        }
+        self.note_process(id, row);
+        self.note_qset(id, row, qset, true, noted.as_raw_fd());
         Ok(Ok((row, qset)))
     }
 
@@ -132,6 +139,7 @@ impl Server {
             Ok(fd) => fd,
             Err(e) => return Ok(Err(Reply::failed("cannot watch the process", &e))),
         };
+        let noted = bell.try_clone()?;
         let made = self.ask(move |s| {
             let made = s.engine.add_row(id, pid as u32);
             if let Ok(r) = made {
@@ -148,6 +156,8 @@ impl Server {
             let p = Process { pid, control: Some(token), pidfd, qsets: vec![r.qset] };
             g.processes.insert(r.row, p);
         }
+        self.note_process(id, r.row);
+        self.note_qset(id, r.row, r.qset, true, noted.as_raw_fd());
         Ok(Ok((r.row, r.qset)))
     }
 
@@ -175,6 +185,7 @@ impl Server {
         if let Err(e) = sys::pass_credentials(raw) {
             return Ok(Reply::failed("the child's control socket is of no use", &e));
         }
+        let noted = bell.try_clone()?;
         let made = self.ask(move |s| {
             let made = s.engine.add_row(id, 0);
             if let Ok(r) = made {
@@ -196,6 +207,8 @@ impl Server {
             self.row_died(id, r.row, "its control socket cannot be watched")?;
             return Ok(Reply::failed("the child's control socket is of no use", &e));
         }
+        self.note_process(id, r.row);
+        self.note_qset(id, r.row, r.qset, true, noted.as_raw_fd());
         tracing::debug!(guest = id.0, parent, row = r.row, "fork");
         Ok(Reply::ok(u64::from(r.row), u64::from(r.qset), 0, 0))
     }
@@ -226,6 +239,7 @@ impl Server {
             // Dead already: its control socket tells.
             Err(e) => tracing::debug!(pid, error = %e, "a child was gone before it was seen"),
         }
+        self.note_process(id, row);
         self.ask(move |s| s.engine.set_row_pid(id, row, pid as u32))?.map_err(io::Error::other)
     }
 
@@ -241,6 +255,7 @@ impl Server {
         let Some(bell) = doorbell(&mut fds, 0) else {
             return Ok(Reply::refused(libc::EINVAL, NO_DOORBELL));
         };
+        let noted = bell.try_clone()?;
         let made = self.ask(move |s| {
             let made = s.engine.add_qset(id, row);
             if let Ok(q) = made {
@@ -254,6 +269,7 @@ impl Server {
                 {
                     p.qsets.push(q);
                 }
+                self.note_qset(id, row, q, false, noted.as_raw_fd());
                 Reply::ok(u64::from(q), 0, 0, 0)
             }
             Err(e) => Reply::refused(libc::EAGAIN, &e.to_string()),
@@ -267,6 +283,7 @@ impl Server {
         // The primary one stays.
         let Some(at) = p.qsets.iter().skip(1).position(|q| *q == qset) else { return Ok(()) };
         p.qsets.remove(at + 1);
+        self.note_qset_gone(id, row, qset);
         self.ask(move |s| {
             if let Err(e) = s.engine.drop_qset(id, row, qset, &mut s.notify) {
                 tracing::debug!(qset, error = %e, "a queue set could not be dropped");

@@ -11,7 +11,7 @@ use nk_engine::{GuestId, GuestSetup};
 use nk_servicelib::GuestPool;
 
 use super::attach::{NO_DOORBELL, doorbell};
-use super::{GUESTS_MAX, INLINE_NSM, Reply, Role, Server, Source, Token};
+use super::{GUESTS_MAX, NSM, Reply, Role, Server, Source, Token};
 use crate::config::GuestConfig;
 use crate::guest::{Creator, Guest, Region};
 use crate::sys;
@@ -154,7 +154,7 @@ impl Server {
         let pidfd = sys::pidfd(who.pid)?;
         let limits = rules.limits(who.uid);
         let setup =
-            GuestSetup { id, device: region.device, namespace, nsm: INLINE_NSM, limits, vm: false };
+            GuestSetup { id, device: region.device, namespace, nsm: NSM, limits, vm: false };
         let pool = GuestPool {
             guest: id.0,
             device: region.device,
@@ -162,6 +162,7 @@ impl Server {
             pool: 0..region.device.layout().chunks,
         };
         let bell = engine_bell.try_clone()?;
+        self.nsm_guest(&pool, &region.memfd)?;
         self.ask(move |s| {
             if let Some(service) = &mut s.service {
                 service.add_guest(pool);
@@ -195,6 +196,7 @@ impl Server {
                 empty_since: None,
             },
         );
+        self.note_guest(id);
         Ok(id)
     }
 
@@ -223,6 +225,8 @@ impl Server {
             }
             s.notify.remove_guest(id);
         })?;
+        self.nsm_remove_guest(id);
+        self.note_guest_gone(id);
         self.broker.release(guest.namespace);
         tracing::info!(guest = guest.name, id = id.0, "guest ended");
         Ok(())

@@ -40,6 +40,7 @@ impl Server {
                 p.control = None;
                 // An exec: the new image attaches, or the pidfd tells that there is none.
                 if execing && p.pidfd.is_some() {
+                    self.note_process(id, row);
                     return Ok(());
                 }
                 self.row_died(id, row, "its control socket closed")
@@ -63,6 +64,7 @@ impl Server {
                 s.notify.set_doorbell(id, q, None);
             }
         })?;
+        self.note_process_gone(id, row);
         self.mark_if_deserted(id);
         Ok(())
     }
@@ -115,12 +117,14 @@ impl Server {
             self.hold_ended(id, token)?;
             return Ok(Reply::failed("cannot watch the stand-in pair", &e));
         }
+        self.note_hold(id, token, socket, generation);
         Ok(Reply::ok(0, 0, 0, 0))
     }
 
     /// The last end of a travelling pair is closed.
     pub(super) fn hold_ended(&mut self, id: GuestId, token: Token) -> io::Result<()> {
         self.drop_source(token);
+        self.note_hold_gone(id, token);
         let held = self.guests.get_mut(&id.0).and_then(|g| g.holds.remove(&token));
         let Some((socket, generation)) = held else { return Ok(()) };
         // The same socket may travel in another pair at the same time.

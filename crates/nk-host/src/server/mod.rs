@@ -3,9 +3,12 @@
 //! One epoll loop. It owns all bookkeeping of processes; for everything that concerns rings and sockets it asks the poll
 //! thread and waits for the short answer.
 
+mod adopt;
 mod attach;
 mod create;
 mod death;
+mod keep;
+mod nsm;
 mod query;
 mod slab;
 mod vm;
@@ -23,8 +26,9 @@ use nk_engine::{Engine, GuestId, NsmId};
 use nk_servicelib::Service;
 
 use crate::broker::Broker;
-use crate::config::Config;
+use crate::config::{Config, Placement};
 use crate::guest::{Guest, Region};
+use crate::keeper::{CLASS_ATTACH, Entry, Keeper, ListenerNotes};
 use crate::notify::Notifier;
 use crate::poll::{PollHandle, PollState};
 use crate::sys::{self, Epoll};
@@ -47,8 +51,8 @@ const DRAIN_MAX: Duration = Duration::from_secs(60);
 const ATTACH_MAX: Duration = Duration::from_secs(5);
 /// How long a private daemon waits for its guest.
 const STARTUP_GRACE: Duration = Duration::from_secs(10);
-/// The inline NSM.
-pub(crate) const INLINE_NSM: NsmId = NsmId(0);
+/// The one NSM.
+pub(crate) const NSM: NsmId = NsmId(0);
 
 /// What a descriptor in the epoll is.
 #[derive(Debug)]
@@ -65,6 +69,10 @@ pub(crate) enum Source {
     CreatorPidfd { fd: OwnedFd, guest: GuestId },
     /// The far end of a stand-in pair.
     Hold { fd: OwnedFd, guest: GuestId },
+    /// The keeper closed its connection.
+    Keeper,
+    /// The NSM process: its control socket, its broker socket or its end.
+    Nsm(nsm::Part),
 }
 
 /// Who is at the other end of a connection.
@@ -87,6 +95,10 @@ pub struct Setup {
     pub config: Config,
     /// A private daemon: it ends with its guest.
     pub private: bool,
+    /// What survives this daemon.
+    pub keeper: Option<Keeper>,
+    /// What survived the one before.
+    pub entries: Vec<Entry>,
 }
 
 /// The control thread's state.
@@ -107,6 +119,8 @@ pub struct Server {
     accept_rests_until: Option<Instant>,
     started: Instant,
     had_guest: bool,
+    keeper: Option<Keeper>,
+    nsm: nsm::NsmState,
 }
 
 impl Server {
@@ -122,20 +136,24 @@ impl Server {
         let broker = Broker::new();
         let mut engine = Engine::new();
         let nsm = Region::new("nsm", Layout::NSM, 0)?;
-        engine.add_nsm(INLINE_NSM, nsm.device).map_err(io::Error::other)?;
-        let stack = crate::nsm::kernel_stack(broker.clone(), None)?;
-        let service = Service::new(stack, nsm.device);
-        // The NSM's region lives as long as the process.
-        std::mem::forget(nsm);
+        engine.add_nsm(NSM, nsm.device).map_err(io::Error::other)?;
+        let inline = setup.config.placement() == Placement::Inline;
+        let service = if inline {
+            let notes = setup.keeper.clone().map(|k| Box::new(ListenerNotes(k)) as Box<_>);
+            let stack = crate::nsm::kernel_stack(Box::new(broker.clone()), notes)?;
+            Some(Service::new(stack, nsm.device))
+        } else {
+            None
+        };
         let notify = Notifier::new(idle_sender, bell.clone());
-        let poll = PollHandle::start(PollState::new(engine, notify, Some(service))?)?;
+        let poll = PollHandle::start(PollState::new(engine, notify, service)?)?;
         let fd = setup.listener.as_raw_fd();
         sys::set_nonblocking(fd)?;
         let listener = sources.insert(Source::Listener(setup.listener));
         epoll.add(fd, libc::EPOLLIN, listener.word())?;
         let bell_token = sources.insert(Source::Bell);
         epoll.add(bell.as_raw_fd(), libc::EPOLLIN, bell_token.word())?;
-        Ok(Server {
+        let mut server = Server {
             epoll,
             sources,
             strangers: 0,
@@ -151,7 +169,21 @@ impl Server {
             accept_rests_until: None,
             started: Instant::now(),
             had_guest: false,
-        })
+            keeper: setup.keeper,
+            nsm: nsm::NsmState::new(nsm),
+        };
+        if let Some(k) = &server.keeper {
+            let token = server.sources.insert(Source::Keeper);
+            server.epoll.add(k.as_raw_fd(), libc::EPOLLIN, token.word())?;
+            if let Some(fd) = server.raw(Some(server.listener)) {
+                k.keep(CLASS_ATTACH, 0, (0, 0), "", &[fd]);
+            }
+        }
+        if !inline {
+            server.start_nsm()?;
+        }
+        server.adopt(setup.entries)?;
+        Ok(server)
     }
 
     /// Serves until a private daemon's guest is gone; for ever otherwise.
@@ -194,6 +226,18 @@ impl Server {
                 let guest = *guest;
                 self.creator_ended(guest);
                 Ok(())
+            }
+            Some(Source::Keeper) => {
+                tracing::error!("the keeper ended: guests will not survive this daemon");
+                if let Some(k) = self.keeper.take() {
+                    self.epoll.remove(k.as_raw_fd());
+                }
+                self.sources.remove(token);
+                Ok(())
+            }
+            Some(Source::Nsm(part)) => {
+                let part = *part;
+                self.nsm_event(part)
             }
             Some(Source::Hold { guest, .. }) => {
                 let guest = *guest;
@@ -256,12 +300,15 @@ impl Server {
         for id in ended {
             self.remove_guest(id)?;
         }
+        if let Some(t) = self.nsm_timer(now)? {
+            next = Some(next.map_or(t, |n| n.min(t)));
+        }
         if self.private && self.guests.is_empty() {
             let grace = self.started + STARTUP_GRACE;
             if self.had_guest || grace <= now {
                 return Ok(None);
             }
-            at(grace);
+            next = Some(next.map_or(grace, |n| n.min(grace)));
         }
         Ok(Some(match next {
             None => -1,
@@ -315,7 +362,7 @@ impl Server {
             | Source::Pidfd { fd, .. }
             | Source::CreatorPidfd { fd, .. }
             | Source::Hold { fd, .. } => fd.as_raw_fd(),
-            Source::Bell => return,
+            Source::Bell | Source::Keeper | Source::Nsm(_) => return,
         };
         if let Source::Connection { role: Role::Stranger, .. } = source {
             self.strangers -= 1;

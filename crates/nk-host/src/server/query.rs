@@ -53,16 +53,21 @@ impl Server {
         self.guests.values().filter(|g| all || g.uid == who.uid).map(|g| g.id).collect()
     }
 
-    fn describe_guests(&self, who: Credentials) -> io::Result<Value> {
+    fn describe_guests(&mut self, who: Credentials) -> io::Result<Value> {
         let ids = self.visible(who);
         let asked = ids.clone();
         let stats = self.ask(move |s| {
             let service = |id: GuestId| s.service.as_ref().and_then(|v| v.stats(id.0));
             asked.iter().map(|id| (s.engine.stats(Some(*id)), service(*id))).collect::<Vec<_>>()
         })?;
+        let nsm_pid = self.nsm_pid();
         let guests = ids.iter().zip(stats).filter_map(|(id, (engine, service))| {
+            let service = service.or_else(|| self.nsm_stats(*id));
             let g = self.guests.get(&id.0)?;
             let mut v = describe_guest(g, &engine);
+            if let (Some(map), Some(pid)) = (v.as_object_mut(), nsm_pid) {
+                map.insert("nsm_pid".into(), json!(pid));
+            }
             if let (Some(map), Some(s)) = (v.as_object_mut(), service) {
                 map.insert(
                     "nsm".into(),

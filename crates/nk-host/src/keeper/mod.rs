@@ -1,0 +1,162 @@
+//! The keeper: a tiny process that holds what must outlive the daemon, and tells guests when the daemon died.
+//!
+//! It knows entries only: a class, a key, some words and descriptors. The daemon puts an entry before it answers the request
+//! that made it necessary, and a new daemon takes all of them back. This module is the daemon's end; [`process`] is the keeper.
+
+mod listeners;
+pub mod process;
+
+use std::ffi::CString;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use nk_attach::{Kind, Message};
+
+use crate::sys;
+pub use listeners::ListenerNotes;
+pub(crate) use listeners::{format_addr, parse_addr};
+
+/// The attach socket.
+pub const CLASS_ATTACH: u64 = 1;
+/// A guest: key = its id; c, d = token; text = uid, flags, limits, name; memfd, engine's eventfd, namespace.
+pub const CLASS_GUEST: u64 = 2;
+/// A process: key = guest << 16 | row; c = pid; control connection, pidfd.
+pub const CLASS_PROCESS: u64 = 3;
+/// A queue set: key = guest << 32 | row << 16 | number; c = 1 for a primary one; its doorbell.
+pub const CLASS_QSET: u64 = 4;
+/// A hold: key = guest << 48 | serial; c = socket, d = generation; far end.
+pub const CLASS_HOLD: u64 = 5;
+/// A listener: key = [`nk_servicelib::Key::to_word`]; c = backlog; text = address; the socket.
+pub const CLASS_LISTENER: u64 = 6;
+
+/// What is kept.
+#[derive(Debug)]
+pub struct Entry {
+    /// One of the `CLASS_` constants.
+    pub class: u64,
+    /// Unique within its class.
+    pub key: u64,
+    /// A word.
+    pub c: u64,
+    /// A word.
+    pub d: u64,
+    /// Text.
+    pub text: String,
+    /// Descriptors.
+    pub fds: Vec<OwnedFd>,
+}
+
+/// The path of the keeper's socket beside an attach socket.
+#[must_use]
+pub fn socket_path(attach: &Path) -> PathBuf {
+    let mut p = attach.as_os_str().to_owned();
+    p.push(".keeper");
+    p.into()
+}
+
+/// The daemon's connection to its keeper. Shared by the control thread and the poll thread: a message is one system call.
+#[derive(Clone, Debug)]
+pub struct Keeper(Arc<OwnedFd>);
+
+impl Keeper {
+    /// Connects to the keeper that a dead daemon left; `None` when there is none.
+    ///
+    /// # Errors
+    /// EADDRINUSE when a living daemon has it.
+    pub fn find(path: &Path) -> io::Result<Option<(Keeper, Vec<Entry>)>> {
+        let Ok(fd) = nk_attach::connect(path.as_os_str().as_bytes()) else { return Ok(None) };
+        let keeper = Keeper(Arc::new(sys::own(fd)));
+        match keeper.take_back() {
+            Ok(entries) => Ok(Some((keeper, entries))),
+            Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => {
+                Err(io::Error::from_raw_os_error(libc::EADDRINUSE))
+            }
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Starts a keeper. With `private`, guests are told that no other daemon will come, and the directory is removed.
+    ///
+    /// # Errors
+    /// When its socket or the process cannot be made.
+    pub fn start(path: &Path, private: Option<&Path>) -> io::Result<Keeper> {
+        let _ = std::fs::remove_file(path);
+        let listener = sys::listen_at(path, 0o600)?;
+        spawn(&listener, path, private)?;
+        let fd = nk_attach::connect(path.as_os_str().as_bytes())
+            .map_err(io::Error::from_raw_os_error)?;
+        let keeper = Keeper(Arc::new(sys::own(fd)));
+        keeper.take_back()?;
+        Ok(keeper)
+    }
+
+    fn take_back(&self) -> io::Result<Vec<Entry>> {
+        let os = io::Error::from_raw_os_error;
+        let fd = self.0.as_raw_fd();
+        nk_attach::send(fd, &Message::new(Kind::Kept), &[]).map_err(|e| match e {
+            libc::EPIPE | libc::ECONNRESET => io::ErrorKind::UnexpectedEof.into(),
+            e => os(e),
+        })?;
+        let mut entries = Vec::new();
+        loop {
+            let (m, mut fds, _) = nk_attach::recv(fd, false).map_err(|e| match e {
+                nk_attach::RecvError::Closed
+                | nk_attach::RecvError::Os(libc::ECONNRESET) => io::ErrorKind::UnexpectedEof.into(),
+                other => io::Error::other(format!("{other:?}")),
+            })?;
+            if m.a == 0 {
+                return Ok(entries);
+            }
+            entries.push(Entry {
+                class: m.a,
+                key: m.b,
+                c: m.c,
+                d: m.d,
+                text: m.text().unwrap_or("").to_owned(),
+                fds: (0..nk_attach::FDS_MAX).map_while(|i| fds.take(i)).map(sys::own).collect(),
+            });
+        }
+    }
+
+    /// Keeps an entry.
+    pub fn keep(&self, class: u64, key: u64, words: (u64, u64), text: &str, fds: &[RawFd]) {
+        let mut m = Message::new(Kind::Keep).with_text(text);
+        (m.a, m.b, m.c, m.d) = (class, key, words.0, words.1);
+        self.send(&m, fds);
+    }
+
+    /// Keeps an entry no more.
+    pub fn drop_entry(&self, class: u64, key: u64) {
+        let mut m = Message::new(Kind::Drop);
+        (m.a, m.b) = (class, key);
+        self.send(&m, &[]);
+    }
+
+    fn send(&self, m: &Message, fds: &[RawFd]) {
+        if let Err(e) = nk_attach::send(self.0.as_raw_fd(), m, fds) {
+            tracing::error!(errno = e, "the keeper is gone: guests will not survive this daemon");
+        }
+    }
+}
+
+impl AsRawFd for Keeper {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+}
+
+/// fork, setsid, fork, exec `nk keeper`. Called before the daemon has threads.
+fn spawn(listener: &OwnedFd, path: &Path, private: Option<&Path>) -> io::Result<()> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let dir = private.map(|d| CString::new(d.as_os_str().as_bytes())).transpose()?;
+    let mut argv = vec![c"nk".as_ptr(), c"keeper".as_ptr(), path.as_ptr()];
+    if let Some(d) = &dir {
+        argv.push(d.as_ptr());
+    }
+    argv.push(std::ptr::null());
+    // Not our stderr: whoever waits for its end must not wait for the keeper.
+    crate::spawn::detached(listener.as_raw_fd(), &argv, Some(c"/dev/null"))
+}

@@ -1,0 +1,248 @@
+//! The keeper's own process: one thread, one poll loop, no guest ever talks to it.
+//!
+//! When the daemon's connection closes, it writes `engine_state` in every guest's header and wakes whoever sleeps there. It ends
+//! when there is no daemon and no guest's process left.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::path::PathBuf;
+
+use nk_attach::{Fds, Kind, Message, RecvError};
+use nk_device::header::{ENGINE_DOWN, ENGINE_GONE};
+use nk_device::sync::{Ordering, fence};
+use nk_device::{Cell, Layout, Qset, Row};
+
+use super::{CLASS_GUEST, CLASS_LISTENER, CLASS_PROCESS, CLASS_QSET};
+use crate::guest::Region;
+use crate::sys;
+
+#[derive(Debug)]
+struct Kept {
+    message: Message,
+    fds: Vec<OwnedFd>,
+}
+
+#[derive(Debug)]
+struct State {
+    entries: BTreeMap<(u64, u64), Kept>,
+    daemon: Option<OwnedFd>,
+    private: Option<PathBuf>,
+}
+
+/// Runs until there is nothing left to keep.
+///
+/// # Errors
+/// When its socket fails.
+pub fn run(path: PathBuf, private: Option<PathBuf>) -> io::Result<()> {
+    sys::name_thread(c"nk-keeper");
+    sys::raise_fd_limit();
+    let listener = sys::own(crate::spawn::PASSED_FD);
+    let mut s = State { entries: BTreeMap::new(), daemon: None, private };
+    // The daemon that started this one connects at once.
+    let mut served = false;
+    loop {
+        let waiting = match &s.daemon {
+            None if served && !s.has_process() => break,
+            Some(_) => Vec::new(),
+            None => s.pidfds(),
+        };
+        let daemon = s.daemon.as_ref().map_or(-1, AsRawFd::as_raw_fd);
+        let mut fds: Vec<libc::pollfd> = [listener.as_raw_fd(), daemon]
+            .into_iter()
+            .chain(waiting.iter().map(|w| w.1))
+            .map(|fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 })
+            .collect();
+        // SAFETY: as many entries of ours as the length says; a negative number is skipped by the kernel.
+        let n = unsafe { libc::poll(fds.as_mut_ptr(), fds.len() as u64, -1) };
+        if n < 0 {
+            continue;
+        }
+        let ready = |i: usize| fds.get(i).is_some_and(|f| f.revents != 0);
+        for (i, (key, _)) in waiting.iter().enumerate() {
+            if ready(i + 2) {
+                s.entries.remove(&(CLASS_PROCESS, *key));
+            }
+        }
+        if ready(1) {
+            s.messages();
+            if s.daemon.is_none() && s.private.is_some() {
+                break;
+            }
+        }
+        if ready(0)
+            && let Ok(fd) = sys::accept(listener.as_raw_fd())
+        {
+            // A second daemon finds its connection closed.
+            if s.daemon.is_none() {
+                served = true;
+                s.daemon = Some(fd);
+            }
+        }
+    }
+    let _ = std::fs::remove_file(path);
+    if let Some(dir) = s.private {
+        crate::private::remove(&dir);
+    }
+    Ok(())
+}
+
+impl State {
+    fn has_process(&self) -> bool {
+        self.entries.keys().any(|k| k.0 == CLASS_PROCESS)
+    }
+
+    /// Keys and pidfds of processes; the pidfd is a process's last descriptor.
+    fn pidfds(&self) -> Vec<(u64, RawFd)> {
+        self.entries
+            .range((CLASS_PROCESS, 0)..=(CLASS_PROCESS, u64::MAX))
+            .filter_map(|(k, e)| Some((k.1, e.fds.last()?.as_raw_fd())))
+            .collect()
+    }
+
+    fn messages(&mut self) {
+        while let Some(fd) = self.daemon.as_ref().map(AsRawFd::as_raw_fd) {
+            match nk_attach::recv(fd, true) {
+                Ok((m, fds, _)) => self.message(fd, m, fds),
+                Err(RecvError::Os(libc::EAGAIN)) => return,
+                Err(_) => {
+                    self.daemon = None;
+                    self.mark_down();
+                }
+            }
+        }
+    }
+
+    fn message(&mut self, daemon: RawFd, m: Message, mut fds: Fds) {
+        match Kind::from_u32(m.kind) {
+            Some(Kind::Keep) => {
+                let fds =
+                    (0..nk_attach::FDS_MAX).map_while(|i| fds.take(i)).map(sys::own).collect();
+                self.entries.insert((m.a, m.b), Kept { message: m, fds });
+            }
+            Some(Kind::Drop) => self.drop_entry(m.a, m.b),
+            Some(Kind::Kept) => {
+                let _ = sys::set_blocking(daemon);
+                for e in self.entries.values() {
+                    let fds: Vec<RawFd> = e.fds.iter().map(AsRawFd::as_raw_fd).collect();
+                    if nk_attach::send(daemon, &e.message, &fds).is_err() {
+                        break;
+                    }
+                }
+                let _ = nk_attach::send(daemon, &Message::new(Kind::Kept), &[]);
+            }
+            _ => {}
+        }
+    }
+
+    /// With a guest goes all that was its.
+    fn drop_entry(&mut self, class: u64, key: u64) {
+        self.entries.remove(&(class, key));
+        match class {
+            CLASS_GUEST => self.entries.retain(|(c, k), _| match *c {
+                CLASS_PROCESS => k >> 16 != key,
+                CLASS_QSET => k >> 32 != key,
+                super::CLASS_HOLD | CLASS_LISTENER => k >> 48 != key,
+                _ => true,
+            }),
+            CLASS_PROCESS => {
+                self.entries.retain(|(c, k), _| *c != CLASS_QSET || k >> 16 != key);
+            }
+            _ => {}
+        }
+    }
+
+    fn mark_down(&self) {
+        let state = if self.private.is_some() { ENGINE_GONE } else { ENGINE_DOWN };
+        for e in self.entries.range((CLASS_GUEST, 0)..=(CLASS_GUEST, u64::MAX)).map(|e| e.1) {
+            let Some(memfd) = e.fds.first().and_then(|f| f.try_clone().ok()) else { continue };
+            match Region::map(memfd, Layout::GUEST) {
+                Ok(r) => wake_guest(&r, state),
+                Err(e) => eprintln!("nk keeper: cannot map a guest's region: {e}"),
+            }
+        }
+        for e in self.entries.range((CLASS_QSET, 0)..=(CLASS_QSET, u64::MAX)).map(|e| e.1) {
+            if let Some(bell) = e.fds.first() {
+                sys::ring(bell.as_raw_fd());
+            }
+        }
+    }
+}
+
+/// Says so in the header, then wakes every sleeper there can be: a woken one looks at the header again.
+fn wake_guest(region: &Region, state: u32) {
+    let d = region.device;
+    d.header().engine_state.store(state, Ordering::SeqCst);
+    fence(Ordering::SeqCst);
+    let bump = |w: &nk_device::sync::AtomicU32| {
+        w.fetch_add(1, Ordering::SeqCst);
+        sys::futex_wake_all(w);
+    };
+    let layout = d.layout();
+    for i in present::<Row, _>(region, d.row(0), layout.rows) {
+        if let Some(r) = d.row(i as u16) {
+            bump(&r.grant_wake);
+        }
+    }
+    for i in present::<Qset, _>(region, d.qset(0), layout.qsets) {
+        if let Some(q) = d.qset(i as u16) {
+            bump(&q.completion_wake);
+        }
+    }
+    for i in present::<Cell, _>(region, d.cell(0), layout.cells) {
+        if let Some(c) = d.cell(i) {
+            bump(&c.rx_wake);
+            bump(&c.tx_wake);
+        }
+    }
+}
+
+/// Indices of the elements of an array in the region that lie on pages which exist: reading the others would make them.
+fn present<T, P>(region: &Region, first: Option<&P>, count: u32) -> Vec<u32> {
+    let Some(first) = first else { return Vec::new() };
+    let start = std::ptr::from_ref(first) as usize - region.device.base().as_ptr() as usize;
+    let size = size_of::<T>();
+    let end = start + size * count as usize;
+    let fd = region.memfd.as_raw_fd();
+    let seek = |at: usize, whence: i32| {
+        // SAFETY: plain numbers; moves the offset of a memfd that nobody reads by its offset.
+        usize::try_from(unsafe { libc::lseek(fd, at as i64, whence) }).ok()
+    };
+    let mut found = Vec::new();
+    let mut at = start;
+    while let Some(data) = seek(at, libc::SEEK_DATA).filter(|d| *d < end) {
+        let hole = seek(data, libc::SEEK_HOLE).unwrap_or(end).min(end);
+        let from = (data.max(start) - start) / size;
+        let to = (hole - start).div_ceil(size);
+        let next = found.last().map_or(0, |l: &u32| l + 1);
+        found.extend((from as u32).max(next)..(to as u32).min(count));
+        if hole <= at {
+            break;
+        }
+        at = hole;
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_pages_that_exist_are_walked() {
+        let r = Region::new("test", Layout::GUEST, 1).expect("region");
+        let cells = |r: &Region| present::<Cell, _>(r, r.device.cell(0), r.device.layout().cells);
+        assert!(cells(&r).len() <= 4, "{:?}", cells(&r));
+        for i in [5u32, 20_000, 32 * 1024 - 1] {
+            r.device.cell(i).expect("cell").in_use.store(1, Ordering::Relaxed);
+        }
+        let found = cells(&r);
+        assert!([5, 20_000, 32 * 1024 - 1].iter().all(|i| found.contains(i)), "{found:?}");
+        assert!(found.len() <= 16, "{found:?}");
+        assert!(found.windows(2).all(|w| w[0] < w[1]));
+        wake_guest(&r, ENGINE_DOWN);
+        assert_eq!(r.device.header().engine_state.load(Ordering::Relaxed), ENGINE_DOWN);
+        assert_eq!(r.device.cell(20_000).expect("cell").rx_wake.load(Ordering::Relaxed), 1);
+        assert_eq!(cells(&r), found);
+    }
+}

@@ -1,0 +1,95 @@
+//! What the control thread tells the keeper: everything that another daemon would need, before it is promised to anybody.
+
+use std::os::fd::{AsRawFd, RawFd};
+
+use nk_engine::GuestId;
+
+use super::{Server, Source, Token};
+use crate::guest::Guest;
+use crate::keeper::{CLASS_GUEST, CLASS_HOLD, CLASS_PROCESS, CLASS_QSET};
+
+/// In a process's entry: its control connection is among the descriptors.
+pub(super) const HAS_CONTROL: u64 = 1;
+/// In a process's entry: its pidfd is the last descriptor.
+pub(super) const HAS_PIDFD: u64 = 2;
+
+pub(super) fn process_key(guest: GuestId, row: u16) -> u64 {
+    u64::from(guest.0) << 16 | u64::from(row)
+}
+fn qset_key(guest: GuestId, row: u16, qset: u16) -> u64 {
+    u64::from(guest.0) << 32 | u64::from(row) << 16 | u64::from(qset)
+}
+fn hold_key(guest: GuestId, token: Token) -> u64 {
+    // The generation's low bits and the index: unique among living tokens.
+    u64::from(guest.0) << 48 | (token.word() & 0xffff_ffff_ffff)
+}
+
+/// A guest's words as text; the name, which may be long, comes last.
+fn guest_text(g: &Guest) -> String {
+    let l = &g.limits;
+    format!("{} {} {} {} {} {}", g.uid, g.flags, l.sockets_max, l.rows_max, l.port_min, g.name)
+}
+
+impl Server {
+    pub(super) fn raw(&self, token: Option<Token>) -> Option<RawFd> {
+        match self.sources.get(token?)? {
+            Source::Connection { fd, .. }
+            | Source::Pidfd { fd, .. }
+            | Source::CreatorPidfd { fd, .. }
+            | Source::Hold { fd, .. }
+            | Source::Listener(fd) => Some(fd.as_raw_fd()),
+            Source::Bell | Source::Keeper | Source::Nsm(_) => None,
+        }
+    }
+
+    pub(super) fn note_guest(&self, id: GuestId) {
+        let (Some(k), Some(g)) = (&self.keeper, self.guests.get(&id.0)) else { return };
+        let fds = [g.region.memfd.as_raw_fd(), g.engine_bell.as_raw_fd(), g.netns.as_raw_fd()];
+        k.keep(CLASS_GUEST, id.0.into(), g.token, &guest_text(g), &fds);
+    }
+
+    pub(super) fn note_guest_gone(&self, id: GuestId) {
+        if let Some(k) = &self.keeper {
+            k.drop_entry(CLASS_GUEST, id.0.into());
+        }
+    }
+
+    pub(super) fn note_process(&self, id: GuestId, row: u16) {
+        let process = self.guests.get(&id.0).and_then(|g| g.processes.get(&row));
+        let (Some(k), Some(p)) = (&self.keeper, process) else { return };
+        let (control, pidfd) = (self.raw(p.control), self.raw(p.pidfd));
+        let bits = control.map_or(0, |_| HAS_CONTROL) | pidfd.map_or(0, |_| HAS_PIDFD);
+        let fds: Vec<RawFd> = control.into_iter().chain(pidfd).collect();
+        k.keep(CLASS_PROCESS, process_key(id, row), (p.pid as u64, bits), "", &fds);
+    }
+
+    pub(super) fn note_process_gone(&self, id: GuestId, row: u16) {
+        if let Some(k) = &self.keeper {
+            k.drop_entry(CLASS_PROCESS, process_key(id, row));
+        }
+    }
+
+    pub(super) fn note_qset(&self, id: GuestId, row: u16, qset: u16, primary: bool, bell: RawFd) {
+        if let Some(k) = &self.keeper {
+            k.keep(CLASS_QSET, qset_key(id, row, qset), (primary.into(), 0), "", &[bell]);
+        }
+    }
+
+    pub(super) fn note_qset_gone(&self, id: GuestId, row: u16, qset: u16) {
+        if let Some(k) = &self.keeper {
+            k.drop_entry(CLASS_QSET, qset_key(id, row, qset));
+        }
+    }
+
+    pub(super) fn note_hold(&self, id: GuestId, token: Token, socket: u32, generation: u16) {
+        if let (Some(k), Some(fd)) = (&self.keeper, self.raw(Some(token))) {
+            k.keep(CLASS_HOLD, hold_key(id, token), (socket.into(), generation.into()), "", &[fd]);
+        }
+    }
+
+    pub(super) fn note_hold_gone(&self, id: GuestId, token: Token) {
+        if let Some(k) = &self.keeper {
+            k.drop_entry(CLASS_HOLD, hold_key(id, token));
+        }
+    }
+}

@@ -1,0 +1,88 @@
+//! Starting this program again as another process: detached from terminal, session and descriptors, or as a child.
+
+use std::ffi::{CStr, c_char};
+use std::io;
+use std::os::fd::RawFd;
+
+/// The descriptor that the started process gets.
+pub const PASSED_FD: RawFd = 3;
+
+/// In the child: stdio as said, `passed` at 3, nothing else open. Only system calls.
+///
+/// # Safety
+/// Runs between fork and exec; `argv` is a null-terminated array of C strings.
+unsafe fn become_program(passed: RawFd, argv: *const *const c_char, log: Option<&CStr>) -> ! {
+    // SAFETY: system calls on data that the caller made before the fork.
+    unsafe {
+        let null = libc::open(c"/dev/null".as_ptr(), libc::O_RDWR);
+        // A copy out of the way of the numbers to be filled.
+        let kept = libc::fcntl(passed, libc::F_DUPFD, 10);
+        libc::dup2(null, 0);
+        if let Some(log) = log {
+            let flags = libc::O_WRONLY | libc::O_APPEND | libc::O_CREAT;
+            let out = libc::open(log.as_ptr(), flags, 0o600);
+            let out = if out >= 0 { out } else { null };
+            libc::dup2(out, 1);
+            libc::dup2(out, 2);
+        } else {
+            libc::dup2(null, 1);
+        }
+        libc::dup2(kept, PASSED_FD);
+        libc::syscall(libc::SYS_close_range, PASSED_FD + 1, u32::MAX, 0);
+        libc::chdir(c"/".as_ptr());
+        let mut none: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut none);
+        libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
+        libc::execv(c"/proc/self/exe".as_ptr(), argv);
+        libc::_exit(127)
+    }
+}
+
+/// fork, setsid, fork, exec. stderr goes to `log`, or stays this process's where `log` is `None`. For callers with one thread.
+///
+/// # Errors
+/// Those of fork.
+pub fn detached(passed: RawFd, argv: &[*const c_char], log: Option<&CStr>) -> io::Result<()> {
+    // SAFETY: the caller has one thread; between fork and exec only system calls on data made before.
+    unsafe {
+        let child = libc::fork();
+        if child < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        if child == 0 {
+            libc::setsid();
+            if libc::fork() != 0 {
+                libc::_exit(0);
+            }
+            become_program(passed, argv.as_ptr(), log);
+        }
+        // Where SIGCHLD is ignored there is nothing to wait for.
+        while libc::waitpid(child, std::ptr::null_mut(), 0) < 0
+            && io::Error::last_os_error().kind() == io::ErrorKind::Interrupted
+        {}
+    }
+    Ok(())
+}
+
+/// A child that is killed when this process ends. Returns its pid; the caller waits for it. The caller may have threads.
+///
+/// # Errors
+/// Those of fork.
+pub fn child(passed: RawFd, argv: &[*const c_char]) -> io::Result<i32> {
+    // SAFETY: between fork and exec only system calls on data made before, which is sound with other threads.
+    unsafe {
+        let parent = libc::getpid();
+        let child = libc::fork();
+        if child < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        if child == 0 {
+            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+            if libc::getppid() != parent {
+                libc::_exit(1);
+            }
+            become_program(passed, argv.as_ptr(), None);
+        }
+        Ok(child)
+    }
+}
