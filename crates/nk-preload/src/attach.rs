@@ -29,7 +29,7 @@ impl Saved {
         Saved { bytes: UnsafeCell::new([0; PATH_MAX]), len: AtomicUsize::new(0) }
     }
 
-    fn set(&self, value: &[u8]) -> bool {
+    pub(crate) fn set(&self, value: &[u8]) -> bool {
         if value.len() >= PATH_MAX {
             return false;
         }
@@ -198,6 +198,9 @@ fn attach(is_raw_child: bool) {
         standin::release_others(p);
     }
     drop(imported);
+    if !is_raw_child {
+        crate::calls::files::replace_standard_streams();
+    }
 }
 
 fn map(memory: c_int, len: u64, engine: c_int, identity: Identity) {

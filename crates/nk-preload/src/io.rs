@@ -372,3 +372,34 @@ fn peek_more(
     });
     r.map_err(wait::Ended::errno)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buffers_are_walked_in_pieces_and_again_from_the_start() {
+        let mut parts = [vec![0u8; 3], vec![], vec![0u8; 5], vec![0u8; 100]];
+        let iov: Vec<iovec> = parts
+            .iter_mut()
+            .map(|p| iovec { iov_base: p.as_mut_ptr().cast(), iov_len: p.len() })
+            .collect();
+        let data: Vec<u8> = (1..=50).collect();
+        // SAFETY: the vectors outlive it.
+        let mut b = unsafe { Buffers::new(iov.as_ptr(), iov.len()) };
+        let from = |at: usize| NonNull::new(data.as_ptr().cast_mut().wrapping_add(at)).expect("at");
+        assert!(Sink::copy(&mut b, 0, from(0), 2).is_ok());
+        assert!(Sink::copy(&mut b, 2, from(2), 4).is_ok());
+        b.skip_to(6);
+        assert!(Sink::copy(&mut b, 0, from(6), 10).is_ok());
+        // A reader that lost a race writes the same place again.
+        assert!(Sink::copy(&mut b, 0, from(6), 10).is_ok());
+        b.skip_to(1);
+        let mut out = [0u8; 12];
+        let to = NonNull::new(out.as_mut_ptr()).expect("out");
+        assert!(Source::copy(&mut b, 0, to, 12).is_ok());
+        assert_eq!(out[..], data[1..13]);
+        let all: Vec<u8> = parts.concat();
+        assert_eq!((&all[..16], all[16]), (&data[..16], 0));
+    }
+}

@@ -47,6 +47,11 @@ impl Next {
         Next { name, at: AtomicPtr::new(core::ptr::null_mut()) }
     }
 
+    /// Its address, if it was looked up at load time.
+    pub(crate) fn known(&self) -> *mut c_void {
+        self.at.load(Ordering::Acquire)
+    }
+
     /// Its address; null when the C library has none.
     pub(crate) fn get(&self) -> *mut c_void {
         let at = self.at.load(Ordering::Acquire);
@@ -66,11 +71,23 @@ pub(crate) static ADDDUP2: Next = Next::new(c"posix_spawn_file_actions_adddup2")
 pub(crate) static FDOPEN: Next = Next::new(c"fdopen");
 pub(crate) static FILENO: Next = Next::new(c"fileno");
 pub(crate) static FILENO_UNLOCKED: Next = Next::new(c"fileno_unlocked");
+pub(crate) static SETCANCELTYPE: Next = Next::new(c"pthread_setcanceltype");
+pub(crate) static SYSTEM: Next = Next::new(c"system");
 pub(crate) static POPEN: Next = Next::new(c"popen");
 
 /// Looks all of them up.
 pub(crate) fn init() {
-    for n in [&POSIX_SPAWN, &POSIX_SPAWNP, &ADDDUP2, &FDOPEN, &FILENO, &FILENO_UNLOCKED, &POPEN] {
+    for n in [
+        &POSIX_SPAWN,
+        &POSIX_SPAWNP,
+        &ADDDUP2,
+        &FDOPEN,
+        &FILENO,
+        &FILENO_UNLOCKED,
+        &SETCANCELTYPE,
+        &SYSTEM,
+        &POPEN,
+    ] {
         n.get();
     }
 }

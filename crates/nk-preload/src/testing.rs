@@ -39,7 +39,7 @@ pub(crate) fn guest() -> &'static Process {
             doorbell_fd: sys::move_up(sys::eventfd().expect("eventfd")),
         };
         let engine_fd = sys::move_up(sys::eventfd().expect("eventfd"));
-        let mut host = Host::new(device, sys::move_up(theirs));
+        let mut host = Host::new(device, sys::move_up(theirs), id.doorbell_fd);
         host.top_up();
         assert!(process::begin(device, engine_fd, id));
         assert!(fdtable::init(LAYOUT.cells));
@@ -89,9 +89,9 @@ struct Host {
 }
 
 impl Host {
-    fn new(device: Device, control: i32) -> Host {
+    fn new(device: Device, control: i32, doorbell: i32) -> Host {
         let mut queues = HashMap::new();
-        queues.insert(0, Queues::new(-1));
+        queues.insert(0, Queues::new(doorbell));
         Host {
             device,
             control,
@@ -136,6 +136,15 @@ impl Host {
         }
         row.grant_wake.fetch_add(1, Ordering::SeqCst);
         sys::futex_wake(&row.grant_wake, i32::MAX);
+        if row.want.load(Ordering::SeqCst) != 0 {
+            let shared = d.qset(0).expect("qset");
+            let s = self.queues.get_mut(&0).expect("primary");
+            // Nobody takes these unless somebody polls, so the ring may be full.
+            let _ = s.receive.push(&shared.receive(), &Nqe::new(Op::Granted, 0, 0));
+            if shared.wants_doorbell() {
+                sys::ring_eventfd(s.doorbell);
+            }
+        }
     }
 
     fn poll(&mut self) -> bool {

@@ -93,11 +93,13 @@ pub(crate) fn until<T>(
         let waited = if found.is_some() {
             Ok(())
         } else if deadline == 0 {
-            sys::futex_wait(word, seen, None)
+            cancellable(|| sys::futex_wait(word, seen, None))
         } else {
             match deadline.saturating_sub(sys::now_us()) {
                 0 => Err(libc::ETIMEDOUT),
-                left => sys::futex_wait(word, seen, Some(&sys::timespec_us(left))),
+                left => cancellable(|| {
+                    sys::futex_wait(word, seen, Some(&sys::timespec_us(left)))
+                }),
             }
         };
         match on {
@@ -115,6 +117,27 @@ pub(crate) fn until<T>(
             return Err(if e == libc::EINTR { Ended::Interrupted } else { Ended::TimedOut });
         }
     }
+}
+
+/// A blocking call is a cancellation point: while it sleeps, pthread_cancel ends the thread at once, as in glibc's own calls. The
+/// thread's pin on the socket stays until the process ends.
+fn cancellable<T>(sleep: impl FnOnce() -> T) -> T {
+    type SetCancelType = unsafe extern "C" fn(c_int, *mut c_int) -> c_int;
+    const ASYNCHRONOUS: c_int = 1;
+    let function = crate::next::SETCANCELTYPE.known();
+    if function.is_null() {
+        return sleep();
+    }
+    // SAFETY: the C library's function of that name and signature.
+    let set = unsafe { core::mem::transmute::<*mut libc::c_void, SetCancelType>(function) };
+    let mut old = 0;
+    // SAFETY: writes a local.
+    unsafe { set(ASYNCHRONOUS, &raw mut old) };
+    let r = sleep();
+    let mut ignored = 0;
+    // SAFETY: as above.
+    unsafe { set(old, &raw mut ignored) };
+    r
 }
 
 /// Whether the engine serves. A connection that finds nothing to do is lost when it does not.

@@ -121,6 +121,29 @@ impl Environment {
 
 const PRELOAD: &str = "LD_PRELOAD";
 
+/// Puts our variables back into the program's own environment where it dropped them: for C library functions that start a
+/// program with it and take no other.
+pub(crate) fn restore_environment() {
+    let Ok(completed) = Environment::complete(environment()) else { return };
+    if completed.memory.is_none() {
+        return;
+    }
+    for_each(completed.as_ptr(), |entry| {
+        let t = entry.to_bytes();
+        let is_ours =
+            ours().iter().any(|(n, _)| value_of(t, n).is_some()) || value_of(t, PRELOAD).is_some();
+        let Some(at) = t.iter().position(|b| *b == b'=') else { return };
+        let mut name = [0u8; 16];
+        if is_ours
+            && let (Some(to), Some(from)) = (name.get_mut(..at), t.get(..at))
+        {
+            to.copy_from_slice(from);
+            // SAFETY: both are C strings (the name's array is longer than any of ours, and zeroed); setenv copies them.
+            unsafe { libc::setenv(name.as_ptr().cast(), entry.as_ptr().add(at + 1), 1) };
+        }
+    });
+}
+
 fn ours() -> [(&'static str, &'static [u8]); 3] {
     [(env::SOCKET, SOCKET.get()), (env::TOKEN, TOKEN.get()), (env::LIBRARY, LIBRARY.get())]
 }
@@ -491,4 +514,88 @@ unsafe extern "C" fn exec_list(kind: c_int, registers: Strings, stack: Strings) 
     drop(memory);
     sys::set_errno(e);
     r
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::ffi::CString;
+
+    fn completed(given: &[&str]) -> Vec<String> {
+        SOCKET.set(b"/run/s");
+        TOKEN.set(b"00ff");
+        LIBRARY.set(b"/lib/n.so");
+        let strings: Vec<CString> =
+            given.iter().map(|s| CString::new(*s).expect("string")).collect();
+        let mut pointers: Vec<*const c_char> = strings.iter().map(|s| s.as_ptr()).collect();
+        pointers.push(null());
+        let e = Environment::complete(pointers.as_ptr()).expect("memory");
+        let mut out = Vec::new();
+        for_each(e.as_ptr(), |s| out.push(s.to_str().expect("text").to_owned()));
+        out.sort();
+        out
+    }
+
+    #[test]
+    fn what_a_program_dropped_from_its_environment_comes_back() {
+        let all = ["LD_PRELOAD=/lib/n.so", "NK_LIBRARY=/lib/n.so", "NK_SOCKET=/run/s", "NK_TOKEN=00ff"];
+        assert_eq!(completed(&[]), all);
+        assert_eq!(completed(&all), all);
+        assert_eq!(completed(&["NK_TOKEN=forged"]), all);
+        let with = completed(&["A=1", "LD_PRELOAD=/x.so /y.so"]);
+        assert_eq!(with[..2], ["A=1", "LD_PRELOAD=/lib/n.so:/x.so /y.so"]);
+        let kept = completed(&["LD_PRELOAD=/x.so:/lib/n.so", "NK_LIBRARY=/lib/n.so"]);
+        assert_eq!(kept[0], "LD_PRELOAD=/x.so:/lib/n.so");
+        assert_eq!(kept.len(), 4);
+    }
+
+    #[test]
+    fn names_are_searched_in_path_and_paths_are_not() {
+        let mut seen = Vec::new();
+        for_each_candidate::<()>(c"prog", |p| {
+            seen.push(p.to_str().expect("text").to_owned());
+            None
+        });
+        assert!(seen.len() > 1 && seen.iter().all(|p| p.ends_with("/prog") || p == "prog"));
+        assert_eq!(for_each_candidate(c"./x", |p| Some(p.to_owned())), Some(c"./x".to_owned()));
+    }
+
+    #[test]
+    fn lists_become_arrays() {
+        unsafe extern "C" {
+            fn execl(path: *const c_char, arg: *const c_char, ...) -> c_int;
+            fn execle(path: *const c_char, arg: *const c_char, ...) -> c_int;
+        }
+        let run = |variant: u32| {
+            let mut pipe = [0; 2];
+            let end = std::ptr::null::<c_char>();
+            let envp = [c"E=of-the-list".as_ptr(), end];
+            let script = c"printf %s, \"$0\" \"$@\" \"$E\" >&$1".as_ptr();
+            // SAFETY: the child only makes system calls before it execs.
+            unsafe {
+                assert_eq!(libc::pipe(pipe.as_mut_ptr()), 0);
+                let to = CString::new(pipe[1].to_string()).expect("number");
+                let child = libc::syscall(libc::SYS_fork);
+                if child == 0 {
+                    let sh = c"/bin/sh".as_ptr();
+                    let (c, a, b) = (c"-c".as_ptr(), c"a".as_ptr(), c"b".as_ptr());
+                    if variant == 0 {
+                        execl(sh, sh, c, script, a, to.as_ptr(), b, b, b, b, end);
+                    } else {
+                        execle(sh, sh, c, script, a, to.as_ptr(), b, end, envp.as_ptr());
+                    }
+                    libc::_exit(1);
+                }
+                libc::syscall(libc::SYS_close, pipe[1]);
+                let mut b = [0u8; 256];
+                let n = libc::syscall(libc::SYS_read, pipe[0], b.as_mut_ptr(), 256usize);
+                libc::syscall(libc::SYS_close, pipe[0]);
+                libc::waitpid(child as i32, std::ptr::null_mut(), 0);
+                let text = std::str::from_utf8(&b[..n.max(0) as usize]).expect("text");
+                text.replace(&format!(",{},", to.to_str().expect("number")), ",N,")
+            }
+        };
+        assert_eq!(run(0), "a,N,b,b,b,b,,");
+        assert_eq!(run(1), "a,N,b,of-the-list,");
+    }
 }

@@ -133,3 +133,35 @@ pub unsafe extern "C" fn fdopen(fd: c_int, mode: *const c_char) -> *mut c_void {
     // SAFETY: the C library's function of that name and signature, with the program's arguments.
     unsafe { core::mem::transmute::<*mut c_void, Fdopen>(real)(fd, mode) }
 }
+
+unsafe extern "C" {
+    static mut stdin: *mut c_void;
+    static mut stdout: *mut c_void;
+    static mut stderr: *mut c_void;
+    fn setvbuf(stream: *mut c_void, buffer: *mut c_char, mode: c_int, size: usize) -> c_int;
+}
+
+/// A program that starts with a socket as its standard input or output (as inetd starts them): the C library's streams would
+/// read and write the stand-in.
+pub(crate) fn replace_standard_streams() {
+    const UNBUFFERED: c_int = 2;
+    // SAFETY: runs in the constructor, before the program uses these; the variables are the C library's own.
+    unsafe {
+        for (fd, stream, mode) in [
+            (0, &raw mut stdin, c"r"),
+            (1, &raw mut stdout, c"w"),
+            (2, &raw mut stderr, c"w"),
+        ] {
+            if matches!(fdtable::get(fd), Entry::Socket { .. }) {
+                let ours = fdopen(fd, mode.as_ptr());
+                if ours.is_null() {
+                    continue;
+                }
+                if fd == 2 {
+                    setvbuf(ours, core::ptr::null_mut(), UNBUFFERED, 0);
+                }
+                *stream = ours;
+            }
+        }
+    }
+}

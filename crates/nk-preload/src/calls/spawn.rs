@@ -8,7 +8,7 @@ use core::ffi::CStr;
 use libc::{c_char, c_int, c_void, pid_t};
 
 use super::descriptors::{close, dup2};
-use super::exec::{Environment, check, for_each_candidate};
+use super::exec::{Environment, check, for_each_candidate, restore_environment};
 use super::rights::hold;
 use crate::fdtable::{self, Entry};
 use crate::process::{Process, process};
@@ -141,6 +141,7 @@ pub unsafe extern "C" fn posix_spawn_file_actions_adddup2(
 pub unsafe extern "C" fn popen(command: *const c_char, mode: *const c_char) -> *mut c_void {
     if let Some(p) = process() {
         hold_inheritable(p);
+        restore_environment();
     }
     let real = next::POPEN.get();
     if real.is_null() {
@@ -149,6 +150,25 @@ pub unsafe extern "C" fn popen(command: *const c_char, mode: *const c_char) -> *
     }
     // SAFETY: the C library's function of that name and signature, with the program's arguments.
     unsafe { core::mem::transmute::<*mut c_void, Popen>(real)(command, mode) }
+}
+
+/// system(3).
+///
+/// # Safety
+/// As system(3).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn system(command: *const c_char) -> c_int {
+    type System = unsafe extern "C" fn(*const c_char) -> c_int;
+    if let Some(p) = process() {
+        hold_inheritable(p);
+        restore_environment();
+    }
+    let real = next::SYSTEM.get();
+    if real.is_null() {
+        return sys::fail(libc::ENOSYS);
+    }
+    // SAFETY: the C library's function of that name and signature, with the program's argument.
+    unsafe { core::mem::transmute::<*mut c_void, System>(real)(command) }
 }
 
 /// daemon(3): glibc's own forks past our fork.

@@ -292,3 +292,29 @@ fn a_forked_child_has_the_fork_gate_open_to_its_handlers() {
     crate::gate::open();
     t.join().expect("join");
 }
+
+#[test]
+fn a_thread_blocked_in_recv_can_be_cancelled() {
+    let (_c, s, _l) = pair();
+    extern "C" fn reader(fd: *mut libc::c_void) -> *mut libc::c_void {
+        let mut b = [0u8; 4];
+        // SAFETY: a local buffer.
+        unsafe { libc::recv(fd as usize as i32, b.as_mut_ptr().cast(), 4, 0) };
+        std::ptr::null_mut()
+    }
+    unsafe extern "C" {
+        fn pthread_cancel(t: libc::pthread_t) -> i32;
+    }
+    crate::next::init();
+    // SAFETY: plain calls; the thread's frames hold nothing that needs dropping.
+    unsafe {
+        let mut t: libc::pthread_t = 0;
+        let fd = s.as_raw_fd() as usize as *mut libc::c_void;
+        assert_eq!(libc::pthread_create(&raw mut t, std::ptr::null(), reader, fd), 0);
+        std::thread::sleep(Duration::from_millis(50));
+        assert_eq!(pthread_cancel(t), 0);
+        let mut end = std::ptr::null_mut();
+        assert_eq!(libc::pthread_join(t, &raw mut end), 0);
+        assert_eq!(end as isize, -1, "PTHREAD_CANCELED");
+    }
+}
