@@ -6,6 +6,9 @@ int main(void) {
     case_start();
     int ends[2], ep = MUST(epoll_create1(0)), second = MUST(epoll_create1(0));
     tcp_pair(AF_INET, ends);
+    int low = ends[1];
+    ends[1] = MUST(dup2(low, 150)); // a number that nothing else gets by itself
+    close(low);
     EP_ADD(ep, ends[1], EPOLLIN, 1);
     EP_ADD(second, ends[1], EPOLLIN, 2);
     int copy = MUST(dup(ends[1])), number = ends[1];
