@@ -1,8 +1,7 @@
 //! Going on after a death: of an NSM, or of the engine that served a guest before.
 
 use nk_device::cell::{
-    GF_CONNECT_CALLED, SF_CONNECTED, SF_CONNECTING, SF_DEAD, SF_EOF, SF_FAILED, SF_LISTENING,
-    SF_RX_STALLED,
+    GF_CONNECT_CALLED, SF_CONNECTED, SF_CONNECTING, SF_DEAD, SF_FAILED, SF_LISTENING, SF_RX_STALLED,
 };
 use nk_device::header::ENGINE_UP;
 use nk_device::sync::Ordering;
@@ -26,7 +25,7 @@ fn reset_cell(cell: &Cell) {
     let state = cell.state.load(Ordering::Relaxed);
     let failed = if state & SF_CONNECTED == 0 { SF_FAILED } else { 0 };
     let gone = SF_CONNECTING | SF_RX_STALLED | SF_LISTENING;
-    cell.state.store((state & !gone) | SF_DEAD | SF_EOF | failed, Ordering::SeqCst);
+    cell.state.store((state & !gone) | SF_DEAD | failed, Ordering::SeqCst);
     cell.rx_wake.fetch_add(1, Ordering::SeqCst);
     cell.tx_wake.fetch_add(1, Ordering::SeqCst);
 }

@@ -52,7 +52,12 @@ impl Guest {
 impl Parts<'_> {
     pub(crate) fn from_nsm(&mut self, nqe: &Nqe, out: &mut Out<'_>) {
         match Op::from_u8(nqe.op) {
-            Some(Op::Event) => self.deliver(nqe.socket, nqe.generation, nqe.op_data, false, out),
+            Some(Op::Event) => {
+                // A listener's event for readers alone is one connection.
+                let accept = nqe.op_data == EPOLLIN
+                    && self.guest.socket(nqe.socket).is_some_and(|s| s.listener.is_some());
+                self.deliver(nqe.socket, nqe.generation, nqe.op_data, accept, out);
+            }
             Some(Op::Accepted) => self.accepted(nqe, out),
             Some(Op::Closed) => self.closed(nqe, out),
             Some(Op::Reply) => {
@@ -184,7 +189,7 @@ impl Parts<'_> {
         }
         self.guest.sweep_queue(parent);
         self.guest.top_up_nsm(self.nsm);
-        self.deliver(parent, parent_generation, EPOLLIN, true, out);
+        // Who waits is told by the Event that follows once the socket stands on the ring.
     }
 
     /// The stack is done with a socket: `op_data` and `data` are the bytes it sent and received.

@@ -178,6 +178,8 @@ impl Parts<'_> {
                 }
                 return self.refuse(q, &nqe, ECONNRESET, out);
             }
+            // Pushed before the close, on the ring that is read after it: the stack sends what was queued anyway.
+            State::Closing if matches!(op, Op::Send | Op::RxRoom) => return,
             State::Closing | State::Free => {
                 self.guest.stats.stale += 1;
                 return self.refuse(q, &nqe, EBADF, out);

@@ -1,6 +1,6 @@
 //! The end of sockets, and a socket's turn.
 
-use nk_device::cell::{SF_CONNECTED, SF_CONNECTING, SF_DEAD, SF_EOF};
+use nk_device::cell::{SF_CONNECTED, SF_CONNECTING, SF_DEAD};
 use nk_device::stream::{Span, read_slot};
 use nk_device::sync::Ordering;
 use nk_device::{Cell, Nqe, Op, STREAM_SLOTS};
@@ -55,7 +55,7 @@ impl<S: Stack> Ctx<'_, S> {
         cell.tx_head.store(s.tx_head, Ordering::SeqCst);
         if !s.closing {
             s.post_error(cell, libc::ECONNRESET);
-            s.change(cell, SF_EOF | SF_DEAD, SF_CONNECTING);
+            s.change(cell, SF_DEAD, SF_CONNECTING);
             self.tell(key, cell, ALL);
         }
     }

@@ -9,6 +9,7 @@ use nk_device::sync::Ordering;
 use nk_device::{Addr, Cell, Nqe, Op};
 use nk_guestlib::options::{Policy, lookup};
 
+use crate::listener::behind;
 use crate::service::{ALL, Ctx, Due, HUP, IN, OUT, RDHUP, Taken};
 use crate::socket::{Drain, Socket};
 use crate::{Connect, Errno, How, Key, Stack};
@@ -158,16 +159,15 @@ impl<S: Stack> Ctx<'_, S> {
 
     fn listen(&mut self, nqe: &Nqe, key: Key, cell: &Cell, mut s: Taken<S>) -> Taken<S> {
         let backlog = nqe.op_data as u32;
-        let (ahead, behind) = split_backlog(backlog);
         let r = self.on(&s, |stack, h| {
-            stack.listen(h, behind, backlog, key)?;
+            stack.listen(h, behind(backlog, 0), backlog, key)?;
             stack.watch(h, key)?;
             stack.local(h)
         });
         match r {
             Ok(local) => {
                 self.tell_bound(Op::Listen, key, &local, false);
-                self.begin_listening(cell, &mut s, &local, ahead);
+                self.begin_listening(cell, &mut s, &local, backlog);
                 self.enqueue(key, &mut s);
                 self.reply(nqe, Ok(0));
             }
@@ -457,10 +457,4 @@ impl<S: Stack> Ctx<'_, S> {
         self.enqueue(key, &mut s);
         Some(s)
     }
-}
-
-/// How many accepted sockets wait on the ring, and how many with the stack: together what Linux would let wait.
-pub(crate) fn split_backlog(backlog: u32) -> (u32, u32) {
-    let ahead = backlog.clamp(1, nk_device::STREAM_SLOTS as u32);
-    (ahead, backlog.saturating_sub(ahead))
 }

@@ -9,7 +9,6 @@ use nk_device::stream::{AcceptedSocket, publish_single};
 use nk_device::sync::Ordering;
 use nk_device::{Addr, Cell, Nqe, Op, STREAM_SLOTS};
 
-use crate::jobs::split_backlog;
 use crate::service::{Ctx, Due, IN, Taken};
 use crate::socket::{Listener, Socket};
 use crate::{Errno, Key, Stack};
@@ -19,17 +18,34 @@ const ROUNDS: usize = 16;
 const PAUSE_MS_MIN: u64 = 10;
 const PAUSE_MS_MAX: u64 = 500;
 
+/// Accepted sockets that may wait on the ring.
+fn ahead_max(backlog: u32) -> u32 {
+    backlog.clamp(1, STREAM_SLOTS as u32)
+}
+
+/// How many the stack lets wait when this many wait on the ring: together no more than the guest asked for. A short backlog is
+/// moved to and fro, so that all of it takes a burst that comes while nobody polls; of a long one the ring's part is set aside.
+pub(crate) fn behind(backlog: u32, queued: u32) -> u32 {
+    let slots = STREAM_SLOTS as u32;
+    backlog.saturating_sub(if backlog > slots * 4 { slots } else { queued })
+}
+
 impl<S: Stack> Ctx<'_, S> {
     pub(crate) fn begin_listening(
         &mut self,
         cell: &Cell,
         s: &mut Taken<S>,
         local: &Addr,
-        ahead: u32,
+        backlog: u32,
     ) {
         s.set_local(cell, local);
         s.readable = true;
-        s.listener = Some(Box::new(Listener { ahead, pause_ms: PAUSE_MS_MIN, paused_until_ms: 0 }));
+        s.listener = Some(Box::new(Listener {
+            backlog,
+            behind: behind(backlog, 0),
+            pause_ms: PAUSE_MS_MIN,
+            paused_until_ms: 0,
+        }));
         s.change(cell, SF_BOUND | SF_LISTENING, SF_FAILED | SF_DEAD | SF_EOF);
     }
 
@@ -43,15 +59,14 @@ impl<S: Stack> Ctx<'_, S> {
         let cell = device.cell(key.socket).ok_or(Errno(libc::EINVAL))?;
         let handle = self.stack.adopt(self.guest.namespace, fd)?;
         let local = self.stack.local(&handle)?;
-        let (ahead, behind) = split_backlog(backlog);
-        self.stack.listen(&handle, behind, backlog, key)?;
+        self.stack.listen(&handle, behind(backlog, 0), backlog, key)?;
         self.stack.watch(&handle, key)?;
         let mut s: Taken<S> = Box::new(Socket::new(key.generation, local.family));
         s.handle = Some(handle);
         // What was on the ring went with the last service: the ring goes on, empty, where the guest is.
         s.rx_tail = cell.position().index;
         cell.rx_tail.store(s.rx_tail, Ordering::SeqCst);
-        self.begin_listening(cell, &mut s, &local, ahead);
+        self.begin_listening(cell, &mut s, &local, backlog);
         self.enqueue(key, &mut s);
         self.guest.put(key.socket, s);
         Ok(())
@@ -63,7 +78,20 @@ impl<S: Stack> Ctx<'_, S> {
     }
 
     pub(crate) fn accept(&mut self, key: Key, cell: &Cell, s: &mut Taken<S>) {
-        let Some((ahead, paused)) = s.listener.as_ref().map(|l| (l.ahead, l.paused_until_ms))
+        self.accept_ahead(key, cell, s);
+        let queued = Self::queued(cell, s);
+        if let (Some(l), Some(h)) = (&mut s.listener, &s.handle) {
+            let behind = behind(l.backlog, queued);
+            if behind != l.behind {
+                l.behind = behind;
+                self.stack.set_backlog(h, behind);
+            }
+        }
+    }
+
+    fn accept_ahead(&mut self, key: Key, cell: &Cell, s: &mut Taken<S>) {
+        let Some((ahead, paused)) =
+            s.listener.as_ref().map(|l| (ahead_max(l.backlog), l.paused_until_ms))
         else {
             return;
         };
@@ -186,7 +214,7 @@ impl<S: Stack> Ctx<'_, S> {
             && self.stack.watch(h, new_key).is_err()
         {
             // Unwatched it would only ever be what it is now: over.
-            new.change(new_cell, SF_EOF | SF_DEAD, 0);
+            new.change(new_cell, SF_DEAD, 0);
         }
         self.guest.put(socket, new);
         let accepted = AcceptedSocket { socket, generation };

@@ -114,7 +114,8 @@ impl<S: Stack> Ctx<'_, S> {
                 s.readable = false;
                 s.tx_broken = true;
                 s.post_error(cell, e);
-                s.change(cell, SF_EOF | SF_DEAD, 0);
+                // No SF_EOF: that is the peer's FIN, which a reader sees before any error.
+                s.change(cell, SF_DEAD, 0);
                 self.tell(key, cell, ALL);
                 self.enqueue(key, s);
             }
@@ -125,7 +126,8 @@ impl<S: Stack> Ctx<'_, S> {
     fn end_of_stream(&mut self, key: Key, cell: &Cell, s: &mut Taken<S>) {
         s.readable = false;
         let over = s.shut_wr || s.tx_broken;
-        s.change(cell, if over { SF_EOF | SF_DEAD } else { SF_EOF }, 0);
+        let fin = if s.tx_broken { 0 } else { SF_EOF };
+        s.change(cell, if over { fin | SF_DEAD } else { fin }, 0);
         self.tell(key, cell, if over { ALL } else { IN | RDHUP });
     }
 

@@ -10,8 +10,10 @@ use nk_device::{Addr, Cell};
 /// A listener's part.
 #[derive(Debug)]
 pub(crate) struct Listener {
-    /// Accepted sockets that may wait on the ring.
-    pub(crate) ahead: u32,
+    /// What the guest gave to listen.
+    pub(crate) backlog: u32,
+    /// What the stack has of it now; the rest is for accepted sockets on the ring.
+    pub(crate) behind: u32,
     /// Accepting failed for want of something: wait this long.
     pub(crate) pause_ms: u64,
     /// Until then.

@@ -128,6 +128,8 @@ pub trait Stack {
         guest_backlog: u32,
         key: Key,
     ) -> Result<(), Errno>;
+    /// Changes how many connections a listener lets wait on the stack's side.
+    fn set_backlog(&mut self, _socket: &Self::Socket, _backlog: u32) {}
     /// Starts to connect.
     fn connect(&mut self, socket: &Self::Socket, addr: &Addr) -> Result<Connect, Errno>;
     /// How a connect ended: `None` while it is under way. After an error the socket is unconnected again.

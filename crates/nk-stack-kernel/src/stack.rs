@@ -116,6 +116,10 @@ impl Stack for KernelStack {
         Ok(())
     }
 
+    fn set_backlog(&mut self, socket: &OwnedFd, backlog: u32) {
+        let _ = sys::listen(socket, backlog);
+    }
+
     fn connect(&mut self, socket: &OwnedFd, addr: &Addr) -> Result<Connect, Errno> {
         match sys::connect(socket, &SockAddr::from_addr(addr)?) {
             Ok(()) => Ok(Connect::Done),
