@@ -61,6 +61,8 @@ mod poll;
 mod select;
 mod slots;
 mod wait;
+#[cfg(test)]
+mod tests;
 
 pub use grants::note_shortage;
 pub use instance::{closed as close_epoll, duplicated as dup_epoll, internal_moved};

@@ -157,9 +157,11 @@ fn wait_serving(
         if has_kernel && out.max > 1 {
             room -= 1;
         } else if has_kernel && i.turn.fetch_xor(1, Ordering::Relaxed) != 0 {
-            let (n, kernel) = out.ask_kernel(epfd, index, 0, ZERO, NO_MASK)?;
+            let (mut n, kernel) = out.ask_kernel(epfd, index, 0, ZERO, NO_MASK)?;
             if kernel == Kernel::Marked {
                 pass_on_news(p, i);
+                // The mark took the only slot.
+                (n, _) = out.ask_kernel(epfd, index, 0, ZERO, NO_MASK)?;
             }
             if n != 0 {
                 return Ok(n);
