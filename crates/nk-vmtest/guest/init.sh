@@ -9,7 +9,11 @@ PATH=/bin
 
 value() { tr ' ' '\n' < /proc/cmdline | sed -n "s/^nk\.$1=//p"; }
 result() { # name, exit status, detail
-	if [ "$2" = 0 ]; then echo "NK $1 ok $3"; else echo "NK $1 FAIL status $2: $3"; fi
+	if [ "$2" = 0 ]; then echo "NK $1 ok $3"; return; fi
+	echo "NK $1 FAIL status $2: $3"
+	# What follows would only wait for its time-outs.
+	dmesg | tail -n 30
+	poweroff -f
 }
 run() { # name, command...
 	name=$1

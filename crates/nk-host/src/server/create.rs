@@ -154,7 +154,7 @@ impl Server {
         let pidfd = sys::pidfd(who.pid)?;
         let limits = rules.limits(who.uid);
         let setup =
-            GuestSetup { id, device: region.device, namespace, nsm: NSM, limits, vm: false };
+            GuestSetup { id, device: region.device, namespace, nsm: NSM, limits, vm };
         let pool = GuestPool {
             guest: id.0,
             device: region.device,
@@ -196,7 +196,10 @@ impl Server {
                 empty_since: None,
             },
         );
-        self.note_guest(id);
+        // The keeper knows process guests only: a VM guest ends with the daemon.
+        if !vm {
+            self.note_guest(id);
+        }
         Ok(id)
     }
 
