@@ -68,6 +68,7 @@ impl Addr {
 /// An address in shared memory: one writer, who stores it before the flag that says it is there.
 #[derive(Debug)]
 #[repr(C)]
+#[cfg_attr(loom, derive(Default))]
 pub struct AddrCell {
     words: [AtomicU64; 3],
 }
@@ -96,7 +97,7 @@ impl AddrCell {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
 

@@ -43,6 +43,7 @@ pub const WATCH_EXCLUSIVE: u32 = 1 << 16;
 /// One socket. Fields are grouped by their one writer.
 #[repr(C, align(64))]
 #[derive(Debug)]
+#[cfg_attr(loom, derive(Default))]
 pub struct Cell {
     // ---- guest: who holds, who watches ----
     /// Bit per row; set by the holder's process, cleared by it or, when it died, by the engine.
@@ -161,8 +162,7 @@ impl Cell {
         if let Some(w) = self.holders.get(usize::from(row) / 64) {
             w.fetch_and(!(1u64 << (row % 64)), Ordering::SeqCst);
         }
-        // Two last holders in different words each clear their bit, then look: one of them must see both.
-        fence(Ordering::SeqCst);
+        // SeqCst all through: of two last holders that each clear their bit and then look, one sees both gone.
         self.is_unheld()
     }
 

@@ -38,13 +38,13 @@ impl Layout {
     /// For an NSM: queue sets only.
     pub const NSM: Layout = Layout { rows: 0, qsets: 16, cells: 0, chunks: 0 };
 
-    fn rows_at(self) -> usize {
+    pub(crate) fn rows_at(self) -> usize {
         size_of::<Header>()
     }
-    fn qsets_at(self) -> usize {
+    pub(crate) fn qsets_at(self) -> usize {
         self.rows_at() + self.rows as usize * size_of::<Row>()
     }
-    fn cells_at(self) -> usize {
+    pub(crate) fn cells_at(self) -> usize {
         self.qsets_at() + self.qsets as usize * size_of::<Qset>()
     }
     fn chunks_at(self) -> usize {

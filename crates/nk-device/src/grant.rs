@@ -11,6 +11,7 @@ pub const GRANT_SLOTS: usize = if cfg!(loom) { 2 } else { 64 };
 /// A ring of leased numbers in the row.
 #[derive(Debug)]
 #[repr(C, align(64))]
+#[cfg_attr(loom, derive(Default))]
 pub struct GrantRing {
     /// Written by the host.
     pub tail: AtomicU32,

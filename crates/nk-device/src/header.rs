@@ -19,6 +19,7 @@ pub const ENGINE_GONE: u32 = 3;
 /// First page of a device.
 #[repr(C, align(4096))]
 #[derive(Debug)]
+#[cfg_attr(loom, derive(Default))]
 pub struct Header {
     // ---- engine, before anybody else maps the region ----
     /// [`MAGIC`].

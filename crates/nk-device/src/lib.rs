@@ -27,6 +27,8 @@ pub mod cell;
 pub mod device;
 pub mod grant;
 pub mod header;
+#[cfg(loom)]
+pub mod model;
 pub mod nqe;
 pub mod qset;
 pub mod ring;

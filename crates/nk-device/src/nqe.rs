@@ -181,7 +181,7 @@ pub fn unpack_option(size: u32) -> (u8, u16, u8) {
     ((size >> 24) as u8, size as u16, (size >> 16) as u8)
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
     use proptest::prelude::*;

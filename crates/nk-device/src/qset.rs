@@ -21,6 +21,7 @@ pub const REPLY_BYTES: usize = if cfg!(loom) { 8 } else { 512 };
 /// One queue set.
 #[repr(C, align(4096))]
 #[derive(Debug)]
+#[cfg_attr(loom, derive(Default))]
 pub struct Qset {
     // ---- guest ----
     /// 1 while a thread sleeps in poll or epoll_wait and wants the doorbell. A waker reads it and never clears it.

@@ -50,6 +50,7 @@ pub enum ExecRefused {
 /// One process.
 #[repr(C, align(4096))]
 #[derive(Debug)]
+#[cfg_attr(loom, derive(Default))]
 pub struct Row {
     // ---- guest ----
     /// [`ROW_LIVE`] or [`ROW_EXECING`].

@@ -102,43 +102,55 @@ pub mod modelled {
 
     macro_rules! modelled {
         ($name:ident, $int:ty) => {
-            /// As `core`'s.
+            /// As `core`'s. `turn` is touched before each access: loom looks for races with a word's last access only, so that a thread
+            /// that loads before it writes hides the load of another; when every access conflicts, the last one is enough. Relaxed, so
+            /// that it orders nothing.
             #[derive(Debug)]
-            pub struct $name(loom::sync::atomic::$name);
+            pub struct $name {
+                word: loom::sync::atomic::$name,
+                turn: loom::sync::atomic::AtomicU32,
+            }
 
             impl $name {
                 /// A word with a value.
                 #[must_use]
                 pub fn new(value: $int) -> $name {
-                    $name(loom::sync::atomic::$name::new(value))
+                    $name {
+                        word: loom::sync::atomic::$name::new(value),
+                        turn: loom::sync::atomic::AtomicU32::new(0),
+                    }
+                }
+                fn word(&self) -> &loom::sync::atomic::$name {
+                    self.turn.fetch_add(1, Ordering::Relaxed);
+                    &self.word
                 }
                 /// As `core`'s.
                 pub fn load(&self, order: Ordering) -> $int {
-                    self.0.load(weakened(order))
+                    self.word().load(weakened(order))
                 }
                 /// As `core`'s.
                 pub fn store(&self, value: $int, order: Ordering) {
-                    self.0.store(value, weakened(order));
+                    self.word().store(value, weakened(order));
                 }
                 /// As `core`'s.
                 pub fn swap(&self, value: $int, order: Ordering) -> $int {
-                    self.0.swap(value, weakened(order))
+                    self.word().swap(value, weakened(order))
                 }
                 /// As `core`'s.
                 pub fn fetch_add(&self, value: $int, order: Ordering) -> $int {
-                    self.0.fetch_add(value, weakened(order))
+                    self.word().fetch_add(value, weakened(order))
                 }
                 /// As `core`'s.
                 pub fn fetch_sub(&self, value: $int, order: Ordering) -> $int {
-                    self.0.fetch_sub(value, weakened(order))
+                    self.word().fetch_sub(value, weakened(order))
                 }
                 /// As `core`'s.
                 pub fn fetch_or(&self, value: $int, order: Ordering) -> $int {
-                    self.0.fetch_or(value, weakened(order))
+                    self.word().fetch_or(value, weakened(order))
                 }
                 /// As `core`'s.
                 pub fn fetch_and(&self, value: $int, order: Ordering) -> $int {
-                    self.0.fetch_and(value, weakened(order))
+                    self.word().fetch_and(value, weakened(order))
                 }
                 /// As `core`'s.
                 ///
@@ -151,7 +163,7 @@ pub mod modelled {
                     success: Ordering,
                     failure: Ordering,
                 ) -> Result<$int, $int> {
-                    self.0.compare_exchange(current, new, weakened(success), weakened(failure))
+                    self.word().compare_exchange(current, new, weakened(success), weakened(failure))
                 }
             }
 
