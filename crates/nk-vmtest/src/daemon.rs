@@ -20,6 +20,7 @@ const STOP_LIMIT: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub struct Daemon {
     child: Child,
+    nk: PathBuf,
     socket: PathBuf,
     log: PathBuf,
 }
@@ -32,17 +33,29 @@ pub struct VmGuest {
     _connection: OwnedFd,
 }
 
+/// What the daemon counted of a guest.
+#[derive(Clone, Debug)]
+pub struct Counted(serde_json::Value);
+
+impl Counted {
+    /// The number at a JSON pointer.
+    #[must_use]
+    pub fn number(&self, at: &str) -> Option<u64> {
+        self.0.pointer(at)?.as_u64()
+    }
+}
+
 impl Daemon {
-    /// Starts `nk` as a daemon and waits until it serves.
+    /// Starts `nk` as a daemon, with its NSM `inline` or as a `process`, and waits until it serves.
     ///
     /// # Errors
     /// It ends, or does not serve within some seconds; the error carries its log.
-    pub fn start(nk: &Path, out: &Path) -> Result<Daemon> {
+    pub fn start(nk: &Path, nsm: &str, out: &Path) -> Result<Daemon> {
         let id = std::process::id();
         let socket = out.join(format!("daemon-{id}.sock"));
         let log = out.join("daemon.log");
         let mut command = Command::new(nk);
-        command.arg("daemon").arg("--socket").arg(&socket).stdin(Stdio::null());
+        command.args(["daemon", "--nsm", nsm, "--socket"]).arg(&socket).stdin(Stdio::null());
         command.stdout(File::create(&log)?).stderr(File::options().append(true).open(&log)?);
         // SAFETY: prctl is async-signal-safe; the daemon must not outlive a test that is killed.
         unsafe {
@@ -55,7 +68,7 @@ impl Daemon {
             command: nk.display().to_string(),
             said: e.to_string(),
         })?;
-        let mut daemon = Daemon { child, socket, log };
+        let mut daemon = Daemon { child, nk: nk.to_owned(), socket, log };
         let deadline = Instant::now() + START_LIMIT;
         loop {
             match daemon.connect() {
@@ -72,6 +85,26 @@ impl Daemon {
     #[must_use]
     pub fn socket(&self) -> &Path {
         &self.socket
+    }
+
+    /// What `nk guests --json` says of a guest.
+    ///
+    /// # Errors
+    /// The daemon does not answer, or does not know the guest.
+    pub fn counted(&self, name: &str) -> Result<Counted> {
+        let said = crate::command::output(
+            Command::new(&self.nk).args(["guests", "--json", "--engine"]).arg(&self.socket),
+        );
+        let guests: serde_json::Value = serde_json::from_slice(&said.stdout).map_err(|e| {
+            self.failed(&format!("nk guests: {e}: {}", String::from_utf8_lossy(&said.stderr)))
+        })?;
+        let guest = guests
+            .as_array()
+            .and_then(|a| a.iter().find(|g| g.get("name").is_some_and(|n| n == name)));
+        guest
+            .cloned()
+            .map(Counted)
+            .ok_or_else(|| self.failed(&format!("nk guests does not list {name}")))
     }
 
     fn connect(&self) -> std::result::Result<OwnedFd, i32> {

@@ -1,6 +1,7 @@
-//! `nk-vmtest core` builds the core for a bare target; `nk-vmtest vm NK` boots the VM test with the daemon `NK`.
+//! `nk-vmtest core` builds the core for a bare target; `nk-vmtest vm NK [inline|process]` boots the VM test
+//! with the daemon `NK` and its NSM there.
 
-use std::path::PathBuf;
+use std::path::Path;
 use std::process::ExitCode;
 
 use nk_vmtest::{Paths, Result};
@@ -13,9 +14,10 @@ fn main() -> ExitCode {
         ["core"] => nk_vmtest::build_core_none(&paths.root, &paths.out).map(|()| {
             println!("nk-device and nk-guestlib build for x86_64-unknown-none");
         }),
-        ["vm", nk] => vm(&paths, nk.into()),
+        ["vm", nk] => vm(&paths, nk.as_ref(), "inline"),
+        ["vm", nk, nsm @ ("inline" | "process")] => vm(&paths, nk.as_ref(), nsm),
         _ => {
-            eprintln!("usage: nk-vmtest core | nk-vmtest vm PATH-OF-NK");
+            eprintln!("usage: nk-vmtest core | nk-vmtest vm PATH-OF-NK [inline|process]");
             return ExitCode::from(2);
         }
     };
@@ -28,8 +30,8 @@ fn main() -> ExitCode {
     }
 }
 
-fn vm(paths: &Paths, nk: PathBuf) -> Result<()> {
-    let report = nk_vmtest::run(paths, &nk)?;
+fn vm(paths: &Paths, nk: &Path, nsm: &str) -> Result<()> {
+    let report = nk_vmtest::run(paths, nk, nsm)?;
     for (name, detail) in &report.results {
         println!("{name:20} {detail}");
     }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use crate::command::run_logged;
 use crate::cpio::Cpio;
-use crate::daemon::Daemon;
+use crate::daemon::{Counted, Daemon};
 use crate::echo::{self, ClosedPort, EchoServer};
 use crate::qemu::{Boot, Vm};
 use crate::{Error, Paths, Result, ivshmem, module, packages};
@@ -20,6 +20,10 @@ const VM_LIMIT: Duration = Duration::from_secs(150);
 const IVSHMEM_LIMIT: Duration = Duration::from_secs(30);
 const ECHO_BYTES: u64 = 1 << 20;
 const NC_BYTES: u64 = "hello from a virtual machine\n".len() as u64;
+
+const GUEST: &str = "vmtest";
+/// The daemon's counts are right at the latest this long after the VM's end.
+const SETTLE_LIMIT: Duration = Duration::from_secs(5);
 
 /// What the guest must report, each as "ok"; nothing else may be missing or fail.
 const EXPECTED: [&str; 16] = [
@@ -73,15 +77,45 @@ pub struct Report {
     pub bytes: u64,
 }
 
-/// The whole test: prepares, starts the daemon `nk`, makes a VM guest, boots it, checks.
+/// The whole test: prepares, starts the daemon `nk` with its NSM `inline` or as a `process`, makes a VM guest, boots it, checks.
 ///
 /// # Errors
 /// See [`prepare`], [`Daemon`] and [`check`].
-pub fn run(paths: &Paths, nk: &Path) -> Result<Report> {
+pub fn run(paths: &Paths, nk: &Path, nsm: &str) -> Result<Report> {
     let prepared = prepare(paths)?;
-    let daemon = Daemon::start(nk, &paths.out)?;
-    let guest = daemon.create_vm("vmtest")?;
-    check(paths, &prepared, &guest.device)
+    let daemon = Daemon::start(nk, nsm, &paths.out)?;
+    let guest = daemon.create_vm(GUEST)?;
+    let report = check(paths, &prepared, &guest.device)?;
+    // The last close is still on its way when the VM has gone.
+    let deadline = Instant::now() + SETTLE_LIMIT;
+    loop {
+        let wrong = miscounted(&daemon.counted(GUEST)?);
+        match wrong {
+            None => return Ok(report),
+            Some(_) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(50)),
+            Some(what) => return Err(Error::Failed { what, console: String::new() }),
+        }
+    }
+}
+
+/// What of the daemon's counts is not as it must be: every byte passed CoreEngine, and nothing is left.
+fn miscounted(counted: &Counted) -> Option<String> {
+    let bytes = SERVED_BYTES + CLIENT_BYTES as u64;
+    [
+        ("/engine/bytes_sent", bytes),
+        ("/engine/bytes_received", bytes),
+        ("/engine/connections_open", 0),
+        ("/engine/violations", 0),
+        ("/engine/quarantined", 0),
+        ("/engine/sockets", 0),
+        ("/nsm/sockets", 0),
+        ("/nsm/violations", 0),
+        ("/nsm/chunks_tx", 0),
+        ("/nsm/chunks_rx", 0),
+    ]
+    .into_iter()
+    .find(|(at, want)| counted.number(at) != Some(*want))
+    .map(|(at, want)| format!("the daemon counted {at} {:?} instead of {want}", counted.number(at)))
 }
 
 /// Everything that a VM needs, built.

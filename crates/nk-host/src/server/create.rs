@@ -6,14 +6,13 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::Instant;
 
 use nk_attach::{CREATE_SHARE_NET, CREATE_VM, Credentials, Fds, Message};
-use nk_device::Layout;
 use nk_engine::{GuestId, GuestSetup};
 use nk_servicelib::GuestPool;
 
 use super::attach::{NO_DOORBELL, doorbell};
 use super::{GUESTS_MAX, NSM, Reply, Role, Server, Source, Token};
 use crate::config::GuestConfig;
-use crate::guest::{Creator, Guest, Region};
+use crate::guest::{Creator, Guest, Region, layout};
 use crate::sys;
 
 fn is_name(name: &str) -> bool {
@@ -23,8 +22,20 @@ fn is_name(name: &str) -> bool {
 }
 
 impl Server {
-    /// Makes a guest for `nk run`.
+    /// Makes a guest. A private daemon that refuses has no more to do.
     pub(super) fn create_guest(
+        &mut self,
+        token: Token,
+        message: &Message,
+        fds: Fds,
+        credentials: Option<Credentials>,
+    ) -> io::Result<Reply> {
+        let reply = self.try_create_guest(token, message, fds, credentials)?;
+        self.had_guest = true;
+        Ok(reply)
+    }
+
+    fn try_create_guest(
         &mut self,
         token: Token,
         message: &Message,
@@ -147,14 +158,13 @@ impl Server {
         }
         self.next_guest = id.wrapping_add(1);
         let id = GuestId(id);
+        let flags = flags & (CREATE_SHARE_NET | CREATE_VM);
         let vm = flags & CREATE_VM != 0;
-        let layout = if vm { Layout::VM } else { Layout::GUEST };
-        let region = Region::new(name, layout, id.0)?;
+        let region = Region::new(name, layout(flags), id.0)?;
         let engine_bell = sys::eventfd()?;
         let pidfd = sys::pidfd(who.pid)?;
         let limits = rules.limits(who.uid);
-        let setup =
-            GuestSetup { id, device: region.device, namespace, nsm: NSM, limits, vm };
+        let setup = GuestSetup { id, device: region.device, namespace, nsm: NSM, limits, vm };
         let pool = GuestPool {
             guest: id.0,
             device: region.device,
@@ -162,7 +172,7 @@ impl Server {
             pool: 0..region.device.layout().chunks,
         };
         let bell = engine_bell.try_clone()?;
-        self.nsm_guest(&pool, &region.memfd)?;
+        self.nsm_guest(&pool, flags, &region.memfd)?;
         self.ask(move |s| {
             if let Some(service) = &mut s.service {
                 service.add_guest(pool);
@@ -188,7 +198,7 @@ impl Server {
                 netns,
                 namespace,
                 limits,
-                flags: flags & CREATE_SHARE_NET,
+                flags,
                 processes: BTreeMap::new(),
                 holds: BTreeMap::new(),
                 creator: Some(creator),
