@@ -160,9 +160,14 @@ pub fn drop_holder(id: u32) -> bool {
     take(id, 1, FDS_MASK)
 }
 
-/// A call goes to sleep on the socket; `true` when nothing used it before.
+/// A call goes to sleep on the socket. `false` when nothing uses it any more: it was closed meanwhile.
 pub(crate) fn pin(id: u32) -> bool {
-    add(id, PIN)
+    count(id).is_some_and(|c| {
+        c.fetch_update(Ordering::AcqRel, Ordering::Acquire, |v| {
+            (v & USERS_MASK != 0).then(|| v + PIN)
+        })
+        .is_ok()
+    })
 }
 
 /// It is back; `true` when nothing uses the socket now.

@@ -88,8 +88,10 @@ pub(crate) fn wait_for_chunk(p: &Process, timeout_us: u64) -> Result<(), i32> {
     r.map_err(|e| if e == libc::EINTR { libc::EINTR } else { libc::EAGAIN })
 }
 
-/// How long socket() waits for an id before it says that there is none.
-const ID_WAIT_US: u64 = 200_000;
+/// How long socket() waits for a host that does not answer.
+const ID_WAIT_US: u64 = 5_000_000;
+/// And after the host took the request, before it says that there is no id.
+const ID_ANSWER_US: u64 = 20_000;
 
 /// An id for a new socket.
 ///
@@ -98,22 +100,28 @@ const ID_WAIT_US: u64 = 200_000;
 pub(crate) fn take_id(p: &Process) -> Result<u32, i32> {
     let row = p.row().ok_or(libc::ENETDOWN)?;
     let mut deadline = 0;
+    let mut asked_at = 0;
     loop {
         if let Some(id) = take_kept(&IDS).or_else(|| row.id_grants.pop()) {
             return Ok(id);
         }
         crate::wait::for_engine(p)?;
         let now = sys::now_us();
+        let q = p.device().qset(p.qset()).ok_or(libc::ENETDOWN)?;
         if deadline == 0 {
+            ask(p);
+            asked_at = q.job_tail.load(Ordering::SeqCst);
             deadline = now + ID_WAIT_US;
+        }
+        if q.job_head.load(Ordering::SeqCst).wrapping_sub(asked_at) as i32 >= 0 {
+            deadline = deadline.min(now + ID_ANSWER_US);
         }
         if now >= deadline {
             return Err(libc::ENFILE);
         }
         let seen = row.grant_wake.load(Ordering::SeqCst);
-        ask(p);
         if row.id_grants.available() == 0 {
-            let _ = sys::futex_wait(&row.grant_wake, seen, Some(&sys::timespec_us(1_000)));
+            let _ = sys::futex_wait(&row.grant_wake, seen, Some(&sys::timespec_us(200)));
         }
     }
 }

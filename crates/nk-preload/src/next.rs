@@ -72,6 +72,7 @@ pub(crate) static FDOPEN: Next = Next::new(c"fdopen");
 pub(crate) static FILENO: Next = Next::new(c"fileno");
 pub(crate) static FILENO_UNLOCKED: Next = Next::new(c"fileno_unlocked");
 pub(crate) static SETCANCELTYPE: Next = Next::new(c"pthread_setcanceltype");
+pub(crate) static VDPRINTF: Next = Next::new(c"vdprintf");
 pub(crate) static SYSTEM: Next = Next::new(c"system");
 pub(crate) static POPEN: Next = Next::new(c"popen");
 
@@ -86,6 +87,7 @@ pub(crate) fn init() {
         &FILENO_UNLOCKED,
         &SETCANCELTYPE,
         &SYSTEM,
+        &VDPRINTF,
         &POPEN,
     ] {
         n.get();

@@ -27,6 +27,8 @@ pub(crate) enum Ended {
     Interrupted,
     /// The time is up.
     TimedOut,
+    /// Another thread closed the descriptor before the call slept.
+    Closed,
 }
 
 impl Ended {
@@ -34,6 +36,7 @@ impl Ended {
         match self {
             Ended::Interrupted => libc::EINTR,
             Ended::TimedOut => libc::EAGAIN,
+            Ended::Closed => libc::EBADF,
         }
     }
 }
@@ -46,14 +49,10 @@ struct Pinned<'a> {
 }
 
 impl<'a> Pinned<'a> {
-    fn new(p: &'a Process, id: u32, generation: u16) -> Pinned<'a> {
+    /// `None`: it was closed meanwhile.
+    fn new(p: &'a Process, id: u32, generation: u16) -> Option<Pinned<'a>> {
         let _changing = gate::enter();
-        if fdtable::pin(id)
-            && let Some(cell) = p.cell(id)
-        {
-            cell.hold(p.row_number());
-        }
-        Pinned { p, id, generation }
+        fdtable::pin(id).then_some(Pinned { p, id, generation })
     }
 }
 
@@ -78,7 +77,7 @@ pub(crate) fn until<T>(
     mut attempt: impl FnMut() -> Option<T>,
 ) -> Result<T, Ended> {
     let Some(cell) = p.cell(id) else { return Err(Ended::TimedOut) };
-    let _pinned = Pinned::new(p, id, generation);
+    let Some(_pinned) = Pinned::new(p, id, generation) else { return Err(Ended::Closed) };
     let deadline = if timeout_us == 0 { 0 } else { sys::now_us() + timeout_us };
     let word = match on {
         On::Rx => &cell.rx_wake,

@@ -14,6 +14,7 @@ use crate::io::Open;
 use crate::sys;
 
 const SIOCOUTQNSD: c_ulong = 0x894b;
+const SIOCATMARK: c_ulong = 0x8905;
 
 fn do_fcntl(fd: c_int, command: c_int, argument: usize) -> c_int {
     let entry = fdtable::get(fd);
@@ -80,6 +81,8 @@ fn ioctl_socket(s: &Open, fd: c_int, request: c_ulong, argument: usize) -> c_int
         libc::FIONREAD | libc::TIOCOUTQ | SIOCOUTQNSD if listening => sys::fail(libc::EINVAL),
         libc::FIONREAD => write_int(argument, recv::available(s.cell)),
         libc::TIOCOUTQ | SIOCOUTQNSD => write_int(argument, send::queued(&s.socket())),
+        // Urgent data is not served, so the mark is never reached.
+        SIOCATMARK => write_int(argument, 0),
         libc::FIOCLEX | libc::FIONCLEX => native!(libc::SYS_ioctl, fd, request, argument) as c_int,
         // What terminals answer: programs ask it of any descriptor, to see whether it is one.
         0x5400..=0x54ff if request != libc::FIOASYNC => sys::fail(libc::ENOTTY),

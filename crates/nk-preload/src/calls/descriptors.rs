@@ -103,8 +103,9 @@ fn close_all(first: c_uint, last: c_uint, flags: c_int) -> c_int {
 /// close_range(2).
 #[unsafe(no_mangle)]
 pub extern "C" fn close_range(first: c_uint, last: c_uint, flags: c_int) -> c_int {
-    const CLOEXEC: c_int = libc::CLOSE_RANGE_CLOEXEC as c_int;
-    if first > last || flags & CLOEXEC != 0 || process().is_none() {
+    // With any other flag nothing is closed: the kernel only marks them, or refuses.
+    const UNSHARE: c_int = libc::CLOSE_RANGE_UNSHARE as c_int;
+    if first > last || flags & !UNSHARE != 0 || process().is_none() {
         return native!(libc::SYS_close_range, first, last, flags) as c_int;
     }
     close_all(first, last, flags)

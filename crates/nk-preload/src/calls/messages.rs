@@ -220,6 +220,9 @@ fn do_recvmsg(s: &Open, message: *mut msghdr, flags: c_int) -> Result<usize, c_i
     }
     // SAFETY: the program's message header.
     let m = unsafe { message.read() };
+    if m.msg_iovlen > IOV_MAX {
+        return Err(libc::EMSGSIZE);
+    }
     let n = recv_vector(s, m.msg_iov, m.msg_iovlen, flags)?;
     // SAFETY: as above.
     unsafe {
@@ -253,6 +256,9 @@ fn do_sendmsg(s: &Open, message: *const msghdr, flags: c_int) -> Result<usize, c
     }
     // SAFETY: the program's message header.
     let m = unsafe { message.read() };
+    if m.msg_iovlen > IOV_MAX {
+        return Err(libc::EMSGSIZE);
+    }
     rights::check_control(s, &m)?;
     send_vector(s, m.msg_iov, m.msg_iovlen, flags)
 }

@@ -8,6 +8,7 @@ pub mod exec;
 pub mod files;
 pub mod messages;
 pub mod options;
+pub mod print;
 pub mod rights;
 pub mod socket;
 pub mod spawn;

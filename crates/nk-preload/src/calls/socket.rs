@@ -148,6 +148,8 @@ pub extern "C" fn listen(fd: c_int, backlog: c_int) -> c_int {
         Target::Socket(s) => {
             let mut nqe = Nqe::new(Op::Listen, s.id, s.generation);
             nqe.op_data = backlog as u32 as u64;
+            // A listener that was shut down is fresh when it listens again.
+            s.cell.guest_state.fetch_and(!(GF_SHUT_RD | GF_SHUT_WR), Ordering::SeqCst);
             int_result(rings::call(s.p, nqe, false).map(|_| ()))
         }
         Target::Native => native!(libc::SYS_listen, fd, backlog) as c_int,
@@ -157,6 +159,9 @@ pub extern "C" fn listen(fd: c_int, backlog: c_int) -> c_int {
 
 /// How a look at a connect under way ends.
 fn settle(s: &Open) -> Option<Result<(), c_int>> {
+    if s.is_stale() {
+        return Some(Err(libc::EBADF));
+    }
     match connect_state(s.cell) {
         ConnectState::InProgress if wait::engine_is_up(s.p) => None,
         ConnectState::InProgress => Some(Err(libc::ECONNRESET)),
@@ -205,10 +210,12 @@ fn do_connect(s: &Open, addr: *const sockaddr, len: socklen_t) -> Result<(), c_i
         Given::Addr(a) => a,
     };
     let nonblocking = s.is_nonblocking(0);
+    let mut late = AGAIN;
     match connect_state(s.cell) {
         ConnectState::Idle => {
             wait::for_engine(s.p)?;
             start_connect(s, with_address(Op::Connect, s, a))?;
+            late = libc::EINPROGRESS;
             if nonblocking {
                 return Err(libc::EINPROGRESS);
             }
@@ -228,8 +235,8 @@ fn do_connect(s: &Open, addr: *const sockaddr, len: socklen_t) -> Result<(), c_i
     let timeout_us = s.cell.snd_timeout_us.load(Ordering::Relaxed);
     match wait::until(s.p, s.id, s.generation, On::Tx, timeout_us, || settle(s)) {
         Ok(r) => r,
-        Err(Ended::Interrupted) => Err(libc::EINTR),
-        Err(Ended::TimedOut) => Err(libc::EINPROGRESS),
+        Err(Ended::TimedOut) => Err(late),
+        Err(ended) => Err(ended.errno()),
     }
 }
 

@@ -271,7 +271,10 @@ pub unsafe extern "C" fn splice(
         }
         (Target::Error(e), _) | (_, Target::Error(e)) => sys::fail_size(e),
         (Target::Socket(_), Target::Socket(_)) => sys::fail_size(libc::EINVAL),
-        _ if !input_offset.is_null() || !out_offset.is_null() => sys::fail_size(libc::ESPIPE),
+        // A pipe has no offset (ESPIPE), a socket cannot be written at one (EINVAL).
+        (Target::Socket(_), _) if !out_offset.is_null() => sys::fail_size(libc::ESPIPE),
+        (_, Target::Socket(_)) if !input_offset.is_null() => sys::fail_size(libc::ESPIPE),
+        _ if !input_offset.is_null() || !out_offset.is_null() => sys::fail_size(libc::EINVAL),
         (Target::Socket(s), Target::Native) => {
             if len == 0 {
                 return 0;
