@@ -70,8 +70,14 @@ impl View {
     pub(crate) fn connected(self) -> bool {
         self.state & SF_CONNECTED != 0
     }
+    /// Gone in both directions. A connect that failed and whose failure connect() itself has told leaves a fresh socket (Linux
+    /// disconnects it then).
     pub(crate) fn dead(self) -> bool {
-        self.state & SF_DEAD != 0
+        self.state & SF_DEAD != 0 && !self.is_fresh_again()
+    }
+    fn is_fresh_again(self) -> bool {
+        self.state & (SF_FAILED | SF_CONNECTED) == SF_FAILED
+            && self.guest & GF_CONNECT_CALLED == 0
     }
     /// The peer's FIN was seen.
     pub(crate) fn peer_finished(self) -> bool {
@@ -79,11 +85,11 @@ impl View {
     }
     /// Linux's `RCV_SHUTDOWN`.
     pub(crate) fn shut_rd(self) -> bool {
-        self.state & (SF_EOF | SF_DEAD) != 0 || self.guest & GF_SHUT_RD != 0
+        self.state & SF_EOF != 0 || self.dead() || self.guest & GF_SHUT_RD != 0
     }
     /// Linux's `SEND_SHUTDOWN`.
     pub(crate) fn shut_wr(self) -> bool {
-        self.state & SF_DEAD != 0 || self.guest & GF_SHUT_WR != 0
+        self.dead() || self.guest & GF_SHUT_WR != 0
     }
     pub(crate) fn local_shut_rd(self) -> bool {
         self.guest & GF_SHUT_RD != 0
