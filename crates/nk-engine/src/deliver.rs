@@ -50,7 +50,7 @@ impl Guest {
 }
 
 impl Parts<'_> {
-    pub(crate) fn from_nsm(&mut self, nqe: &Nqe, out: &mut Out<'_>) {
+    pub(crate) fn take_from_nsm(&mut self, nqe: &Nqe, out: &mut Out<'_>) {
         match Op::from_u8(nqe.op) {
             Some(Op::Event) => {
                 // A listener's event for readers alone is one connection.

@@ -113,7 +113,7 @@ impl Engine {
             if let Ok(mut p) = self.parts(GuestId(nqe.guest))
                 && p.nsm.id == from
             {
-                p.from_nsm(&nqe, out);
+                p.take_from_nsm(&nqe, out);
             }
         }
         if n > 0

@@ -109,7 +109,7 @@ impl Parts<'_> {
         while n < turn && !self.nsm.is_congested() {
             let Some((nqe, is_send)) = self.guest.pop(q) else { break };
             n += 1;
-            self.from_guest(q, nqe, is_send, out);
+            self.take_from_guest(q, nqe, is_send, out);
             if self.guest.qsets.get(usize::from(q)).is_none_or(|s| s.quarantined) {
                 break;
             }
@@ -123,11 +123,11 @@ impl Parts<'_> {
     /// Takes one element of a queue set that is about to go, also when the NSM is congested.
     pub(crate) fn serve_dying(&mut self, q: u16, out: &mut Out<'_>) -> bool {
         let Some((nqe, is_send)) = self.guest.pop(q) else { return false };
-        self.from_guest(q, nqe, is_send, out);
+        self.take_from_guest(q, nqe, is_send, out);
         true
     }
 
-    fn from_guest(&mut self, q: u16, mut nqe: Nqe, is_send: bool, out: &mut Out<'_>) {
+    fn take_from_guest(&mut self, q: u16, mut nqe: Nqe, is_send: bool, out: &mut Out<'_>) {
         count(&mut self.guest.stats.from_guest, nqe.op);
         nqe.guest = self.guest.id.0;
         nqe.qset = q;

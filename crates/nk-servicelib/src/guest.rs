@@ -314,8 +314,12 @@ impl<T> Guest<T> {
         }
     }
 
-    /// Sockets with received chunks, while the pool is short.
-    pub(crate) fn holders_of_rx(&self) -> impl Iterator<Item = u32> {
-        self.reap.iter().copied()
+    /// Sockets with received chunks, without the one that is worked on.
+    pub(crate) fn holders_of_rx(&self) -> Vec<Key> {
+        let key = |id: &u32| {
+            let socket = self.sockets.get(*id as usize)?.as_ref()?;
+            Some(Key { guest: self.id, socket: *id, generation: socket.generation })
+        };
+        self.reap.iter().filter_map(key).collect()
     }
 }

@@ -395,6 +395,9 @@ impl<S: Stack> Ctx<'_, S> {
         }
         if !s.is_listening() {
             self.guest.free_read(key.socket, &mut s);
+            if !s.can_receive() {
+                self.ask_while_short(key, cell, &mut s);
+            }
         }
         s
     }

@@ -48,6 +48,20 @@ impl<S: Stack> Ctx<'_, S> {
             self.guest.enter_reap(key.socket, s);
             self.tell(key, cell, IN);
         }
+        self.ask_while_short(key, cell, s);
+    }
+
+    /// While some socket waits for chunks, every socket that has some is asked to tell when they were read: nothing else would
+    /// bring them back to those who wait.
+    pub(crate) fn ask_while_short(&mut self, key: Key, cell: &Cell, s: &mut Taken<S>) {
+        if self.guest.pool_starved.is_empty() || s.rx.is_empty() || s.is_stalled() {
+            return;
+        }
+        let _ = s.stall(cell);
+        self.guest.free_read(key.socket, s);
+        if s.rx.is_empty() {
+            s.change(cell, 0, SF_RX_STALLED);
+        }
     }
 
     fn take_chunks(&mut self, s: &Taken<S>, out: &mut [u32; CHUNKS], want: usize) -> usize {
@@ -145,27 +159,24 @@ impl<S: Stack> Ctx<'_, S> {
     fn starve(&mut self, key: Key, cell: &Cell, s: &mut Taken<S>) {
         let first = self.guest.pool_starved.is_empty();
         let _ = s.stall(cell);
+        // What was read before the flag was seen: it counts as freed, and this socket's turn comes again.
+        self.guest.free_read(key.socket, s);
         if !self.guest.pool_starved.contains(&key) {
             self.guest.pool_starved.push(key);
         }
         if first {
-            self.ask_all_for_room(key.socket);
+            self.ask_all_for_room();
         }
     }
 
-    fn ask_all_for_room(&mut self, except: u32) {
-        let device = self.guest.device;
-        let ids: Vec<u32> = self.guest.holders_of_rx().filter(|id| *id != except).collect();
-        for id in ids {
-            let (Some(Some(s)), Some(cell)) =
-                (self.guest.sockets.get_mut(id as usize), device.cell(id))
-            else {
-                continue;
-            };
-            let _ = s.stall(cell);
+    fn ask_all_for_room(&mut self) {
+        for key in self.guest.holders_of_rx() {
+            self.with(key, |c, key, cell, mut s| {
+                c.guest.free_read(key.socket, &mut s);
+                c.ask_while_short(key, cell, &mut s);
+                Some(s)
+            });
         }
-        // What was read before the flags were seen.
-        self.guest.reap(usize::MAX);
     }
 
     /// The rest of the stack's word on a connection that is closed on this side: bytes that come now are nobody's.

@@ -76,20 +76,18 @@ pub(crate) fn accept(fd: &OwnedFd) -> Result<(OwnedFd, SockAddr), Errno> {
 pub(crate) fn local(fd: &OwnedFd) -> Result<SockAddr, Errno> {
     let mut a = SockAddr::empty();
     // SAFETY: the kernel writes at most a.len bytes into our own storage.
-    check(
-        unsafe { libc::getsockname(fd.as_raw_fd(), (&raw mut a.storage).cast(), &raw mut a.len) }
-            as isize,
-    )?;
+    let r =
+        unsafe { libc::getsockname(fd.as_raw_fd(), (&raw mut a.storage).cast(), &raw mut a.len) };
+    check(r as isize)?;
     Ok(a)
 }
 
 pub(crate) fn peer(fd: &OwnedFd) -> Result<SockAddr, Errno> {
     let mut a = SockAddr::empty();
-    // SAFETY: as above.
-    check(
-        unsafe { libc::getpeername(fd.as_raw_fd(), (&raw mut a.storage).cast(), &raw mut a.len) }
-            as isize,
-    )?;
+    // SAFETY: the kernel writes at most a.len bytes into our own storage.
+    let r =
+        unsafe { libc::getpeername(fd.as_raw_fd(), (&raw mut a.storage).cast(), &raw mut a.len) };
+    check(r as isize)?;
     Ok(a)
 }
 

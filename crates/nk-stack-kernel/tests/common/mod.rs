@@ -65,8 +65,10 @@ impl Drop for Region {
     }
 }
 
-// SAFETY: see Device.
+// SAFETY: all access is by atomics and raw copies, see Device.
 unsafe impl Send for Region {}
+// SAFETY: as above.
+unsafe impl Sync for Region {}
 
 #[derive(Debug, Default)]
 pub struct Log {
@@ -343,6 +345,8 @@ impl Process {
             if rx_room {
                 self.push(Nqe::new(Op::RxRoom, id.socket, id.generation));
             }
+        } else {
+            to.0.clear();
         }
         (got, to.0)
     }
