@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::time::Instant;
 
+use nk_attach::CREATE_VM;
 use nk_device::sync::Ordering;
 use nk_device::{Device, Layout, row};
 use nk_engine::{GuestId, Limits};
@@ -73,6 +74,12 @@ impl Region {
     }
 }
 
+/// The layout of a guest's device, by the flags with which it was made.
+#[must_use]
+pub fn layout(flags: u64) -> Layout {
+    if flags & CREATE_VM != 0 { Layout::VM } else { Layout::GUEST }
+}
+
 /// One process of a guest.
 #[derive(Debug)]
 pub(crate) struct Process {
@@ -125,6 +132,11 @@ pub(crate) struct Creator {
 }
 
 impl Guest {
+    /// Whether it is a VM: row 0 stands for its kernel, and the connection that made it for its life.
+    pub(crate) fn is_vm(&self) -> bool {
+        self.flags & CREATE_VM != 0
+    }
+
     /// The row of a process, by pid.
     pub(crate) fn row_of(&self, pid: i32) -> Option<u16> {
         self.processes.iter().find(|(_, p)| p.pid == pid && pid != 0).map(|(r, _)| *r)

@@ -16,7 +16,7 @@ use nk_servicelib::{Errno, GuestPool, GuestStats, Key, Service, Stack};
 use nk_stack_kernel::{KernelStack, ListenerKeeper};
 
 use crate::broker::Broker;
-use crate::guest::Region;
+use crate::guest::{Region, layout};
 use crate::poll::now_ms;
 use crate::sys;
 
@@ -24,7 +24,7 @@ use crate::sys;
 pub mod command {
     /// The NSM's device, its doorbell, the engine's doorbell, the broker's socket.
     pub const START: u64 = 1;
-    /// b = guest, c = namespace; its memfd.
+    /// b = guest, c = namespace, d = flags of its making; its memfd.
     pub const ADD_GUEST: u64 = 2;
     /// b = guest.
     pub const REMOVE_GUEST: u64 = 3;
@@ -58,18 +58,20 @@ pub fn kernel_stack(
 /// # Errors
 /// Those of making a thread.
 pub fn serve_broker(broker: Broker, socket: OwnedFd) -> io::Result<()> {
-    std::thread::Builder::new().name("nk-broker".into()).stack_size(128 * 1024).spawn(move || {
-        let raw = socket.as_raw_fd();
-        while let Ok((m, _, _)) = nk_attach::recv(raw, false) {
-            let mut reply = Message::new(Kind::Socket);
-            let opened = broker.open(m.a, m.b as u16);
-            let fds: Vec<RawFd> = opened.as_ref().map(AsRawFd::as_raw_fd).into_iter().collect();
-            reply.status = opened.as_ref().err().map_or(0, |e| e.0);
-            if nk_attach::send(raw, &reply, &fds).is_err() {
-                return;
+    std::thread::Builder::new().name("nk-broker".into()).stack_size(128 * 1024).spawn(
+        move || {
+            let raw = socket.as_raw_fd();
+            while let Ok((m, _, _)) = nk_attach::recv(raw, false) {
+                let mut reply = Message::new(Kind::Socket);
+                let opened = broker.open(m.a, m.b as u16);
+                let fds: Vec<RawFd> = opened.as_ref().map(AsRawFd::as_raw_fd).into_iter().collect();
+                reply.status = opened.as_ref().err().map_or(0, |e| e.0);
+                if nk_attach::send(raw, &reply, &fds).is_err() {
+                    return;
+                }
             }
-        }
-    })?;
+        },
+    )?;
     Ok(())
 }
 
@@ -98,8 +100,7 @@ struct Notes(Arc<OwnedFd>);
 
 impl ListenerKeeper for Notes {
     fn keep(&mut self, key: Key, fd: BorrowedFd<'_>, local: &Addr, backlog: u32) {
-        let mut m =
-            Message::new(Kind::Nsm).with_text(&crate::keeper::format_addr(local));
+        let mut m = Message::new(Kind::Nsm).with_text(&crate::keeper::format_addr(local));
         (m.a, m.b, m.c) = (note::LISTENER, key.to_word(), backlog.into());
         let _ = nk_attach::send(self.0.as_raw_fd(), &m, &[fd.as_raw_fd()]);
     }
@@ -243,9 +244,9 @@ impl Worker {
                 continue;
             }
             if self.service.prepare_sleep() {
-                let wait_ms = r.timer_ms.map_or(-1, |t| {
-                    i32::try_from(t.saturating_sub(now_ms())).unwrap_or(i32::MAX)
-                });
+                let wait_ms = r
+                    .timer_ms
+                    .map_or(-1, |t| i32::try_from(t.saturating_sub(now_ms())).unwrap_or(i32::MAX));
                 self.service.poll(now_ms(), wait_ms, &mut ring);
             }
             self.service.finish_sleep();
@@ -257,7 +258,7 @@ impl Worker {
         let guest = m.b as u16;
         match (m.a, fd) {
             (command::ADD_GUEST, Some(memfd)) => {
-                let region = match Region::map(memfd, Layout::GUEST) {
+                let region = match Region::map(memfd, layout(m.d)) {
                     Ok(r) => r,
                     Err(e) => return e.raw_os_error().unwrap_or(libc::EIO),
                 };

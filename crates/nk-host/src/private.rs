@@ -152,12 +152,7 @@ fn spawn(listener: &OwnedFd, dir: &Path) -> io::Result<()> {
         Some(p) => CString::new(std::path::absolute(p)?.as_os_str().as_bytes())?,
         None => c"/dev/null".to_owned(),
     };
-    let argv = [
-        c"nk".as_ptr(),
-        c"daemon".as_ptr(),
-        c"--private".as_ptr(),
-        dir.as_ptr(),
-        std::ptr::null(),
-    ];
+    let argv =
+        [c"nk".as_ptr(), c"daemon".as_ptr(), c"--private".as_ptr(), dir.as_ptr(), std::ptr::null()];
     crate::spawn::detached(listener.as_raw_fd(), &argv, Some(&log))
 }

@@ -7,7 +7,7 @@
 //! | [`query`] | `nk guests`, `nk flows`, `nk why` |
 //!
 //! The program has no Rust runtime entry: that would ignore SIGPIPE, and a command run by `nk run` would inherit it.
-#![no_main]
+#![cfg_attr(not(test), no_main)]
 
 mod daemon;
 mod query;
@@ -148,9 +148,8 @@ fn start(cli: Cli) -> Result<(), Failure> {
     }
 }
 
-// SAFETY: the C runtime calls main once, with the arguments that std::env::args_os reads by its own means.
-#[unsafe(no_mangle)]
-extern "C" fn main(_argc: i32, _argv: *const *const std::ffi::c_char) -> i32 {
+#[cfg_attr(test, allow(dead_code, reason = "the test harness has a main of its own"))]
+fn run_command_line() -> i32 {
     let status = match start(Cli::parse()) {
         Ok(()) => 0,
         Err(f) => {
@@ -160,4 +159,11 @@ extern "C" fn main(_argc: i32, _argv: *const *const std::ffi::c_char) -> i32 {
     };
     let _ = std::io::stdout().flush();
     status
+}
+
+// SAFETY: the C runtime calls main once, with the arguments that std::env::args_os reads by its own means.
+#[cfg(not(test))]
+#[unsafe(no_mangle)]
+extern "C" fn main(_argc: i32, _argv: *const *const std::ffi::c_char) -> i32 {
+    run_command_line()
 }

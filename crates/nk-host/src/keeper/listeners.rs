@@ -15,7 +15,13 @@ pub struct ListenerNotes(pub Keeper);
 impl ListenerKeeper for ListenerNotes {
     fn keep(&mut self, key: Key, fd: BorrowedFd<'_>, local: &Addr, backlog: u32) {
         let text = format_addr(local);
-        self.0.keep(CLASS_LISTENER, key.to_word(), (u64::from(backlog), 0), &text, &[fd.as_raw_fd()]);
+        self.0.keep(
+            CLASS_LISTENER,
+            key.to_word(),
+            (u64::from(backlog), 0),
+            &text,
+            &[fd.as_raw_fd()],
+        );
     }
     fn forget(&mut self, key: Key) {
         self.0.drop_entry(CLASS_LISTENER, key.to_word());

@@ -103,8 +103,9 @@ impl Keeper {
         let mut entries = Vec::new();
         loop {
             let (m, mut fds, _) = nk_attach::recv(fd, false).map_err(|e| match e {
-                nk_attach::RecvError::Closed
-                | nk_attach::RecvError::Os(libc::ECONNRESET) => io::ErrorKind::UnexpectedEof.into(),
+                nk_attach::RecvError::Closed | nk_attach::RecvError::Os(libc::ECONNRESET) => {
+                    io::ErrorKind::UnexpectedEof.into()
+                }
                 other => io::Error::other(format!("{other:?}")),
             })?;
             if m.a == 0 {

@@ -11,10 +11,10 @@ use std::path::PathBuf;
 use nk_attach::{Fds, Kind, Message, RecvError};
 use nk_device::header::{ENGINE_DOWN, ENGINE_GONE};
 use nk_device::sync::{Ordering, fence};
-use nk_device::{Cell, Layout, Qset, Row};
+use nk_device::{Cell, Qset, Row};
 
 use super::{CLASS_GUEST, CLASS_LISTENER, CLASS_PROCESS, CLASS_QSET};
-use crate::guest::Region;
+use crate::guest::{Region, layout};
 use crate::sys;
 
 #[derive(Debug)]
@@ -156,7 +156,10 @@ impl State {
         let state = if self.private.is_some() { ENGINE_GONE } else { ENGINE_DOWN };
         for e in self.entries.range((CLASS_GUEST, 0)..=(CLASS_GUEST, u64::MAX)).map(|e| e.1) {
             let Some(memfd) = e.fds.first().and_then(|f| f.try_clone().ok()) else { continue };
-            match Region::map(memfd, Layout::GUEST) {
+            // Text: uid, flags, ...
+            let text = e.message.text().unwrap_or("");
+            let flags = text.split(' ').nth(1).and_then(|w| w.parse().ok()).unwrap_or(0);
+            match Region::map(memfd, layout(flags)) {
                 Ok(r) => wake_guest(&r, state),
                 Err(e) => eprintln!("nk keeper: cannot map a guest's region: {e}"),
             }
@@ -227,6 +230,7 @@ fn present<T, P>(region: &Region, first: Option<&P>, count: u32) -> Vec<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use nk_device::Layout;
 
     #[test]
     fn only_pages_that_exist_are_walked() {

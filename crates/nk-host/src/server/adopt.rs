@@ -5,16 +5,14 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::Instant;
 
-use nk_device::Layout;
 use nk_engine::{AdoptedListener, AdoptedRow, Adoption, GuestId, GuestSetup, Limits};
 use nk_servicelib::{GuestPool, Key};
 
 use super::keep::{HAS_CONTROL, HAS_PIDFD};
 use super::{NSM, Role, Server, Source};
-use crate::guest::{Guest, Process, Region};
+use crate::guest::{Guest, Process, Region, layout};
 use crate::keeper::{
-    CLASS_GUEST, CLASS_HOLD, CLASS_LISTENER, CLASS_PROCESS, CLASS_QSET, Entry, Keeper,
-    parse_addr,
+    CLASS_GUEST, CLASS_HOLD, CLASS_LISTENER, CLASS_PROCESS, CLASS_QSET, Entry, Keeper, parse_addr,
 };
 use crate::sys;
 
@@ -93,7 +91,7 @@ impl Server {
         let (uid, flags, limits, name) = parse_guest(&entry.text).ok_or_else(lost)?;
         let mut take = || if entry.fds.is_empty() { Err(lost()) } else { Ok(entry.fds.remove(0)) };
         let (memfd, engine_bell, netns) = (take()?, take()?, take()?);
-        let region = Region::map(memfd, Layout::GUEST)?;
+        let region = Region::map(memfd, layout(flags))?;
         let namespace = self.broker.register(&netns)?;
         let mut guest = Guest {
             id,
@@ -166,9 +164,9 @@ impl Server {
             listeners.push((key, fd, e.c as u32));
         }
         let device = guest.region.device;
-        let setup = GuestSetup { id, device, namespace, nsm: NSM, limits, vm: false };
-        let pool =
-            GuestPool { guest: id.0, device, namespace, pool: 0..device.layout().chunks };
+        let vm = guest.is_vm();
+        let setup = GuestSetup { id, device, namespace, nsm: NSM, limits, vm };
+        let pool = GuestPool { guest: id.0, device, namespace, pool: 0..device.layout().chunks };
         let bell = guest.engine_bell.try_clone()?;
         let counts = (guest.processes.len(), listeners.len());
         if guest.processes.is_empty() {
@@ -186,9 +184,7 @@ impl Server {
             if let Some(service) = &mut s.service {
                 service.add_guest(pool);
             }
-            s.engine
-                .adopt_guest(setup, &adoption, &mut s.notify)
-                .map_err(io::Error::other)
+            s.engine.adopt_guest(setup, &adoption, &mut s.notify).map_err(io::Error::other)
         })??;
         self.give_listeners(listeners)?;
         // Tokens are new ones, and with them the holds' keys.
@@ -207,10 +203,7 @@ impl Server {
     }
 
     /// Hands listeners to the NSM; one that it cannot take is lost.
-    pub(super) fn give_listeners(
-        &mut self,
-        listeners: Vec<(Key, OwnedFd, u32)>,
-    ) -> io::Result<()> {
+    pub(super) fn give_listeners(&mut self, listeners: Vec<(Key, OwnedFd, u32)>) -> io::Result<()> {
         for (key, fd, backlog) in listeners {
             self.nsm_adopt_listener(key, fd, backlog)?;
         }
@@ -220,7 +213,9 @@ impl Server {
     /// Puts a source into the epoll.
     pub(super) fn watch(&mut self, source: Source, events: i32) -> io::Result<super::Token> {
         let token = self.sources.insert(source);
-        let Some(raw) = self.raw(Some(token)) else { return Err(io::ErrorKind::InvalidInput.into()) };
+        let Some(raw) = self.raw(Some(token)) else {
+            return Err(io::ErrorKind::InvalidInput.into());
+        };
         if let Err(e) = self.epoll.add(raw, events, token.word()) {
             self.drop_source(token);
             return Err(e);

@@ -428,7 +428,7 @@ impl Server {
                 Some(self.attach(token, message, fds, credentials)?)
             }
             (Kind::Query, Role::Stranger) => Some(self.query(message, credentials)?),
-            (Kind::Fork, Role::Process(g, row)) => Some(self.fork(g, row, fds)?),
+            (Kind::Fork, Role::Process(g, row)) if row != 0 => Some(self.fork(g, row, fds)?),
             (Kind::Hello, Role::Process(g, row)) => {
                 self.hello(g, row, credentials)?;
                 None

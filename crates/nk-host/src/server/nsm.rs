@@ -233,17 +233,23 @@ impl Server {
             namespace: g.namespace,
             pool: 0..device.layout().chunks,
         };
-        let memfd = g.region.memfd.try_clone()?;
-        self.nsm_guest(&pool, &memfd)
+        let (memfd, flags) = (g.region.memfd.try_clone()?, g.flags);
+        self.nsm_guest(&pool, flags, &memfd)
     }
 
     /// Tells an NSM process of a guest, before the engine is told.
-    pub(super) fn nsm_guest(&mut self, pool: &GuestPool, memfd: &OwnedFd) -> io::Result<()> {
+    pub(super) fn nsm_guest(
+        &mut self,
+        pool: &GuestPool,
+        flags: u64,
+        memfd: &OwnedFd,
+    ) -> io::Result<()> {
         if self.nsm.child.is_none() {
             return Ok(());
         }
         let mut m = Message::new(Kind::Nsm);
         (m.a, m.b, m.c) = (command::ADD_GUEST, pool.guest.into(), pool.namespace);
+        m.d = flags;
         let reply = self.nsm_command(&m, &[memfd.as_raw_fd()])?;
         match reply.status {
             0 => Ok(()),

@@ -4,7 +4,7 @@
 //! as the connection on which it was made.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 
 use nk_engine::GuestId;
 
@@ -25,6 +25,7 @@ impl Server {
         connection: Token,
         bell: OwnedFd,
     ) -> io::Result<Reply> {
+        let noted = bell.try_clone()?;
         self.ask(move |s| s.notify.set_doorbell(id, QSET, Some(bell)))?;
         self.set_role(connection, Role::Process(id, ROW));
         let Some(guest) = self.guests.get_mut(&id.0) else {
@@ -41,6 +42,8 @@ impl Server {
         if let Some(t) = creator.and_then(|c| c.pidfd) {
             self.drop_source(t);
         }
+        self.note_process(id, ROW);
+        self.note_qset(id, ROW, QSET, true, noted.as_raw_fd());
         Ok(reply)
     }
 }
