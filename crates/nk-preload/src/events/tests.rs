@@ -260,6 +260,11 @@ fn an_epoll_in_an_epoll_and_in_poll() {
     read1(&s);
     assert_eq!(outer.wait(16, 20), [], "read past the epoll");
     assert_eq!(polled(0), 0);
+    // Ready before the outer one waits: no sleep, and no turning round either.
+    c.write_all(b"z").expect("write");
+    assert_eq!(inner.wait(16, LONG_MS), [(1, EPOLLIN)]);
+    assert_eq!(outer.wait(16, LONG_MS), [(2, EPOLLIN)]);
+    read1(&s);
     let t = std::thread::spawn(move || {
         std::thread::sleep(Duration::from_millis(30));
         c.write_all(b"y").expect("write");

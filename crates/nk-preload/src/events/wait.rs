@@ -201,11 +201,10 @@ fn wait_serving(
             }
             return Ok(n);
         }
-        let r = if below.enter(p) {
-            out.ask_kernel(epfd, index, 0, limit.left(), mask)
-        } else {
-            Ok((0, Kernel::Marked))
-        };
+        // An inner instance with news is readable by now, or will be once it is refreshed: ask, but do not sleep.
+        let quiet = below.enter(p);
+        let (left, mask) = if quiet { (limit.left(), mask) } else { (ZERO, NO_MASK) };
+        let r = out.ask_kernel(epfd, index, 0, left, mask);
         drop(below);
         let mut held = i.hold();
         held.leave_sleep(p);
@@ -214,7 +213,7 @@ fn wait_serving(
                 n = count;
                 n += report(p, &mut held, out, n, out.max);
                 held.pass_on();
-                if n != 0 || kernel == Kernel::Nothing {
+                if n != 0 || (quiet && kernel == Kernel::Nothing) {
                     return Ok(n);
                 }
             }
