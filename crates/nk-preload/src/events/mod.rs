@@ -60,9 +60,9 @@ mod nested;
 mod poll;
 mod select;
 mod slots;
-mod wait;
 #[cfg(test)]
 mod tests;
+mod wait;
 
 pub use grants::note_shortage;
 pub use instance::{closed as close_epoll, duplicated as dup_epoll, internal_moved};

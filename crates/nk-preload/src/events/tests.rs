@@ -93,8 +93,7 @@ fn write_all(mut s: &TcpStream, mut b: &[u8]) {
             Ok(n) => b = &b[n..],
             Err(e) => {
                 assert_eq!(e.raw_os_error(), Some(libc::EAGAIN));
-                let mut p =
-                    libc::pollfd { fd: s.as_raw_fd(), events: libc::POLLOUT, revents: 0 };
+                let mut p = libc::pollfd { fd: s.as_raw_fd(), events: libc::POLLOUT, revents: 0 };
                 // SAFETY: one local pollfd.
                 assert_eq!(unsafe { poll(&raw mut p, 1, LONG_MS) }, 1);
             }
