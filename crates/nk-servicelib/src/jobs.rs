@@ -277,9 +277,9 @@ impl<S: Stack> Ctx<'_, S> {
             return self.finish_connect(key, cell, s);
         }
         if read {
-            let _ = self.on(&s, |stack, h| stack.shutdown(h, How::Read));
-            s.readable = true;
-            s.hangup = true;
+            // GuestLib's own bit ends reading (GF_SHUT_RD). The stack's would look like the peer's FIN from here; Linux, too, goes
+            // on to receive.
+            self.tell(key, cell, ALL);
         }
         s.shut_wr_wanted |= write;
         self.enqueue(key, &mut s);
