@@ -110,10 +110,8 @@ pub(crate) fn let_go(p: &Process, id: u32, generation: u16) {
         return;
     }
     if unheld {
-        let linger = cell.linger.load(Ordering::Relaxed);
-        let mut close = Nqe::new(Op::Close, id, generation);
-        close.op_data = u64::from(linger);
-        rings::push_job(p, &close);
+        // SO_LINGER {1, 0} is in the cell, where the service finds it.
+        rings::push_job(p, &Nqe::new(Op::Close, id, generation));
     }
 }
 
