@@ -66,6 +66,8 @@ pub(super) struct Instance {
     doorbell: AtomicI32,
     /// Inner instances: serial << 32 | index + 1.
     inner: [core::sync::atomic::AtomicU64; INNER_MAX],
+    /// 1 once an inner instance was added.
+    may_have_inner: AtomicU32,
     /// Sockets whose last descriptor was closed while the lock was taken.
     deferred: AtomicU32,
     deferred_next: AtomicPtr<AtomicU32>,
@@ -149,6 +151,7 @@ pub(super) fn open(epfd: c_int, ours: bool, _gate: &gate::Changing) -> bool {
         for x in &i.inner {
             x.store(0, Ordering::Relaxed);
         }
+        i.may_have_inner.store(0, Ordering::Relaxed);
         TOP.fetch_max(n + 1, Ordering::SeqCst);
         i.life.store(LIVE, Ordering::SeqCst);
         return match fdtable::swap(epfd, Entry::Epoll { index: n }) {
@@ -287,6 +290,7 @@ impl Instance {
             short_of_chunks: AtomicU32::new(0),
             doorbell: AtomicI32::new(0),
             inner: [const { core::sync::atomic::AtomicU64::new(0) }; INNER_MAX],
+            may_have_inner: AtomicU32::new(0),
             deferred: AtomicU32::new(0),
             deferred_next: AtomicPtr::new(core::ptr::null_mut()),
             fork_held: AtomicBool::new(false),
@@ -406,6 +410,7 @@ impl Instance {
     /// ENOSPC.
     pub(super) fn add_inner(&self, inner: &Pinned) -> Result<(), c_int> {
         let word = inner.name();
+        self.may_have_inner.store(1, Ordering::SeqCst);
         if self.inner.iter().any(|x| x.load(Ordering::SeqCst) == word) {
             return Ok(());
         }
@@ -430,7 +435,8 @@ impl Instance {
 
     /// Whether it has (or had) instances as members.
     pub(super) fn has_inner(&self) -> bool {
-        self.inner.iter().any(|x| x.load(Ordering::Relaxed) != 0)
+        self.may_have_inner.load(Ordering::SeqCst) != 0
+            && self.inner.iter().any(|x| x.load(Ordering::Relaxed) != 0)
     }
 
     /// Its inner instances.

@@ -37,15 +37,16 @@ impl Below {
         Below { list: [const { None }; BELOW_MAX], len: 0 }
     }
 
-    /// Everything below an instance. Costs one look per member slot when there is nothing.
-    pub(super) fn of(i: &Pinned) -> Below {
-        let mut b = Below::none();
-        if i.has_inner() {
-            for inner in i.inner() {
-                b.add(inner);
-            }
+    /// Everything below an instance; `None`, and cheap, when there is nothing.
+    pub(super) fn of(i: &Pinned) -> Option<Below> {
+        if !i.has_inner() {
+            return None;
         }
-        b
+        let mut b = Below::none();
+        for inner in i.inner() {
+            b.add(inner);
+        }
+        Some(b)
     }
 
     /// One more, with everything below it. Beyond the bound they are left out: readiness is then as old as the last call.

@@ -114,7 +114,7 @@ pub(super) unsafe fn poll_with(
             Sets { sockets, sockets_len: 0, kernel, kernel_at, kernel_len: 0 }
         }
     };
-    let mut below = Below::none();
+    let mut below: Option<Below> = None;
     for i in 0..n {
         // SAFETY: i < n: within the caller's array and within each part of the sets, which have n places.
         unsafe {
@@ -131,7 +131,7 @@ pub(super) unsafe fn poll_with(
                 && let Some(inner) = instance::pin_index(index)
                 && may_report(&inner)
             {
-                below.add(inner);
+                below.get_or_insert_with(Below::none).add(inner);
             }
             // One of this library's own is none of the program's: closed, as far as it can tell.
             let fd = if entry == Entry::Internal { c_int::MAX } else { (*f).fd };
@@ -225,11 +225,13 @@ unsafe fn wait(
     slot: &mut Option<Taken>,
     fds: *mut pollfd,
     sets: &Sets,
-    below: &mut Below,
+    below: &mut Option<Below>,
     limit: &mut Limit,
     mask: Mask,
 ) -> Result<c_int, c_int> {
-    below.refresh(p);
+    if let Some(b) = below {
+        b.refresh(p);
+    }
     // SAFETY: the caller's promise.
     let (ready, _) = unsafe { sets.look(p, fds) };
     if ready != 0 || limit.is_zero() {
@@ -260,18 +262,20 @@ unsafe fn sleep(
     slot: &mut Taken,
     fds: *mut pollfd,
     sets: &Sets,
-    below: &mut Below,
+    below: &mut Option<Below>,
     limit: &mut Limit,
     mask: Mask,
 ) -> Result<c_int, c_int> {
     loop {
         slot.drain(p);
-        below.refresh(p);
+        if let Some(b) = below {
+            b.refresh(p);
+        }
         slot.enter_sleep(p);
         // Watching and sleeping are said; what happens from here on rings. So look once more.
         // SAFETY: the caller's promise.
         let (mut ready, short) = unsafe { sets.look(p, fds) };
-        let quiet = below.enter(p);
+        let quiet = below.as_mut().is_none_or(|b| b.enter(p));
         let mut len = sets.kernel_len;
         // SAFETY: the array has EXTRA places more.
         unsafe {
@@ -293,7 +297,9 @@ unsafe fn sleep(
         if short {
             slot.leave_shortage(p);
         }
-        below.leave(p);
+        if let Some(b) = below {
+            b.leave(p);
+        }
         slot.leave_sleep(p);
         if r < 0 && asleep {
             return Err(error);

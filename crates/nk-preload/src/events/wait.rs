@@ -150,7 +150,9 @@ fn wait_serving(
     let index = i.index();
     loop {
         let mut below = Below::of(i);
-        below.refresh(p);
+        if let Some(b) = &below {
+            b.refresh(p);
+        }
         let has_kernel = i.kernel_members.load(Ordering::Relaxed) != 0;
         // One slot is kept for the kernel's members, so that neither side starves; with one slot they take turns.
         let mut room = out.max;
@@ -202,7 +204,7 @@ fn wait_serving(
             return Ok(n);
         }
         // An inner instance with news is readable by now, or will be once it is refreshed: ask, but do not sleep.
-        let quiet = below.enter(p);
+        let quiet = below.as_mut().is_none_or(|b| b.enter(p));
         let (left, mask) = if quiet { (limit.left(), mask) } else { (ZERO, NO_MASK) };
         let r = out.ask_kernel(epfd, index, 0, left, mask);
         drop(below);
