@@ -259,6 +259,19 @@ pub fn pass_credentials(fd: RawFd) -> io::Result<()> {
     Ok(())
 }
 
+/// Who connected a Unix socket: its credentials at that time.
+#[must_use]
+pub fn peer_credentials(fd: RawFd) -> Option<nk_attach::Credentials> {
+    let mut c = libc::ucred { pid: 0, uid: 0, gid: 0 };
+    let mut len = size_of::<libc::ucred>() as u32;
+    // SAFETY: a ucred of ours and its length.
+    let r = unsafe {
+        let p = (&raw mut c).cast();
+        libc::getsockopt(fd, libc::SOL_SOCKET, libc::SO_PEERCRED, p, &raw mut len)
+    };
+    (r == 0 && c.pid > 0).then_some(nk_attach::Credentials { pid: c.pid, uid: c.uid, gid: c.gid })
+}
+
 /// Lets a receive fail with EAGAIN after so many seconds.
 ///
 /// # Errors

@@ -417,6 +417,12 @@ impl Server {
         fds: Fds,
         credentials: Option<Credentials>,
     ) -> io::Result<()> {
+        // A message sent between our accept and our asking for credentials has none. Whoever connected also asks; only a
+        // forked child's socket was made by another process, and its hello comes long after.
+        let credentials = credentials.filter(|c| c.pid > 0).or_else(|| match role {
+            Role::Stranger | Role::Creator(_) => sys::peer_credentials(raw),
+            Role::Process(..) => None,
+        });
         let Some(kind) = Kind::from_u32(message.kind) else {
             return self.connection_closed(token);
         };
