@@ -142,16 +142,15 @@ fn inspect(world: &World, guest: &Nginx) -> Result<Found> {
     std::thread::sleep(Duration::from_millis(1000));
     let pid = guest.running.pid();
     let hosts = world.nk_pids()?;
-    let isolation = isolation::check_busy(pid, &hosts)?;
+    let (isolation, held) = isolation::check_busy(pid, &hosts)?;
     let engine =
         describe_guest(world, pid)?.get("engine").cloned().context("no engine in `nk guests`")?;
-    let ip_sockets = procfs::ip_socket_inodes(std::process::id());
-    let held = |pid: &u32| procfs::socket_inodes(*pid).intersection(&ip_sockets).count();
-    let holder = hosts.iter().max_by_key(|pid| held(pid)).context("no daemon")?;
+    let most = |pid: &&u32| procfs::descriptors(**pid).len();
+    let holder = hosts.iter().max_by_key(most).context("no daemon")?;
     let role = procfs::command_line(*holder).split(' ').nth(1).unwrap_or("?").to_owned();
     let interfaces = procfs::interface_counters(pid)?.into_keys().collect();
     wrk.ok(load.limit())?;
-    let (held, holder) = (held(holder), format!("nk {role}, pid {holder},"));
+    let holder = format!("nk {role}, pid {holder},");
     Ok(Found { isolation, interfaces, engine, holder, held })
 }
 

@@ -27,7 +27,8 @@ const CRATES: &[(&str, &[&str], Unsafe)] = &[
     ("nk-elfcheck", &["nk-device"], Needed),
     ("nk-preload", &["nk-device", "nk-attach", "nk-guestlib", "nk-elfcheck"], Needed),
     ("nk-engine", &["nk-device"], Forbidden),
-    ("nk-servicelib", &["nk-device"], Forbidden),
+    // One table of socket options for both sides: the guest asks by it, the host allows by it.
+    ("nk-servicelib", &["nk-device", "nk-guestlib"], Needed),
     ("nk-stack-kernel", &["nk-device", "nk-servicelib"], Needed),
     (
         "nk-host",

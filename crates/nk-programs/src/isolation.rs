@@ -16,25 +16,26 @@ pub struct Isolation {
 
 /// Checks the guest that the process belongs to, all of its processes included.
 pub fn check(pid: u32) -> Result<Isolation> {
+    look(pid, &[]).map(|(found, _)| found)
+}
+
+/// As [`check`], for a guest that serves or uses connections now: it must hold stand-ins, and somebody of `hosts` must
+/// hold the real sockets, or the check looked in the wrong place. How many they hold is the second answer.
+pub fn check_busy(pid: u32, hosts: &[u32]) -> Result<(Isolation, usize)> {
+    let (found, held) = look(pid, hosts)?;
+    ensure!(found.sockets > 0, "guest {pid} holds no sockets at all");
+    ensure!(
+        hosts.is_empty() || held > 0,
+        "neither daemon nor NSM (pids {hosts:?}) holds an IP socket of the host"
+    );
+    Ok((found, held))
+}
+
+/// The guest's processes are looked at first: the tables of the host are long under load, and take their time.
+fn look(pid: u32, hosts: &[u32]) -> Result<(Isolation, usize)> {
     let namespace = procfs::net_namespace(pid).context("the guest has ended")?;
     let ours = procfs::net_namespace(std::process::id()).context("no namespace of our own")?;
     ensure!(namespace != ours, "the guest {pid} is in the host's network namespace");
-    let host_sockets = procfs::ip_socket_inodes(std::process::id());
-    let processes = procfs::in_net_namespace(namespace)?;
-    let mut sockets = 0;
-    for process in &processes {
-        let held = procfs::socket_inodes(*process);
-        let own_namespace = procfs::ip_socket_inodes(*process);
-        sockets += held.len();
-        let leaked: Vec<_> = held
-            .iter()
-            .filter(|inode| host_sockets.contains(inode) || own_namespace.contains(inode))
-            .collect();
-        if !leaked.is_empty() {
-            let name = procfs::command_line(*process);
-            bail!("guest process {process} ({name}) holds IP sockets, inodes {leaked:?}");
-        }
-    }
     let counters = procfs::interface_counters(pid)?;
     for (interface, carried) in &counters {
         ensure!(
@@ -42,22 +43,23 @@ pub fn check(pid: u32) -> Result<Isolation> {
             "interface {interface} of the guest's namespace carried traffic: {carried}"
         );
     }
+    let own_namespace = procfs::ip_socket_inodes(pid);
+    let processes = procfs::in_net_namespace(namespace)?;
     ensure!(!processes.is_empty(), "no process in the guest's namespace");
-    Ok(Isolation { processes: processes.len(), sockets, interfaces: counters.len() })
-}
-
-/// As [`check`], for a guest that serves or uses connections now: it must hold stand-ins, and somebody of `hosts` must
-/// hold the real sockets, or the check looked in the wrong place.
-pub fn check_busy(pid: u32, hosts: &[u32]) -> Result<Isolation> {
-    let found = check(pid)?;
-    ensure!(found.sockets > 0, "guest {pid} holds no sockets at all");
-    if !hosts.is_empty() {
-        let host_sockets = procfs::ip_socket_inodes(std::process::id());
-        let held: usize = hosts
-            .iter()
-            .map(|host| procfs::socket_inodes(*host).intersection(&host_sockets).count())
-            .sum();
-        ensure!(held > 0, "neither daemon nor NSM (pids {hosts:?}) holds an IP socket of the host");
+    let held: Vec<_> = processes
+        .iter()
+        .map(|process| (*process, procfs::command_line(*process), procfs::socket_inodes(*process)))
+        .collect();
+    let hosts: Vec<_> = hosts.iter().map(|host| procfs::socket_inodes(*host)).collect();
+    let host_sockets = procfs::ip_socket_inodes(std::process::id());
+    for (process, name, inodes) in &held {
+        let is_ip = |inode: &&u64| host_sockets.contains(inode) || own_namespace.contains(inode);
+        let leaked: Vec<_> = inodes.iter().filter(is_ip).collect();
+        if !leaked.is_empty() {
+            bail!("guest process {process} ({name}) holds IP sockets, inodes {leaked:?}");
+        }
     }
-    Ok(found)
+    let sockets = held.iter().map(|(_, _, inodes)| inodes.len()).sum();
+    let by_hosts = hosts.iter().map(|inodes| inodes.intersection(&host_sockets).count()).sum();
+    Ok((Isolation { processes: processes.len(), sockets, interfaces: counters.len() }, by_hosts))
 }

@@ -40,9 +40,11 @@ pub(super) fn tests() -> Vec<Test> {
 fn haproxy(world: &mut World, mode: Mode) -> Result<String> {
     let nginx = Nginx::start(world, Side::Plain)?;
     let port = free_port()?;
+    // The resolvers section is there so that haproxy makes none from /etc/resolv.conf: it is about names, over UDP.
     let text = format!(
         "global\n  stats socket {}/haproxy.sock mode 600 level admin expose-fd listeners\n  nbthread 2\n\
          defaults\n  mode http\n  timeout connect 5s\n  timeout client 30s\n  timeout server 30s\n\
+         resolvers default\n  hold valid 1s\n\
          frontend in\n  bind 127.0.0.1:{port}\n  default_backend out\n\
          backend out\n  server one 127.0.0.1:{}\n",
         world.dir.display(),

@@ -3,7 +3,7 @@
 use std::thread::sleep;
 use std::time::Duration;
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use rustix::process::Signal;
 
 use crate::isolation;
@@ -32,20 +32,38 @@ pub(super) fn tests() -> Vec<Test> {
         .to_vec()
 }
 
-/// Isolation of whichever programs are guests, while they are busy.
+/// Isolation of whichever programs are guests, while they run.
 pub(super) fn isolated(
     world: &World,
     mode: Mode,
     server: &Running,
     client: &Running,
 ) -> Result<()> {
-    if world.options.nk.is_none() {
-        return Ok(());
+    for (side, running) in [(mode.client, client), (mode.server, server)] {
+        if side == Side::Guest && world.options.nk.is_some() {
+            let checked =
+                isolation::check(running.pid()).with_context(|| running.name().to_owned());
+            // A client may end while it is looked at.
+            if checked.is_err() && !running.ended_within(Duration::from_millis(200))? {
+                checked?;
+            }
+        }
     }
-    let hosts = world.nk_pids()?;
-    for (side, running) in [(mode.server, server), (mode.client, client)] {
-        if side == Side::Guest {
-            isolation::check_busy(running.pid(), &hosts)?;
+    Ok(())
+}
+
+/// As [`isolated`], for lasting connections: those of the guests are found with the host's processes.
+fn isolated_and_connected(
+    world: &World,
+    mode: Mode,
+    server: &Running,
+    client: &Running,
+) -> Result<()> {
+    for (side, running) in [(mode.client, client), (mode.server, server)] {
+        if side == Side::Guest && world.options.nk.is_some() {
+            let hosts = world.nk_pids()?;
+            isolation::check_busy(running.pid(), &hosts)
+                .with_context(|| running.name().to_owned())?;
         }
     }
     Ok(())
@@ -64,10 +82,14 @@ fn under_wrk(world: &mut World, mode: Mode) -> Result<String> {
         ("keep-alive v6", nginx.url_v6(), false),
         ("short v6", nginx.url_v6(), true),
     ] {
-        let load = load(&url, 2, short);
+        let load = load(&url, 3, short);
         let wrk = load.start(world, mode.client)?;
-        sleep(Duration::from_millis(1000));
-        isolated(world, mode, &nginx.running, &wrk)?;
+        sleep(Duration::from_millis(300));
+        if short {
+            isolated(world, mode, &nginx.running, &wrk)?;
+        } else {
+            isolated_and_connected(world, mode, &nginx.running, &wrk)?;
+        }
         let report = Wrk::parse(&wrk.ok(load.limit())?)?.flawless()?;
         saw.push(format!("{what} {:.0}/s", report.per_second));
     }
