@@ -72,21 +72,15 @@ pub(crate) fn value_of<'a>(entry: &'a [u8], name: &str) -> Option<&'a [u8]> {
     }
 }
 
-extern "C" fn constructor(
-    _argc: c_int,
-    _argv: *const *const c_char,
-    envp: *const *const c_char,
-) {
+extern "C" fn constructor(_argc: c_int, _argv: *const *const c_char, envp: *const *const c_char) {
     let mut at = envp;
     // SAFETY: glibc passes the environment as a null-terminated array of C strings to constructors.
     unsafe {
         while !at.is_null() && !(*at).is_null() {
             let entry = CStr::from_ptr(*at).to_bytes();
-            for (name, to) in [
-                (env::SOCKET, &SOCKET),
-                (env::TOKEN, &TOKEN),
-                (env::LIBRARY, &LIBRARY),
-            ] {
+            for (name, to) in
+                [(env::SOCKET, &SOCKET), (env::TOKEN, &TOKEN), (env::LIBRARY, &LIBRARY)]
+            {
                 if let Some(value) = value_of(entry, name)
                     && !to.set(value)
                 {

@@ -29,9 +29,9 @@ struct Ticket {
     words: [AtomicU64; 4],
 }
 
-static TICKET: [Ticket; TICKETS] = [const {
-    Ticket { state: AtomicU32::new(FREE), words: [const { AtomicU64::new(0) }; 4] }
-}; TICKETS];
+static TICKET: [Ticket; TICKETS] =
+    [const { Ticket { state: AtomicU32::new(FREE), words: [const { AtomicU64::new(0) }; 4] } };
+        TICKETS];
 /// 0 free, 1 taken, 2 taken and somebody waits.
 static DRAIN_LOCK: AtomicU32 = AtomicU32::new(0);
 static DRAIN_HEAD: AtomicU32 = AtomicU32::new(0);

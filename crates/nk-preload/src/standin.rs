@@ -176,9 +176,8 @@ pub fn for_each_open_fd(mut f: impl FnMut(c_int)) {
 pub fn import(p: &Process) {
     for_each_open_fd(|fd| {
         if let Some((id, generation)) = read_tag(fd)
-            && p.cell(id).is_some_and(|c| {
-                c.generation.load(Ordering::Acquire) == u32::from(generation)
-            })
+            && p.cell(id)
+                .is_some_and(|c| c.generation.load(Ordering::Acquire) == u32::from(generation))
         {
             enter(p, fd, id, generation);
         }
@@ -200,9 +199,8 @@ pub fn release_others(p: &Process) {
     while at < end {
         let pages = (end - at).div_ceil(4096).min(resident.len());
         // SAFETY: within the mapping (rounded to its pages); writes `pages` bytes.
-        let r = unsafe {
-            libc::syscall(libc::SYS_mincore, at, pages * 4096, resident.as_mut_ptr())
-        };
+        let r =
+            unsafe { libc::syscall(libc::SYS_mincore, at, pages * 4096, resident.as_mut_ptr()) };
         for (i, in_core) in resident.iter().take(pages).enumerate() {
             if r == 0 && in_core & 1 == 0 {
                 continue;
@@ -210,7 +208,9 @@ pub fn release_others(p: &Process) {
             let page = at + i * 4096;
             for slot in 0..4 {
                 let address = page + slot * size_of::<Cell>();
-                let Some(offset) = address.checked_sub(&raw const *first as usize) else { continue };
+                let Some(offset) = address.checked_sub(&raw const *first as usize) else {
+                    continue;
+                };
                 let id = (offset / size_of::<Cell>()) as u32;
                 if let Some(cell) = device.cell(id)
                     && cell.is_held_by(row)
@@ -218,10 +218,7 @@ pub fn release_others(p: &Process) {
                     && cell.release(row)
                 {
                     let generation = cell.generation.load(Ordering::Acquire);
-                    rings::push_job(
-                        p,
-                        &Nqe::new(Op::Close, id, generation as u16),
-                    );
+                    rings::push_job(p, &Nqe::new(Op::Close, id, generation as u16));
                 }
             }
         }

@@ -244,13 +244,7 @@ pub fn move_up(fd: c_int) -> c_int {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: writes a local.
     unsafe {
-        libc::syscall(
-            libc::SYS_prlimit64,
-            0,
-            libc::RLIMIT_NOFILE,
-            0usize,
-            &raw mut limit,
-        );
+        libc::syscall(libc::SYS_prlimit64, 0, libc::RLIMIT_NOFILE, 0usize, &raw mut limit);
     }
     let cap = c_int::try_from(limit.rlim_cur).unwrap_or(c_int::MAX);
     let min = INTERNAL_FD_MIN.min(cap.saturating_sub(24)).max(3);
@@ -278,9 +272,7 @@ pub fn wait_readable(fd: c_int, timeout_ms: u32) -> bool {
     let mut p = libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
     let t = timespec_us(u64::from(timeout_ms) * 1000);
     // SAFETY: one pollfd, one timespec, no mask.
-    unsafe {
-        libc::syscall(libc::SYS_ppoll, &raw mut p, 1usize, &raw const t, 0usize, 8usize) > 0
-    }
+    unsafe { libc::syscall(libc::SYS_ppoll, &raw mut p, 1usize, &raw const t, 0usize, 8usize) > 0 }
 }
 
 /// An eventfd that does not block, or -errno.

@@ -96,9 +96,7 @@ pub(crate) fn until<T>(
         } else {
             match deadline.saturating_sub(sys::now_us()) {
                 0 => Err(libc::ETIMEDOUT),
-                left => cancellable(|| {
-                    sys::futex_wait(word, seen, Some(&sys::timespec_us(left)))
-                }),
+                left => cancellable(|| sys::futex_wait(word, seen, Some(&sys::timespec_us(left)))),
             }
         };
         match on {

@@ -99,8 +99,8 @@ impl Environment {
         };
         for_each(given, |entry| {
             let t = entry.to_bytes();
-            let replaced =
-                ours().iter().any(|(n, _)| value_of(t, n).is_some()) || value_of(t, PRELOAD).is_some();
+            let replaced = ours().iter().any(|(n, _)| value_of(t, n).is_some())
+                || value_of(t, PRELOAD).is_some();
             if !replaced {
                 out.pointer(entry.as_ptr());
             }
@@ -134,9 +134,7 @@ pub(crate) fn restore_environment() {
             ours().iter().any(|(n, _)| value_of(t, n).is_some()) || value_of(t, PRELOAD).is_some();
         let Some(at) = t.iter().position(|b| *b == b'=') else { return };
         let mut name = [0u8; 16];
-        if is_ours
-            && let (Some(to), Some(from)) = (name.get_mut(..at), t.get(..at))
-        {
+        if is_ours && let (Some(to), Some(from)) = (name.get_mut(..at), t.get(..at)) {
             to.copy_from_slice(from);
             // SAFETY: both are C strings (the name's array is longer than any of ours, and zeroed); setenv copies them.
             unsafe { libc::setenv(name.as_ptr().cast(), entry.as_ptr().add(at + 1), 1) };
@@ -258,9 +256,8 @@ pub unsafe extern "C" fn execveat(
     envp: Strings,
     flags: c_int,
 ) -> c_int {
-    let run = |envp: Strings| {
-        native!(libc::SYS_execveat, directory, path, argv, envp, flags) as c_int
-    };
+    let run =
+        |envp: Strings| native!(libc::SYS_execveat, directory, path, argv, envp, flags) as c_int;
     let Some(p) = process() else { return run(envp) };
     if path.is_null() {
         return sys::fail(libc::EFAULT);
@@ -306,7 +303,10 @@ fn search_path() -> &'static [u8] {
 }
 
 /// Calls `f` with each path that a name may mean, until it gives something. Without a slash in the name: the directories of PATH.
-pub(crate) fn for_each_candidate<T>(name: &CStr, mut f: impl FnMut(&CStr) -> Option<T>) -> Option<T> {
+pub(crate) fn for_each_candidate<T>(
+    name: &CStr,
+    mut f: impl FnMut(&CStr) -> Option<T>,
+) -> Option<T> {
     let text = name.to_bytes();
     if text.contains(&b'/') {
         return f(name);
@@ -482,11 +482,7 @@ const ARGUMENT_REGISTERS: usize = 8;
 unsafe extern "C" fn exec_list(kind: c_int, registers: Strings, stack: Strings) -> c_int {
     // SAFETY (argument): arguments are in the registers first, then on the stack, up to a null pointer and one more for execle.
     let argument = |i: usize| unsafe {
-        if i < ARGUMENT_REGISTERS {
-            *registers.add(i)
-        } else {
-            *stack.add(i - ARGUMENT_REGISTERS)
-        }
+        if i < ARGUMENT_REGISTERS { *registers.add(i) } else { *stack.add(i - ARGUMENT_REGISTERS) }
     };
     let mut count = 1;
     while !argument(count).is_null() {
@@ -538,7 +534,8 @@ mod tests {
 
     #[test]
     fn what_a_program_dropped_from_its_environment_comes_back() {
-        let all = ["LD_PRELOAD=/lib/n.so", "NK_LIBRARY=/lib/n.so", "NK_SOCKET=/run/s", "NK_TOKEN=00ff"];
+        let all =
+            ["LD_PRELOAD=/lib/n.so", "NK_LIBRARY=/lib/n.so", "NK_SOCKET=/run/s", "NK_TOKEN=00ff"];
         assert_eq!(completed(&[]), all);
         assert_eq!(completed(&all), all);
         assert_eq!(completed(&["NK_TOKEN=forged"]), all);

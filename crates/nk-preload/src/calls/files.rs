@@ -46,9 +46,10 @@ fn forget(fd: c_int) {
 }
 
 fn number_of(stream: *mut c_void) -> Option<c_int> {
-    let found = STREAM.iter().zip(&STREAM_FD).find(|(s, _)| {
-        !stream.is_null() && s.load(Ordering::Acquire) == stream as usize
-    });
+    let found = STREAM
+        .iter()
+        .zip(&STREAM_FD)
+        .find(|(s, _)| !stream.is_null() && s.load(Ordering::Acquire) == stream as usize);
     found.map(|(_, f)| f.load(Ordering::Acquire)).filter(|fd| *fd >= 0)
 }
 
@@ -147,11 +148,9 @@ pub(crate) fn replace_standard_streams() {
     const UNBUFFERED: c_int = 2;
     // SAFETY: runs in the constructor, before the program uses these; the variables are the C library's own.
     unsafe {
-        for (fd, stream, mode) in [
-            (0, &raw mut stdin, c"r"),
-            (1, &raw mut stdout, c"w"),
-            (2, &raw mut stderr, c"w"),
-        ] {
+        for (fd, stream, mode) in
+            [(0, &raw mut stdin, c"r"), (1, &raw mut stdout, c"w"), (2, &raw mut stderr, c"w")]
+        {
             if matches!(fdtable::get(fd), Entry::Socket { .. }) {
                 let ours = fdopen(fd, mode.as_ptr());
                 if ours.is_null() {

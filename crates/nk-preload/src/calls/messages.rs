@@ -173,7 +173,9 @@ pub unsafe extern "C" fn recvfrom(
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn recv(fd: c_int, buffer: *mut c_void, len: usize, flags: c_int) -> isize {
     match target(fd) {
-        Target::Native => native!(libc::SYS_recvfrom, fd, buffer, len, flags, 0usize, 0usize) as isize,
+        Target::Native => {
+            native!(libc::SYS_recvfrom, fd, buffer, len, flags, 0usize, 0usize) as isize
+        }
         Target::Socket(s) => size_result(recv_one(&s, buffer, len, flags)),
         Target::Error(e) => sys::fail_size(e),
     }
@@ -208,7 +210,9 @@ pub unsafe extern "C" fn sendto(
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn send(fd: c_int, buffer: *const c_void, len: usize, flags: c_int) -> isize {
     match target(fd) {
-        Target::Native => native!(libc::SYS_sendto, fd, buffer, len, flags, 0usize, 0usize) as isize,
+        Target::Native => {
+            native!(libc::SYS_sendto, fd, buffer, len, flags, 0usize, 0usize) as isize
+        }
         Target::Socket(s) => size_result(send_one(&s, buffer, len, flags)),
         Target::Error(e) => sys::fail_size(e),
     }
@@ -242,9 +246,9 @@ fn do_recvmsg(s: &Open, message: *mut msghdr, flags: c_int) -> Result<usize, c_i
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn recvmsg(fd: c_int, message: *mut msghdr, flags: c_int) -> isize {
     match target(fd) {
-        Target::Native => rights::received(message, || {
-            native!(libc::SYS_recvmsg, fd, message, flags) as isize
-        }),
+        Target::Native => {
+            rights::received(message, || native!(libc::SYS_recvmsg, fd, message, flags) as isize)
+        }
         Target::Socket(s) => size_result(do_recvmsg(&s, message, flags)),
         Target::Error(e) => sys::fail_size(e),
     }
@@ -382,7 +386,12 @@ fn check_room(len: usize, room: usize) {
 /// # Safety
 /// As read(2).
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn __read_chk(fd: c_int, buffer: *mut c_void, len: usize, room: usize) -> isize {
+pub unsafe extern "C" fn __read_chk(
+    fd: c_int,
+    buffer: *mut c_void,
+    len: usize,
+    room: usize,
+) -> isize {
     check_room(len, room);
     // SAFETY: the caller's promise.
     unsafe { read(fd, buffer, len) }

@@ -75,17 +75,19 @@ fn words_of(value: *const c_void, len: usize) -> (u64, u64) {
     let mut bytes = [0u8; INLINE_MAX];
     // SAFETY: the program says that `len` bytes are there; at most 16 are copied into a local of 16.
     unsafe {
-        core::ptr::copy_nonoverlapping(
-            value.cast::<u8>(),
-            bytes.as_mut_ptr(),
-            len.min(INLINE_MAX),
-        );
+        core::ptr::copy_nonoverlapping(value.cast::<u8>(), bytes.as_mut_ptr(), len.min(INLINE_MAX));
     }
     let all = u128::from_le_bytes(bytes);
     (all as u64, (all >> 64) as u64)
 }
 
-fn set(s: &Open, level: c_int, name: c_int, value: *const c_void, len: socklen_t) -> Result<(), c_int> {
+fn set(
+    s: &Open,
+    level: c_int,
+    name: c_int,
+    value: *const c_void,
+    len: socklen_t,
+) -> Result<(), c_int> {
     if (len as i32) < 0 {
         return Err(libc::EINVAL);
     }
@@ -142,7 +144,12 @@ pub unsafe extern "C" fn setsockopt(
     }
 }
 
-fn write_value(from: *const u8, size: usize, value: *mut c_void, len: *mut socklen_t) -> Result<(), c_int> {
+fn write_value(
+    from: *const u8,
+    size: usize,
+    value: *mut c_void,
+    len: *mut socklen_t,
+) -> Result<(), c_int> {
     // SAFETY: the program's pointer to a length (checked by the caller).
     let room = unsafe { len.read_unaligned() } as usize;
     let n = size.min(room);
@@ -162,10 +169,8 @@ fn write_plain<T: Copy>(v: T, value: *mut c_void, len: *mut socklen_t) -> Result
 }
 
 fn get_local(s: &Open, name: c_int, value: *mut c_void, len: *mut socklen_t) -> Result<(), c_int> {
-    let time = |us: u64| timeval {
-        tv_sec: (us / 1_000_000) as i64,
-        tv_usec: (us % 1_000_000) as i64,
-    };
+    let time =
+        |us: u64| timeval { tv_sec: (us / 1_000_000) as i64, tv_usec: (us % 1_000_000) as i64 };
     match name {
         libc::SO_RCVTIMEO => {
             write_plain(time(s.cell.rcv_timeout_us.load(Ordering::Relaxed)), value, len)
@@ -175,10 +180,7 @@ fn get_local(s: &Open, name: c_int, value: *mut c_void, len: *mut socklen_t) -> 
         }
         libc::SO_LINGER => {
             let l = s.cell.linger.load(Ordering::Relaxed);
-            let l = linger {
-                l_onoff: c_int::from(l != 0),
-                l_linger: l.saturating_sub(1) as c_int,
-            };
+            let l = linger { l_onoff: c_int::from(l != 0), l_linger: l.saturating_sub(1) as c_int };
             write_plain(l, value, len)
         }
         _ => {
@@ -196,7 +198,13 @@ fn get_local(s: &Open, name: c_int, value: *mut c_void, len: *mut socklen_t) -> 
     }
 }
 
-fn get(s: &Open, level: c_int, name: c_int, value: *mut c_void, len: *mut socklen_t) -> Result<(), c_int> {
+fn get(
+    s: &Open,
+    level: c_int,
+    name: c_int,
+    value: *mut c_void,
+    len: *mut socklen_t,
+) -> Result<(), c_int> {
     if len.is_null() {
         return Err(libc::EFAULT);
     }

@@ -4,8 +4,8 @@ use core::ffi::{c_char, c_int, c_void};
 
 use super::messages::write;
 use crate::fdtable::{self, Entry};
-use crate::sys::{self, Memory};
 use crate::next;
+use crate::sys::{self, Memory};
 
 /// Bytes of a `va_list` as it is passed to functions: by a pointer to this, on both machines.
 const VA_LIST_BYTES: usize = 32;

@@ -37,7 +37,8 @@ fn check_kind(p: &Process, domain: c_int, kind: c_int, protocol: c_int) -> Resul
     }
     let kind = kind & TYPE_MASK;
     let missed = |e| {
-        let detail = (domain as u64 & 0xffff) | (kind as u64) << 16 | (protocol as u64 & 0xffff) << 32;
+        let detail =
+            (domain as u64 & 0xffff) | (kind as u64) << 16 | (protocol as u64 & 0xffff) << 32;
         p.count_missed(Missed::Socket, detail);
         Err(e)
     };
@@ -70,8 +71,7 @@ fn create(p: &Process, domain: c_int, kind: c_int, protocol: c_int) -> Result<c_
     cell.nonblock.store(u32::from(kind & libc::SOCK_NONBLOCK != 0), Ordering::Relaxed);
     standin::enter(p, fd, id, generation);
     let mut nqe = Nqe::new(Op::Socket, id, generation);
-    nqe.op_data =
-        domain as u64 | (base as u64) << 16 | u64::from(libc::IPPROTO_TCP as u32) << 32;
+    nqe.op_data = domain as u64 | (base as u64) << 16 | u64::from(libc::IPPROTO_TCP as u32) << 32;
     rings::push_job(p, &nqe);
     Ok(fd)
 }

@@ -59,10 +59,8 @@ fn spawn(
     // SAFETY: the program's C string.
     let name = unsafe { CStr::from_ptr(path) };
     let checked = if search {
-        for_each_candidate(name, |c| {
-            nk_elfcheck::check_path(c).is_ok().then(|| check(p, c))
-        })
-        .unwrap_or(Ok(()))
+        for_each_candidate(name, |c| nk_elfcheck::check_path(c).is_ok().then(|| check(p, c)))
+            .unwrap_or(Ok(()))
     } else {
         check(p, name)
     };

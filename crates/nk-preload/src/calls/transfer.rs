@@ -25,13 +25,7 @@ impl Source for File {
             let offset = self.start + (self.done + at + got) as off_t;
             // SAFETY: the core gives room for `len` bytes in a chunk.
             let n = unsafe {
-                libc::syscall(
-                    libc::SYS_pread64,
-                    self.fd,
-                    to.as_ptr().add(got),
-                    len - got,
-                    offset,
-                )
+                libc::syscall(libc::SYS_pread64, self.fd, to.as_ptr().add(got), len - got, offset)
             };
             match usize::try_from(n) {
                 Ok(0) => return Err(Fault),
@@ -146,9 +140,8 @@ impl Source for Pipe {
         let mut got = 0;
         while got < len {
             // SAFETY: the core gives room for `len` bytes in a chunk.
-            let n = unsafe {
-                libc::syscall(libc::SYS_read, self.0, to.as_ptr().add(got), len - got)
-            };
+            let n =
+                unsafe { libc::syscall(libc::SYS_read, self.0, to.as_ptr().add(got), len - got) };
             match usize::try_from(n) {
                 Ok(0) => return Err(Fault),
                 Ok(n) => got += n,
@@ -224,7 +217,8 @@ fn socket_to_pipe(s: &Open, pipe: c_int, len: usize, flags: c_uint) -> Result<us
             Err(_) if done > 0 => break,
             Err(e) => return Err(e),
         };
-        match wait_pipe(pipe, libc::POLLOUT, if done > 0 { libc::SPLICE_F_NONBLOCK } else { flags }) {
+        match wait_pipe(pipe, libc::POLLOUT, if done > 0 { libc::SPLICE_F_NONBLOCK } else { flags })
+        {
             Ok(true) => {}
             Ok(false) if done > 0 => break,
             Ok(false) => return Err(libc::EAGAIN),
