@@ -49,6 +49,7 @@ impl Interpreter {
 
 /// What a file is.
 #[derive(Clone, Copy, Debug)]
+#[allow(clippy::large_enum_variant, reason = "there is no allocator to box with")]
 pub enum Verdict {
     /// A dynamic program of this machine and glibc: GuestLib loads.
     Loads,

@@ -17,6 +17,7 @@
 
 pub mod broker;
 pub mod config;
+mod epoll;
 pub mod guest;
 pub mod keeper;
 pub mod notify;

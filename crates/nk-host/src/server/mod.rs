@@ -10,7 +10,9 @@ mod death;
 mod keep;
 mod nsm;
 mod query;
+mod reply;
 mod slab;
+mod timers;
 mod vm;
 
 use std::collections::BTreeMap;
@@ -32,6 +34,7 @@ use crate::keeper::{CLASS_ATTACH, Entry, Keeper, ListenerNotes};
 use crate::notify::Notifier;
 use crate::poll::{PollHandle, PollState};
 use crate::sys::{self, Epoll};
+pub(crate) use reply::Reply;
 use slab::Slab;
 pub(crate) use slab::Token;
 
@@ -249,76 +252,6 @@ impl Server {
         }
     }
 
-    /// Does what is due, and says how long to wait for the next thing, -1 for ever. `None`: the daemon has done its work.
-    fn timers(&mut self) -> io::Result<Option<i32>> {
-        let now = Instant::now();
-        let mut next: Option<Instant> = None;
-        let mut at = |t: Instant| next = Some(next.map_or(t, |n| n.min(t)));
-        if let Some(t) = self.accept_rests_until {
-            if t <= now {
-                self.accept_rests_until = None;
-                if let Some(Source::Listener(fd)) = self.sources.get(self.listener) {
-                    self.epoll.change(fd.as_raw_fd(), libc::EPOLLIN, self.listener.word())?;
-                }
-            } else {
-                at(t);
-            }
-        }
-        let mut ended = Vec::new();
-        for g in self.guests.values_mut() {
-            if let Some(c) = &mut g.creator
-                && let Some(t) = c.execed.filter(|_| !c.reported)
-            {
-                if t + ATTACH_MAX <= now {
-                    c.reported = true;
-                    tracing::warn!(
-                        guest = g.name,
-                        pid = c.pid,
-                        "libnetkernel.so did not load into this program: it has no network"
-                    );
-                } else {
-                    at(t + ATTACH_MAX);
-                }
-            }
-            if let Some(t) = g.empty_since {
-                if t + DRAIN_MAX <= now {
-                    ended.push(g.id);
-                } else if t + LINGER <= now {
-                    // The poll thread tells when the last socket is done; asked once, at the linger's end.
-                    let id = g.id;
-                    let left = self.poll.call(move |s| s.engine.guest_sockets(id));
-                    if left.map_err(io::Error::other)? == 0 {
-                        ended.push(id);
-                    } else {
-                        at(t + DRAIN_MAX);
-                    }
-                } else {
-                    at(t + LINGER);
-                }
-            }
-        }
-        for id in ended {
-            self.remove_guest(id)?;
-        }
-        if let Some(t) = self.nsm_timer(now)? {
-            next = Some(next.map_or(t, |n| n.min(t)));
-        }
-        if self.private && self.guests.is_empty() {
-            let grace = self.started + STARTUP_GRACE;
-            if self.had_guest || grace <= now {
-                return Ok(None);
-            }
-            next = Some(next.map_or(grace, |n| n.min(grace)));
-        }
-        Ok(Some(match next {
-            None => -1,
-            Some(t) => {
-                let ms = t.saturating_duration_since(now).as_millis() + 1;
-                i32::try_from(ms).unwrap_or(i32::MAX)
-            }
-        }))
-    }
-
     fn accept(&mut self) {
         for _ in 0..MESSAGES_PER_TURN {
             let Some(Source::Listener(listener)) = self.sources.get(self.listener) else { return };
@@ -452,7 +385,7 @@ impl Server {
             _ => Some(Reply::refused(libc::EINVAL, "not a request that this connection may make")),
         };
         if let Some(r) = reply {
-            let mut m = r.message;
+            let mut m = *r.message;
             m.kind = message.kind;
             let fds: Vec<i32> = r.fds.iter().map(AsRawFd::as_raw_fd).collect();
             if let Err(e) = nk_attach::try_send(raw, &m, &fds) {
@@ -461,32 +394,5 @@ impl Server {
             }
         }
         Ok(())
-    }
-}
-
-/// What goes back to a requester.
-#[derive(Debug)]
-pub(crate) struct Reply {
-    message: Message,
-    fds: Vec<OwnedFd>,
-}
-
-impl Reply {
-    pub(crate) fn ok(a: u64, b: u64, c: u64, d: u64) -> Reply {
-        let mut message = Message::new(Kind::Query);
-        (message.a, message.b, message.c, message.d) = (a, b, c, d);
-        Reply { message, fds: Vec::new() }
-    }
-    pub(crate) fn refused(errno: i32, why: &str) -> Reply {
-        let mut message = Message::new(Kind::Query).with_text(why);
-        message.status = errno;
-        Reply { message, fds: Vec::new() }
-    }
-    pub(crate) fn failed(what: &str, e: &io::Error) -> Reply {
-        Reply::refused(e.raw_os_error().unwrap_or(libc::EIO), &format!("{what}: {e}"))
-    }
-    pub(crate) fn with_fds(mut self, fds: Vec<OwnedFd>) -> Reply {
-        self.fds = fds;
-        self
     }
 }

@@ -1,0 +1,79 @@
+//! What happens because time passes. Nothing does while no guest is starting or ending.
+
+use std::io;
+use std::os::fd::AsRawFd;
+use std::time::Instant;
+
+use super::{ATTACH_MAX, DRAIN_MAX, LINGER, STARTUP_GRACE, Server, Source};
+
+impl Server {
+    /// Does what is due, and says how long to wait for the next thing, -1 for ever. `None`: the daemon has done its work.
+    pub(super) fn timers(&mut self) -> io::Result<Option<i32>> {
+        let now = Instant::now();
+        let mut next: Option<Instant> = None;
+        let mut at = |t: Instant| next = Some(next.map_or(t, |n| n.min(t)));
+        if let Some(t) = self.accept_rests_until {
+            if t <= now {
+                self.accept_rests_until = None;
+                if let Some(Source::Listener(fd)) = self.sources.get(self.listener) {
+                    self.epoll.change(fd.as_raw_fd(), libc::EPOLLIN, self.listener.word())?;
+                }
+            } else {
+                at(t);
+            }
+        }
+        let mut ended = Vec::new();
+        for g in self.guests.values_mut() {
+            if let Some(c) = &mut g.creator
+                && let Some(t) = c.execed.filter(|_| !c.reported)
+            {
+                if t + ATTACH_MAX <= now {
+                    c.reported = true;
+                    tracing::warn!(
+                        guest = g.name,
+                        pid = c.pid,
+                        "libnetkernel.so did not load into this program: it has no network"
+                    );
+                } else {
+                    at(t + ATTACH_MAX);
+                }
+            }
+            if let Some(t) = g.empty_since {
+                if t + DRAIN_MAX <= now {
+                    ended.push(g.id);
+                } else if t + LINGER <= now {
+                    // The poll thread tells when the last socket is done; asked once, at the linger's end.
+                    let id = g.id;
+                    let left = self.poll.call(move |s| s.engine.guest_sockets(id));
+                    if left.map_err(io::Error::other)? == 0 {
+                        ended.push(id);
+                    } else {
+                        at(t + DRAIN_MAX);
+                    }
+                } else {
+                    at(t + LINGER);
+                }
+            }
+        }
+        for id in ended {
+            self.remove_guest(id)?;
+        }
+        if let Some(t) = self.nsm_timer(now)? {
+            next = Some(next.map_or(t, |n| n.min(t)));
+        }
+        if self.private && self.guests.is_empty() {
+            let grace = self.started + STARTUP_GRACE;
+            if self.had_guest || grace <= now {
+                return Ok(None);
+            }
+            next = Some(next.map_or(grace, |n| n.min(grace)));
+        }
+        Ok(Some(match next {
+            None => -1,
+            Some(t) => {
+                let ms = t.saturating_duration_since(now).as_millis() + 1;
+                i32::try_from(ms).unwrap_or(i32::MAX)
+            }
+        }))
+    }
+}
