@@ -14,7 +14,11 @@
 //! A model that cannot fail shows nothing: `tests/mutations.rs` runs them with all fences, or all orderings, taken out of the code
 //! under test, and wants each to fail. Without `--cfg loom` the crate is the property tests in `tests/`.
 
+#[cfg(not(loom))]
+pub mod attach;
 #[cfg(loom)]
 pub mod harness;
 #[cfg(loom)]
 pub mod models;
+#[cfg(not(loom))]
+pub mod played;

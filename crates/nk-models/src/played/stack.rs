@@ -1,0 +1,367 @@
+//! A TCP-like stack in memory: listeners by port and namespace, connections as pairs of byte queues.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::os::fd::BorrowedFd;
+use std::rc::Rc;
+
+use nk_device::Addr;
+use nk_servicelib::{Connect, Errno, How, Key, RawSpan, Stack, StackEvent};
+
+/// Bytes that one direction of a connection holds.
+const BUFFER: usize = 48 * 1024;
+
+#[derive(Debug, Default)]
+struct Sock {
+    namespace: u64,
+    local: Addr,
+    remote: Addr,
+    listening: Option<usize>,
+    queue: VecDeque<usize>,
+    peer: Option<usize>,
+    connected: bool,
+    bytes: VecDeque<u8>,
+    eof: bool,
+    error: i32,
+    key: Option<Key>,
+}
+
+/// What the test can do to the stack.
+#[derive(Debug, Default)]
+pub struct Faults {
+    /// Errnos for the next sends and receives, 0 for none.
+    pub next: VecDeque<i32>,
+}
+
+/// Called at each call of the stack: the moment for a hostile guest to change what is being read.
+pub type Meanwhile = Rc<RefCell<dyn FnMut()>>;
+
+/// The stack.
+pub struct MemoryStack {
+    socks: Vec<Option<Sock>>,
+    events: Vec<StackEvent>,
+    /// What goes wrong next.
+    pub faults: Faults,
+    meanwhile: Option<Meanwhile>,
+    next_port: u16,
+}
+
+impl core::fmt::Debug for MemoryStack {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("MemoryStack").field("socks", &self.socks.len()).finish_non_exhaustive()
+    }
+}
+
+impl MemoryStack {
+    /// An empty stack.
+    #[must_use]
+    pub fn new(meanwhile: Option<Meanwhile>) -> MemoryStack {
+        MemoryStack {
+            socks: Vec::new(),
+            events: Vec::new(),
+            faults: Faults::default(),
+            meanwhile,
+            next_port: 40_000,
+        }
+    }
+
+    /// Sockets open.
+    #[must_use]
+    pub fn open_sockets(&self) -> usize {
+        self.socks.iter().flatten().count()
+    }
+
+    /// Tells an event of a socket, whether it is true or not.
+    pub fn tell(&mut self, key: Key, bits: u8) {
+        self.events.push(StackEvent {
+            key,
+            readable: bits & 1 != 0,
+            writable: bits & 2 != 0,
+            hangup: bits & 4 != 0,
+            error: bits & 8 != 0,
+        });
+    }
+
+    /// Resets some connection.
+    pub fn reset(&mut self, n: usize) {
+        let at = n % self.socks.len().max(1);
+        if let Some(Some(s)) = self.socks.get_mut(at)
+            && s.connected
+        {
+            (s.error, s.eof, s.connected) = (libc::ECONNRESET, true, false);
+            self.event(at, |e| (e.readable, e.hangup, e.error) = (true, true, true));
+        }
+    }
+
+    fn meanwhile(&self) {
+        if let Some(m) = &self.meanwhile {
+            m.borrow_mut()();
+        }
+    }
+
+    fn event(&mut self, at: usize, f: impl FnOnce(&mut StackEvent)) {
+        if let Some(key) = self.socks.get(at).and_then(Option::as_ref).and_then(|s| s.key) {
+            let mut e =
+                StackEvent { key, readable: false, writable: false, hangup: false, error: false };
+            f(&mut e);
+            self.events.push(e);
+        }
+    }
+
+    fn add(&mut self, s: Sock) -> usize {
+        match self.socks.iter().position(Option::is_none) {
+            Some(free) => {
+                self.socks[free] = Some(s);
+                free
+            }
+            None => {
+                self.socks.push(Some(s));
+                self.socks.len() - 1
+            }
+        }
+    }
+
+    fn at(&mut self, socket: &usize) -> &mut Sock {
+        self.socks[*socket].as_mut().expect("ServiceLib uses a socket it closed")
+    }
+
+    fn free_port(&mut self) -> u16 {
+        self.next_port = self.next_port.wrapping_add(1).max(40_000);
+        self.next_port
+    }
+}
+
+impl Stack for MemoryStack {
+    type Socket = usize;
+
+    fn open(&mut self, namespace: u64, family: u16) -> Result<usize, Errno> {
+        self.meanwhile();
+        if family != nk_device::addr::AF_INET && family != nk_device::addr::AF_INET6 {
+            return Err(Errno(libc::EAFNOSUPPORT));
+        }
+        Ok(self.add(Sock {
+            namespace,
+            local: Addr { family, ..Addr::default() },
+            ..Sock::default()
+        }))
+    }
+    fn bind(&mut self, socket: &usize, addr: &Addr) -> Result<(), Errno> {
+        self.meanwhile();
+        let port = if addr.port == 0 { self.free_port() } else { addr.port };
+        let namespace = self.at(socket).namespace;
+        let taken = self
+            .socks
+            .iter()
+            .flatten()
+            .any(|s| s.namespace == namespace && s.local.port == port && s.listening.is_some());
+        if taken {
+            return Err(Errno(libc::EADDRINUSE));
+        }
+        self.at(socket).local = Addr { port, ..*addr };
+        Ok(())
+    }
+    fn listen(&mut self, socket: &usize, backlog: u32, _: u32, _: Key) -> Result<(), Errno> {
+        self.meanwhile();
+        let port = self.free_port();
+        let s = self.at(socket);
+        if s.connected {
+            return Err(Errno(libc::EINVAL));
+        }
+        if s.local.port == 0 {
+            s.local.port = port;
+        }
+        s.listening = Some((backlog as usize).clamp(1, 128));
+        Ok(())
+    }
+    fn connect(&mut self, socket: &usize, addr: &Addr) -> Result<Connect, Errno> {
+        self.meanwhile();
+        let port = self.free_port();
+        let s = self.at(socket);
+        if s.connected || s.listening.is_some() {
+            return Err(Errno(libc::EISCONN));
+        }
+        if s.local.port == 0 {
+            s.local.port = port;
+        }
+        let (namespace, local) = (s.namespace, s.local);
+        let listener = self.socks.iter().position(|l| {
+            l.as_ref().is_some_and(|l| {
+                let room = l.listening.is_some_and(|backlog| l.queue.len() < backlog);
+                l.namespace == namespace && l.local.port == addr.port && room
+            })
+        });
+        let Some(listener) = listener else { return Err(Errno(libc::ECONNREFUSED)) };
+        let far = self.add(Sock {
+            namespace,
+            local: *addr,
+            remote: local,
+            peer: Some(*socket),
+            connected: true,
+            ..Sock::default()
+        });
+        let s = self.at(socket);
+        (s.peer, s.connected, s.remote) = (Some(far), true, *addr);
+        self.at(&listener).queue.push_back(far);
+        self.event(listener, |e| e.readable = true);
+        Ok(Connect::Done)
+    }
+    fn connect_result(&mut self, socket: &usize) -> Option<Result<(), Errno>> {
+        self.meanwhile();
+        let s = self.at(socket);
+        Some(if s.connected { Ok(()) } else { Err(Errno(libc::ECONNREFUSED)) })
+    }
+    fn disconnect(&mut self, socket: &usize) -> Result<(), Errno> {
+        self.shutdown(socket, How::Both)?;
+        let s = self.at(socket);
+        (s.connected, s.peer) = (false, None);
+        Ok(())
+    }
+    fn shutdown(&mut self, socket: &usize, how: How) -> Result<(), Errno> {
+        self.meanwhile();
+        let s = self.at(socket);
+        let peer = s.peer;
+        if how != How::Write {
+            s.listening = None;
+            s.eof = true;
+        }
+        if how != How::Read
+            && let Some(peer) = peer
+            && let Some(Some(p)) = self.socks.get_mut(peer)
+        {
+            p.eof = true;
+            self.event(peer, |e| (e.readable, e.hangup) = (true, true));
+        }
+        Ok(())
+    }
+    fn close(&mut self, socket: usize, abort: bool, _: Option<Key>) {
+        self.meanwhile();
+        let Some(s) = self.socks.get_mut(socket).and_then(Option::take) else {
+            panic!("ServiceLib closed a socket twice")
+        };
+        for queued in s.queue {
+            self.close(queued, true, None);
+        }
+        if let Some(peer) = s.peer
+            && let Some(Some(p)) = self.socks.get_mut(peer)
+        {
+            p.peer = None;
+            p.eof = true;
+            if abort || !s.bytes.is_empty() {
+                p.error = libc::ECONNRESET;
+            }
+            self.event(peer, |e| (e.readable, e.hangup, e.error) = (true, true, abort));
+        }
+    }
+    fn set_option(&mut self, _: &usize, level: i32, _: i32, _: &[u8]) -> Result<(), Errno> {
+        self.meanwhile();
+        if level == 6 { Ok(()) } else { Err(Errno(libc::ENOPROTOOPT)) }
+    }
+    fn get_option(
+        &mut self,
+        _: &usize,
+        level: i32,
+        _: i32,
+        out: &mut [u8],
+    ) -> Result<usize, Errno> {
+        self.meanwhile();
+        out.fill(7);
+        if level == 6 { Ok(out.len()) } else { Err(Errno(libc::ENOPROTOOPT)) }
+    }
+    fn local(&self, socket: &usize) -> Result<Addr, Errno> {
+        self.meanwhile();
+        Ok(self.socks[*socket].as_ref().expect("open").local)
+    }
+    fn peer(&self, socket: &usize) -> Result<Addr, Errno> {
+        self.meanwhile();
+        Ok(self.socks[*socket].as_ref().expect("open").remote)
+    }
+    fn send(&mut self, socket: &usize, spans: &[RawSpan]) -> Result<usize, Errno> {
+        self.meanwhile();
+        match self.faults.next.pop_front() {
+            None | Some(0) => {}
+            Some(e) => return Err(Errno(e)),
+        }
+        let s = self.at(socket);
+        if !s.connected {
+            return Err(Errno(libc::EPIPE));
+        }
+        let Some(peer) = s.peer else { return Err(Errno(libc::EPIPE)) };
+        let mut sent = 0;
+        let Some(Some(p)) = self.socks.get_mut(peer) else { return Err(Errno(libc::EPIPE)) };
+        for span in spans {
+            let n = span.len().min(BUFFER - p.bytes.len());
+            for i in 0..n {
+                // SAFETY: ServiceLib promises that the span is mapped; a hostile guest may change the bytes, not the mapping.
+                p.bytes.push_back(unsafe { span.as_ptr().add(i).read_volatile() });
+            }
+            sent += n;
+        }
+        if sent == 0 {
+            return Err(Errno(libc::EAGAIN));
+        }
+        self.event(peer, |e| e.readable = true);
+        Ok(sent)
+    }
+    fn recv(&mut self, socket: &usize, spans: &[RawSpan]) -> Result<usize, Errno> {
+        self.meanwhile();
+        match self.faults.next.pop_front() {
+            None | Some(0) => {}
+            Some(e) => return Err(Errno(e)),
+        }
+        let s = self.at(socket);
+        let peer = s.peer;
+        let mut got = 0;
+        for span in spans {
+            for i in 0..span.len() {
+                let Some(b) = s.bytes.pop_front() else { break };
+                // SAFETY: as in send.
+                unsafe { span.as_ptr().add(i).write_volatile(b) };
+                got += 1;
+            }
+        }
+        if got == 0 {
+            return match core::mem::take(&mut s.error) {
+                0 if s.eof => Ok(0),
+                0 => Err(Errno(libc::EAGAIN)),
+                e => Err(Errno(e)),
+            };
+        }
+        if let Some(peer) = peer {
+            self.event(peer, |e| e.writable = true);
+        }
+        Ok(got)
+    }
+    fn accept(&mut self, socket: &usize) -> Result<(usize, Addr), Errno> {
+        self.meanwhile();
+        let Some(far) = self.at(socket).queue.pop_front() else { return Err(Errno(libc::EAGAIN)) };
+        let remote = self.at(&far).remote;
+        Ok((far, remote))
+    }
+    fn take_error(&mut self, socket: &usize) -> i32 {
+        self.meanwhile();
+        core::mem::take(&mut self.at(socket).error)
+    }
+    fn unread(&self, socket: &usize) -> usize {
+        self.socks[*socket].as_ref().expect("open").bytes.len()
+    }
+    fn unacknowledged(&self, _: &usize) -> usize {
+        0
+    }
+    fn watch(&mut self, socket: &usize, key: Key) -> Result<(), Errno> {
+        self.meanwhile();
+        let s = self.at(socket);
+        s.key = Some(key);
+        let (readable, writable) =
+            (!s.bytes.is_empty() || !s.queue.is_empty() || s.eof, s.connected);
+        self.event(*socket, |e| (e.readable, e.writable) = (readable, writable));
+        Ok(())
+    }
+    fn poll(&mut self, _: i32, events: &mut Vec<StackEvent>) {
+        self.meanwhile();
+        events.append(&mut self.events);
+    }
+    fn add_waker(&mut self, _: BorrowedFd<'_>) -> Result<(), Errno> {
+        Ok(())
+    }
+    fn remove_waker(&mut self, _: BorrowedFd<'_>) {}
+}
