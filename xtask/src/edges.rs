@@ -36,7 +36,12 @@ const CRATES: &[(&str, &[&str], Unsafe)] = &[
         Needed,
     ),
     ("nk", &["nk-device", "nk-attach", "nk-elfcheck", "nk-host"], Needed),
-    ("nk-models", &["nk-device", "nk-guestlib"], Needed),
+    // Plays guests against the parts of the host.
+    (
+        "nk-models",
+        &["nk-device", "nk-guestlib", "nk-attach", "nk-engine", "nk-servicelib", "nk-host"],
+        Needed,
+    ),
     // What tests the product from outside uses none of its crates.
     ("nk-conformance", &[], Needed),
     ("nk-programs", &[], Forbidden),
