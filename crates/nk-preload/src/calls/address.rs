@@ -124,7 +124,7 @@ mod tests {
             let at = (&raw mut b).cast::<sockaddr>();
             assert_eq!(write(&a, at, &raw mut len), Ok(()));
             assert_eq!(read(at, len, a.family), Ok(Given::Addr(a)));
-            assert_eq!(read(at, len - 8, a.family).is_ok(), false);
+            assert!(read(at, len - 8, a.family).is_err());
             let full = len;
             len = 2;
             assert_eq!(write(&a, at, &raw mut len), Ok(()));

@@ -1,11 +1,14 @@
 //! The names of the C library that this library answers. Each looks the descriptor up and either serves it or makes the
 //! system call; nothing else happens on the way to somebody else's descriptor.
 
+pub mod accept;
 pub mod address;
 pub mod control;
 pub mod descriptors;
+pub mod environment;
 pub mod exec;
 pub mod files;
+pub mod fortified;
 pub mod messages;
 pub mod options;
 pub mod print;

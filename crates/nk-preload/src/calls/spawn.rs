@@ -8,13 +8,13 @@ use core::ffi::CStr;
 use libc::{c_char, c_int, c_void, pid_t};
 
 use super::descriptors::{close, dup2};
-use super::exec::{Environment, check, for_each_candidate, restore_environment};
+use super::environment::{Environment, for_each_candidate, restore_environment};
+use super::exec::{Strings, check};
 use super::rights::hold;
 use crate::fdtable::{self, Entry};
 use crate::process::{Process, process};
 use crate::{fork, next, sys};
 
-type Strings = *const *const c_char;
 type Spawn = unsafe extern "C" fn(
     *mut pid_t,
     *const c_char,
@@ -35,6 +35,7 @@ fn hold_inheritable(p: &Process) {
     });
 }
 
+#[allow(clippy::too_many_arguments, reason = "posix_spawn has six of its own")]
 fn spawn(
     real: *mut c_void,
     search: bool,
