@@ -1,5 +1,6 @@
 // shape: self
-// An epoll made before fork is used by the child (and is the same object in both, with the same interest).
+// An epoll made before fork is used by the child. Natively it is the same object in both; a guest's child has a copy of its
+// interest in NetKernel sockets, so the parent does not see what the child changes (the .expect file).
 #include "case.h"
 
 int main(void) {

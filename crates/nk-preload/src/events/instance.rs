@@ -470,6 +470,11 @@ impl Instance {
     }
 }
 
+/// Whether a data word is the mark of some instance, of this process or another.
+pub(super) fn is_mark(data: u64) -> bool {
+    data & !0xffff == MARK
+}
+
 /// The data word of an instance's doorbell in its kernel epoll.
 pub(super) fn mark_of(index: u32) -> u64 {
     MARK | u64::from(index)

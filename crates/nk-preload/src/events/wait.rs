@@ -4,7 +4,7 @@ use core::sync::atomic::Ordering;
 
 use libc::{c_int, epoll_event, timespec};
 
-use super::instance::{self, Pinned, mark_of};
+use super::instance::{self, Pinned, is_mark};
 use super::native::{self, Limit, Mask, NO_MASK};
 use super::nested::Below;
 use crate::process::{Process, process};
@@ -35,7 +35,6 @@ impl Out {
     fn ask_kernel(
         self,
         epfd: c_int,
-        index: u32,
         n: usize,
         left: Option<timespec>,
         mask: Mask,
@@ -46,7 +45,7 @@ impl Out {
             native::epoll_wait(epfd, self.events.wrapping_add(n), room as c_int, left, mask)
         };
         let Ok(r) = usize::try_from(r) else { return Err(sys::errno()) };
-        let kept = self.leave_out(n, r, mark_of(index));
+        let kept = self.leave_out(n, r);
         let kernel = match (r, kept) {
             (0, _) => Kernel::Nothing,
             (r, k) if r == k => Kernel::Events,
@@ -55,13 +54,13 @@ impl Out {
         Ok((n + kept, kernel))
     }
 
-    /// Removes the events with this data among `r` after the first `n`; returns how many stay.
-    fn leave_out(self, n: usize, r: usize, mark: u64) -> usize {
+    /// Removes our marks among `r` events after the first `n`; returns how many stay.
+    fn leave_out(self, n: usize, r: usize) -> usize {
         let mut kept = 0;
         for i in n..n + r {
             // SAFETY: the kernel wrote these.
             let e = unsafe { self.events.add(i).read_unaligned() };
-            if e.u64 != mark {
+            if !is_mark(e.u64) {
                 if n + kept != i {
                     self.put(n + kept, e.events, e.u64);
                 }
@@ -93,7 +92,7 @@ pub(super) unsafe fn wait(
     let pinned = process().and_then(|p| instance::pin(epfd).map(|i| (p, i)));
     let Some((p, i)) = pinned else {
         // SAFETY: the caller's promise.
-        return unsafe { native::epoll_wait(epfd, events, max, limit.left(), mask) };
+        return unsafe { wait_natively(epfd, events, max, limit, mask) };
     };
     let out = match usize::try_from(max) {
         Ok(max) if max > 0 && max <= EVENTS_MAX => Out { events, max },
@@ -110,6 +109,30 @@ pub(super) unsafe fn wait(
     }
 }
 
+/// An epoll that is none of ours. It may still have the doorbell of a process that it was inherited from, over exec or by a spawn:
+/// the program must not see that one's mark.
+///
+/// # Safety
+/// As epoll_pwait2(2).
+unsafe fn wait_natively(
+    epfd: c_int,
+    events: *mut epoll_event,
+    max: c_int,
+    mut limit: Limit,
+    mask: Mask,
+) -> c_int {
+    loop {
+        // SAFETY: the caller's promise.
+        let r = unsafe { native::epoll_wait(epfd, events, max, limit.left(), mask) };
+        let Ok(n @ 1..) = usize::try_from(r) else { return r };
+        let kept = Out { events, max: n }.leave_out(0, n);
+        if kept != 0 || limit.is_zero() {
+            return kept as c_int;
+        }
+        // The mark is edge-triggered: the next wait does not find it again.
+    }
+}
+
 /// No NetKernel socket yet: the kernel's epoll alone.
 fn wait_plain(
     p: &Process,
@@ -119,7 +142,7 @@ fn wait_plain(
     limit: &mut Limit,
     mask: Mask,
 ) -> Result<usize, c_int> {
-    let r = out.ask_kernel(epfd, i.index(), 0, limit.left(), mask);
+    let r = out.ask_kernel(epfd, 0, limit.left(), mask);
     i.leave_plain();
     if !i.serves() {
         return r.map(|(n, _)| n);
@@ -159,11 +182,11 @@ fn wait_serving(
         if has_kernel && out.max > 1 {
             room -= 1;
         } else if has_kernel && i.turn.fetch_xor(1, Ordering::Relaxed) != 0 {
-            let (mut n, kernel) = out.ask_kernel(epfd, index, 0, ZERO, NO_MASK)?;
+            let (mut n, kernel) = out.ask_kernel(epfd, 0, ZERO, NO_MASK)?;
             if kernel == Kernel::Marked {
                 pass_on_news(p, i);
                 // The mark took the only slot.
-                (n, _) = out.ask_kernel(epfd, index, 0, ZERO, NO_MASK)?;
+                (n, _) = out.ask_kernel(epfd, 0, ZERO, NO_MASK)?;
             }
             if n != 0 {
                 return Ok(n);
@@ -182,7 +205,7 @@ fn wait_serving(
         if n != 0 {
             if has_kernel && n < out.max {
                 // The kernel has the rest. It cannot fail in a way that matters more than what was found.
-                if let Ok((more, kernel)) = out.ask_kernel(epfd, index, n, ZERO, NO_MASK) {
+                if let Ok((more, kernel)) = out.ask_kernel(epfd, n, ZERO, NO_MASK) {
                     n = more;
                     if kernel == Kernel::Marked {
                         pass_on_news(p, i);
@@ -194,7 +217,7 @@ fn wait_serving(
         if limit.is_zero() {
             if has_kernel {
                 let kernel;
-                (n, kernel) = out.ask_kernel(epfd, index, 0, ZERO, NO_MASK)?;
+                (n, kernel) = out.ask_kernel(epfd, 0, ZERO, NO_MASK)?;
                 if kernel == Kernel::Marked {
                     let mut held = i.hold();
                     n += report(p, &mut held, out, n, out.max);
@@ -206,7 +229,7 @@ fn wait_serving(
         // An inner instance with news is readable by now, or will be once it is refreshed: ask, but do not sleep.
         let quiet = below.as_mut().is_none_or(|b| b.enter(p));
         let (left, mask) = if quiet { (limit.left(), mask) } else { (ZERO, NO_MASK) };
-        let r = out.ask_kernel(epfd, index, 0, left, mask);
+        let r = out.ask_kernel(epfd, 0, left, mask);
         drop(below);
         let mut held = i.hold();
         held.leave_sleep(p);
