@@ -2,6 +2,11 @@
 //!
 //! Order matters: everything that can be refused is looked at first; the daemon is reached while this process is still in the
 //! caller's namespace; then the namespace goes, then the filter is put on, then exec.
+//!
+//! A program into which GuestLib did not load although the file looked right has no network: its namespace is empty, and the
+//! filter, which holds with `--share-net` too, refuses it every IP socket. The daemon sees the exec (it closes the connection on
+//! which the guest was made) and reports a process that has not attached some seconds later; it does not kill what may be
+//! stopped in a debugger. A GuestLib that loads and cannot attach ends the process itself.
 
 mod command;
 mod library;
