@@ -6,7 +6,7 @@
 use crate::sync::{AtomicU32, Ordering, Pad32, Word32};
 
 /// Entries of a grant ring.
-pub const GRANT_SLOTS: usize = if cfg!(loom) { 2 } else { 64 };
+pub const GRANT_SLOTS: usize = if cfg!(loom) { 2 } else { 256 };
 
 /// A ring of leased numbers in the row.
 #[derive(Debug)]

@@ -13,7 +13,7 @@ use crate::socket::Socket;
 use crate::{GuestPool, GuestStats, Key};
 
 /// Chunks leased to a row ahead of need.
-const ROW_CHUNKS: u32 = 32;
+const ROW_CHUNKS: u32 = 128;
 
 /// A row: one process.
 #[derive(Clone, Copy, Debug, Default)]
