@@ -2,9 +2,9 @@
 //!
 //! | module | what |
 //! |---|---|
-//! | [`test`] | `cargo xtask test`: every check there is, by name |
+//! | [`mod@test`] | `cargo xtask test`: every check there is, by name |
 //! | [`demo`] | `cargo xtask demo`: what NetKernel does, in a minute |
-//! | [`bench`] | `cargo xtask bench`: the figures of docs/performance.md |
+//! | [`mod@bench`] | `cargo xtask bench`: the figures of docs/performance.md |
 //! | [`measure`] | one measured load: requests and the machine's CPU |
 //! | [`edges`] | which crate may depend on which, and where unsafe code may be |
 //! | [`packages`] | Debian packages and Rust components that are missing |

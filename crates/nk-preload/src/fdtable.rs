@@ -127,7 +127,7 @@ const FDS_MASK: u32 = (1 << PIN_SHIFT) - 1;
 const PIN_SHIFT: u32 = 21;
 const PIN: u32 = 1 << PIN_SHIFT;
 const USERS_MASK: u32 = HELD - 1;
-/// The daemon holds the socket too ([`crate::scm`]).
+/// The daemon holds the socket too (a descriptor of it was sent to another process).
 const HELD: u32 = 1 << 31;
 
 fn add(id: u32, n: u32) -> bool {

@@ -288,6 +288,7 @@ fn poll_waits_for_sockets_and_others_at_once() {
     ];
     // SAFETY: at most as many pollfds as the array has.
     let mut polled = |n, ms| {
+        // SAFETY: the array has n elements.
         let r = unsafe { poll(p.as_mut_ptr(), n, ms) };
         (r, p.map(|p| p.revents))
     };
