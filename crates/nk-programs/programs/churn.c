@@ -6,7 +6,8 @@
  * 16 bytes there and back. Four ways to close take turns: the client first, the server first, a reset, and a half
  * close. On stdin, "run N" makes N connections in all and answers "done N"; end of file ends everything.
  *
- * "tolerant": somebody kills the children at random. What fails is tried again with a new process.
+ * "tolerant": somebody kills the children at random. What fails is tried again with a new process. SIGUSR1 ends the
+ * present run early: the clients that are at work end, and no more are started.
  */
 #include <arpa/inet.h>
 #include <errno.h>
@@ -21,6 +22,13 @@
 #include <unistd.h>
 
 enum { SIZE = 16, SERVER_CLOSES = 1 };
+
+static volatile sig_atomic_t enough;
+
+static void stop(int signal) {
+    (void)signal;
+    enough = 1;
+}
 
 static void fail(const char *what) {
     fprintf(stderr, "churn %d: %s: %s\n", getpid(), what, strerror(errno));
@@ -105,6 +113,7 @@ int main(int argc, char **argv) {
     if (servers > 64) return 2;
     for (int i = 0; i < servers; i++)
         if ((server[i] = fork()) == 0) serve(listener);
+    signal(SIGUSR1, stop);
     puts("ready");
     fflush(stdout);
     char line[64];
@@ -113,6 +122,7 @@ int main(int argc, char **argv) {
         int running = 0;
         unsigned seed = 0;
         while (given < wanted || running) {
+            if (enough) given = wanted;
             if (given < wanted && running < clients) {
                 long count = wanted - given < each ? wanted - given : each;
                 pid_t pid = fork();

@@ -2,7 +2,7 @@
 
 The first byte of a connection says what to do: E echoes, H holds the connection and reads nothing more of it until
 the peer closes. When accept fails (no descriptors, no memory), it waits a moment and goes on: it is not this
-server's fault. SIGUSR1 closes what it holds."""
+server's fault. SIGUSR1 closes what it holds, and from then on it holds nothing."""
 import selectors
 import signal
 import socket
@@ -11,6 +11,7 @@ import time
 
 selector = selectors.DefaultSelector()
 held = []
+generous = False
 listener = socket.socket()
 listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
 listener.bind(("127.0.0.1", int(sys.argv[1])))
@@ -20,6 +21,8 @@ selector.register(listener, selectors.EVENT_READ, "accept")
 
 
 def let_go(*_):
+    global generous
+    generous = True
     while held:
         held.pop().close()
 
@@ -47,7 +50,10 @@ while True:
             data = connection.recv(1 if key.data == "first" else 65536)
             if key.data == "first" and data == b"H":
                 selector.unregister(connection)
-                held.append(connection)
+                if generous:
+                    connection.close()
+                else:
+                    held.append(connection)
                 continue
             if key.data == "first" and data == b"E":
                 selector.modify(connection, selectors.EVENT_READ, "echo")

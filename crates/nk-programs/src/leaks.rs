@@ -148,9 +148,10 @@ pub fn daemon_is_back(world: &World, before: &DaemonState) -> Result<()> {
         let now = DaemonState::count(world)?;
         ensure!(
             now == *before,
-            "descriptors were {:?}, are {:?}",
+            "descriptors were {:?}, are {:?}; guests: {}",
             before.descriptors,
-            now.descriptors
+            now.descriptors,
+            world.control(&["guests", "--json"])?.trim()
         );
         Ok(())
     })
@@ -202,21 +203,6 @@ impl GuestCounts {
             chunks_idle: number("/nsm/chunks_free")? + leased,
             leases_are_bounded: leased <= processes * LEASED_PER_PROCESS_MAX,
         })
-    }
-
-    /// No count is higher than in `other`, and no chunk is lost.
-    #[must_use]
-    pub fn no_more_than(&self, other: &Self) -> bool {
-        self.processes <= other.processes
-            && self.queue_sets <= other.queue_sets
-            && self.sockets <= other.sockets
-            && self.connections <= other.connections
-            && self.holds <= other.holds
-            && self.nsm_sockets <= other.nsm_sockets
-            && self.orphans <= other.orphans
-            && self.chunks_busy <= other.chunks_busy
-            && self.chunks_idle >= other.chunks_idle
-            && self.leases_are_bounded
     }
 }
 

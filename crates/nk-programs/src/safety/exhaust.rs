@@ -114,8 +114,10 @@ fn daemon_descriptors(world: &mut World, mode: Mode) -> Result<String> {
 /// Leaves the host's processes room for `room` more descriptors than they have now.
 fn limit_host(world: &World, room: usize) -> Result<()> {
     for pid in world.nk_pids()? {
-        let highest = crate::procfs::descriptors(pid).keys().max().copied().unwrap_or(0) as usize;
-        set_limit(world, pid, highest + 1 + room)?;
+        // The limit is on the number itself, and some descriptors have high ones.
+        let used = crate::procfs::descriptors(pid);
+        let limit = (0u32..).filter(|number| !used.contains_key(number)).nth(room).unwrap_or(1024);
+        set_limit(world, pid, usize::try_from(limit)?)?;
     }
     Ok(())
 }
@@ -158,10 +160,7 @@ fn daemon_descriptors_client(world: &mut World, mode: Mode) -> Result<String> {
     unlimit_host(world)?;
     client.signal(Signal::USR2)?;
     let said = client.ok(Duration::from_secs(30))?;
-    ensure!(
-        said.contains("failed with E") || said.contains("failed with "),
-        "nothing failed: {said}"
-    );
+    ensure!(said.contains("failed with E"), "nothing failed: {said}");
     end(server)?;
     Ok(said.lines().find(|line| line.starts_with("opened")).unwrap_or_default().to_owned())
 }
