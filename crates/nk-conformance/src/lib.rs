@@ -1,7 +1,7 @@
 //! The differential runner: one C program per behaviour, run natively and as a guest, and the two event
 //! traces compared.
 //!
-//! A case is one file in `conformance/cases`; [`case`] finds and reads them, [`compile`] builds them,
+//! A case is one file in `conformance/cases`; [`case`] finds and reads them, [`mod@compile`] builds them,
 //! [`process`] runs one program with a bound on its time, [`suite`] runs every combination of native and
 //! guest that a case has, and [`diff`] shows where two traces part. What a guest is, is a command prefix
 //! (`nk run --`), so VMs and other stacks run the same cases.
