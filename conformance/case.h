@@ -562,4 +562,20 @@ static bool is_server(int argc, char **argv) {
         return 0;                                                                                          \
     }
 
+
+// Connects until it is refused: the end of another process's listener is prompt, but its parent may reap it first.
+static inline int refused_soon(int family, int port) {
+    int result = 0;
+    for (int i = 0; i < WAIT_MS / 5; i++) {
+        int fd = tcp_socket(family);
+        result = connect_fd(fd, family, port);
+        int why = errno;
+        close(fd);
+        errno = why;
+        if (result < 0 && why == ECONNREFUSED) break;
+        usleep(5000);
+    }
+    return result;
+}
+
 #endif

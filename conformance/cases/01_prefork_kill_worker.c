@@ -27,14 +27,6 @@ int main(void) {
         kill(workers[round], SIGKILL);
         reap("worker", workers[round]);
     }
-    // A killed process's last listener ends promptly, but not before its parent may reap it.
-    int result = 0;
-    for (int i = 0; i < WAIT_MS / 5 && !(result < 0 && errno == ECONNREFUSED); i++) {
-        usleep(5000 * (i > 0));
-        int fd = tcp_socket(AF_INET);
-        result = connect_fd(fd, AF_INET, port);
-        if (result == 0) close(fd);
-    }
-    R("connect with no worker left", result);
+    R("connect with no worker left", refused_soon(AF_INET, port));
     return 0;
 }

@@ -25,6 +25,8 @@ int main(void) {
         R("send", send(ends[0], "x", 1, MSG_NOSIGNAL));
         union address a;
         socklen_t length = sizeof a;
+        // The last acknowledgement is the peer's to send: soon, not at once.
+        for (int i = 0; i < WAIT_MS && getpeername(ends[0], &a.sa, &length) == 0; i++) usleep(1000);
         R("getpeername", getpeername(ends[0], &a.sa, &length));
         close(ends[0]);
         close(ends[1]);

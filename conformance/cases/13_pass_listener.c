@@ -38,9 +38,7 @@ int main(void) {
             close(fd);
         }
         reap("child", child);
-        fd = tcp_socket(family);
-        R("connect after its end", connect_fd(fd, family, port));
-        close(fd);
+        R("connect after its end", refused_soon(family, port));
         close(channel[0]);
     }
     return 0;

@@ -60,7 +60,7 @@ fn show(world: &World) -> Result<()> {
         "\nplain wrk, {CONNECTIONS} connections, 64-byte answers, median of {ROUNDS} runs of {SECONDS} s each,"
     );
     println!("guest and native in turn ({cpus} CPUs, {:.0} % busy before):", others * 100.0);
-    println!("  {:<34} {:>10} {:>10} {:>8}", "", "native", "guest", "ratio");
+    println!("  {:<40} {:>10} {:>10} {:>8}", "", "native", "guest", "ratio");
     for (name, short) in [("keep-alive", false), ("one connection per request", true)] {
         let [native, guest] = compare(world, [&native, &guest], short)?;
         row(&format!("{name}: requests/s"), native.per_second, guest.per_second, 0);
@@ -121,7 +121,7 @@ fn compare(world: &World, servers: [&Nginx; 2], short: bool) -> Result<[Sample; 
 }
 
 fn row(name: &str, native: f64, guest: f64, digits: usize) {
-    println!("  {name:<34} {native:>10.digits$} {guest:>10.digits$} {:>8.2}", guest / native);
+    println!("  {name:<40} {native:>10.digits$} {guest:>10.digits$} {:>8.2}", guest / native);
 }
 
 /// What was seen of the guest under load.

@@ -237,12 +237,14 @@ impl Parts<'_> {
         for (w, live) in cell.holders.iter().zip(live) {
             w.fetch_and(live, Ordering::SeqCst);
         }
-        if !adoption.holds.contains(&(id, generation)) && !self.guest.vm {
+        let host_holds = adoption.holds.iter().filter(|h| **h == (id, generation)).count() as u32;
+        if host_holds == 0 && !self.guest.vm {
             cell.release(0);
         }
         let kind = u64::from(cell.kind.load(Ordering::Relaxed));
         let mut s = Socket {
             generation,
+            host_holds,
             parent: NONE,
             family: kind as u16,
             state: State::Open,

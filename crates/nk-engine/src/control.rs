@@ -7,7 +7,6 @@ use nk_device::row::{ROW_EXECING, ROW_LIVE};
 use nk_device::sync::Ordering;
 use nk_device::{Cell, Device, Nqe, Op};
 
-use crate::deliver::ALL;
 use crate::engine::{Engine, Parts};
 use crate::guest::{Guest, NONE, State};
 use crate::nsm::Nsm;
@@ -152,6 +151,9 @@ impl Engine {
             p.reclaim_ids(row, None);
             p.guest.free_row(row);
             p.row_job(row, 0);
+            if !p.guest.has_rows() {
+                p.close_abandoned(out);
+            }
             Ok(())
         })?
     }
@@ -233,6 +235,9 @@ impl Engine {
             return Err(ControlError::Socket);
         }
         p.guest.cell(socket).ok_or(ControlError::Socket)?.hold(0);
+        if let Some(s) = p.guest.socket_mut(socket) {
+            s.host_holds += 1;
+        }
         Ok(())
     }
 
@@ -249,7 +254,13 @@ impl Engine {
             if s.generation != generation {
                 return Err(ControlError::Socket);
             }
-            if p.guest.cell(socket).ok_or(ControlError::Socket)?.release(0) {
+            if let Some(s) = p.guest.socket_mut(socket) {
+                s.host_holds = s.host_holds.saturating_sub(1);
+            }
+            let unheld = p.guest.cell(socket).ok_or(ControlError::Socket)?.release(0);
+            if !p.guest.has_rows() {
+                p.close_abandoned(out);
+            } else if unheld {
                 p.close_if_unheld(socket, out);
             }
             Ok(())
@@ -334,9 +345,6 @@ impl Parts<'_> {
                 if cell.state.load(Ordering::Relaxed) & SF_RX_STALLED != 0 {
                     self.push_for(Op::RxRoom, id, generation, row);
                 }
-                if dead {
-                    self.deliver(id, generation, ALL, false, out);
-                }
             }
         }
     }
@@ -369,6 +377,17 @@ impl Parts<'_> {
             } else {
                 let kind = u64::from(cell.kind.load(Ordering::Relaxed));
                 self.make_socket(id, kind);
+            }
+        }
+    }
+
+    /// The last process is gone: what the host does not hold itself is closed, whatever the cells' bitmaps say. They are the
+    /// guest's to write, and must not keep a dead guest's sockets and ports for ever.
+    fn close_abandoned(&mut self, out: &mut Out<'_>) {
+        for id in 0..self.guest.sockets.len() as u32 {
+            let Some(s) = self.guest.socket(id) else { break };
+            if s.host_holds == 0 && matches!(s.state, State::Open | State::Dead) {
+                self.close_now(id, false, out);
             }
         }
     }

@@ -66,6 +66,8 @@ pub(crate) struct Socket {
     pub(crate) listener: Option<Box<Listener>>,
     /// The backlog last given to listen.
     pub(crate) backlog: u32,
+    /// The host holds it ([`crate::Engine::hold`]): what row 0's bit in the cell should say.
+    pub(crate) host_holds: u32,
     /// The sweep that first found it held by nobody.
     pub(crate) suspect_since: u64,
 }
@@ -340,6 +342,11 @@ impl Guest {
     }
 
     // ---- rows and queue sets ----
+
+    /// Whether any process is left (or the VM).
+    pub(crate) fn has_rows(&self) -> bool {
+        self.rows.iter().any(|r| r.in_use)
+    }
 
     pub(crate) fn is_live(&self, row: u16) -> bool {
         self.rows.get(usize::from(row)).is_some_and(|r| r.in_use)

@@ -76,8 +76,7 @@ impl View {
         self.state & SF_DEAD != 0 && !self.is_fresh_again()
     }
     fn is_fresh_again(self) -> bool {
-        self.state & (SF_FAILED | SF_CONNECTED) == SF_FAILED
-            && self.guest & GF_CONNECT_CALLED == 0
+        self.state & (SF_FAILED | SF_CONNECTED) == SF_FAILED && self.guest & GF_CONNECT_CALLED == 0
     }
     /// The peer's FIN was seen.
     pub(crate) fn peer_finished(self) -> bool {
