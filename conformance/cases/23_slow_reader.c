@@ -2,7 +2,7 @@
 // Some clients never read and stand full; the others are served as if they were not there; then the slow ones get it all.
 #include "case.h"
 
-enum { SLOW = 5, BYTES = 1 << 20 };
+enum { SLOW = 5, BYTES = 4 << 20 };
 static void server_role(int listener) {
     static char block[BYTES];
     fill(block, sizeof block, 91);
