@@ -189,7 +189,6 @@ fn fuzz() -> Result<()> {
         run_command(&mut cargo(&words))?;
     }
     for (name, len_max) in FUZZ_TARGETS {
-        println!("-- {name}");
         let limits = [
             "-max_total_time=10".into(),
             "-rss_limit_mb=4096".into(),
@@ -197,8 +196,18 @@ fn fuzz() -> Result<()> {
         ];
         let mut command = Command::new(&program);
         command.args(["fuzz", "run", "--target-dir", &build, name, "--"]).args(limits);
-        command.arg("-verbosity=0").arg("-print_final_stats=1");
-        run_command(command.current_dir(root()).env("RUSTC_BOOTSTRAP", "1"))?;
+        command.arg("-print_final_stats=1").current_dir(root()).env("RUSTC_BOOTSTRAP", "1");
+        let output = command.output()?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        if !output.status.success() {
+            bail!("{name}: {}\n{said}", output.status);
+        }
+        let runs =
+            said.lines().find_map(|line| line.strip_prefix("stat::number_of_executed_units:"));
+        let Some(runs) = runs.map(str::trim).filter(|runs| *runs != "0") else {
+            bail!("{name} ran no input:\n{said}");
+        };
+        println!("{name}: {runs} inputs");
     }
     Ok(())
 }
