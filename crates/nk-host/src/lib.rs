@@ -27,3 +27,4 @@ pub mod private;
 pub mod server;
 pub mod spawn;
 pub mod sys;
+pub mod watchdog;

@@ -8,7 +8,7 @@ use std::sync::mpsc::Sender;
 use nk_device::sync::AtomicU32;
 use nk_engine::{GuestId, Notify, NsmId};
 
-use crate::sys;
+use crate::{sys, watchdog};
 
 /// The poll thread's way to reach guests, NSMs and the control thread.
 #[derive(Debug)]
@@ -60,9 +60,14 @@ impl Notifier {
 
 impl Notify for Notifier {
     fn doorbell(&mut self, guest: GuestId, qset: u16) {
-        let fd = self.guests.get(usize::from(guest.0)).and_then(|g| g.get(usize::from(qset)));
-        if let Some(Some(fd)) = fd {
-            sys::ring(fd.as_raw_fd());
+        let slot =
+            self.guests.get_mut(usize::from(guest.0)).and_then(|g| g.get_mut(usize::from(qset)));
+        let Some(slot) = slot else { return };
+        let Some(fd) = slot else { return };
+        watchdog::watch();
+        if !sys::ring(fd.as_raw_fd()) {
+            tracing::warn!(guest = guest.0, qset, "a doorbell blocks: it is not rung again");
+            *slot = None;
         }
     }
     fn futex_wake(&mut self, word: &AtomicU32, count: u32) {

@@ -223,7 +223,9 @@ impl Worker {
     fn run(&mut self) {
         loop {
             let engine_bell = self.engine_bell.as_raw_fd();
-            let mut ring = || sys::ring(engine_bell);
+            let mut ring = || {
+                sys::ring(engine_bell);
+            };
             let r = self.service.poll(now_ms(), 0, &mut ring);
             let mut busy = r.worked > 0 || r.pending;
             // After the stack's look at its epoll, as in the daemon's poll thread.

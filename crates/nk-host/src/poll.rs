@@ -145,6 +145,9 @@ pub(crate) fn now_ms() -> u64 {
 }
 
 fn run(state: &mut PollState, commands: &Receiver<Command>) {
+    if let Err(e) = crate::watchdog::install() {
+        tracing::warn!("no timer: a hostile guest's doorbell may block this thread: {e}");
+    }
     let mut timer_ms: Option<u64> = None;
     let mut woken = Vec::new();
     while !state.end {

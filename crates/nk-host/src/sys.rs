@@ -116,12 +116,13 @@ pub fn eventfd() -> io::Result<OwnedFd> {
     Ok(own(check(unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) })?))
 }
 
-/// Rings an eventfd. A guest may hand over something else: errors are its own loss, and MSG-like blocking is
-/// excluded by [`set_nonblocking`] at arrival.
-pub fn ring(fd: RawFd) {
+/// Rings an eventfd. `false` when the write was interrupted: it would have blocked, see [`crate::watchdog`]. Other errors are the
+/// loss of whoever handed over the descriptor.
+pub fn ring(fd: RawFd) -> bool {
     let one = 1u64;
     // SAFETY: writes eight bytes of ours.
-    unsafe { libc::write(fd, (&raw const one).cast(), 8) };
+    let n = unsafe { libc::write(fd, (&raw const one).cast(), 8) };
+    n >= 0 || io::Error::last_os_error().kind() != io::ErrorKind::Interrupted
 }
 
 /// Empties an eventfd.
