@@ -172,12 +172,10 @@ pub struct GuestCounts {
     pub chunks_busy: u64,
     /// Chunks that are free or leased to processes ahead of use: together, what is not lost.
     pub chunks_idle: u64,
-    /// A process may have chunks ahead of use, but not any number.
-    pub leases_are_bounded: bool,
 }
 
-/// Chunks that a process may have been given ahead of use.
-const LEASED_PER_PROCESS_MAX: u64 = 64;
+/// Chunks that a process may have been given ahead of use: ServiceLib's share of a row, twice when it asked.
+const LEASED_PER_PROCESS_MAX: u64 = 128;
 
 impl GuestCounts {
     /// The guest that the process belongs to.
@@ -191,6 +189,8 @@ impl GuestCounts {
         };
         let processes = number("/engine/rows")?;
         let leased = number("/nsm/chunks_leased")?;
+        let leased_max = processes * LEASED_PER_PROCESS_MAX;
+        ensure!(leased <= leased_max, "{leased} chunks leased to {processes} processes");
         Ok(GuestCounts {
             processes,
             queue_sets: number("/engine/queue_sets")?,
@@ -201,7 +201,6 @@ impl GuestCounts {
             orphans: number("/nsm/orphans")?,
             chunks_busy: number("/nsm/chunks_tx")? + number("/nsm/chunks_rx")?,
             chunks_idle: number("/nsm/chunks_free")? + leased,
-            leases_are_bounded: leased <= processes * LEASED_PER_PROCESS_MAX,
         })
     }
 }
