@@ -51,5 +51,5 @@ pub const STREAM_SLOTS: usize = if cfg!(loom) { 2 } else { 32 };
 pub const ROWS_MAX: usize = if cfg!(loom) { 128 } else { 512 };
 /// Words of the holders bitmap.
 pub const HOLDER_WORDS: usize = ROWS_MAX / 64;
-/// Watchers named in one cell; more than these set [`cell::WATCH_OVERFLOW`].
+/// Watchers named in one cell; more than these set [`Cell::watch_overflow`].
 pub const WATCH_SLOTS: usize = if cfg!(loom) { 2 } else { 15 };

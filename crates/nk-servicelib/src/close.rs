@@ -85,6 +85,11 @@ impl<S: Stack> Ctx<'_, S> {
         for chunk in s.rx.drain(..) {
             self.guest.pool.free(chunk);
         }
+        // What is left goes now if the stack takes it, as it nearly always does: an orphan, with a timer of its own for minutes,
+        // is what remains.
+        if !self.transmit(key, cell, &mut s) {
+            self.break_off(key, cell, &mut s);
+        }
         if s.is_drained(cell) {
             // The stack resets by itself when it has unread bytes.
             self.end(key, cell, s, false);
