@@ -88,11 +88,21 @@ fn run(arguments: &Arguments) -> Result<bool> {
     let options =
         Options { nk, nsm, keep: arguments.keep, quick: arguments.quick, ..Options::default() };
     let mut failed = Vec::new();
+    let mut unsteady = Vec::new();
     let mut passed = 0u32;
     for _ in 0..arguments.repeat {
         for (test, mode) in &chosen {
-            let outcome = run_one(test, *mode, &options);
+            let mut outcome = run_one(test, *mode, &options);
             print_outcome(&outcome);
+            if outcome.result.is_err() {
+                // Once more: a machine with few cores that others use too can miss a time limit. Named below, so that
+                // somebody looks.
+                outcome = run_one(test, *mode, &options);
+                print_outcome(&outcome);
+                if outcome.result.is_ok() {
+                    unsteady.push(outcome.name.clone());
+                }
+            }
             if outcome.result.is_ok() {
                 passed += 1;
             } else {
@@ -101,6 +111,9 @@ fn run(arguments: &Arguments) -> Result<bool> {
         }
     }
     println!("{passed} passed, {} failed", failed.len());
+    for name in &unsteady {
+        println!("  unsteady, passed the second time: {name}");
+    }
     for name in &failed {
         println!("  failed: {name}");
     }
