@@ -147,7 +147,7 @@ impl Engine {
     fn has_work(&self) -> bool {
         self.nsms.iter().any(Nsm::has_work)
             || self.order.iter().filter_map(|id| self.guest(*id)).any(|g| {
-                let stuck = self.nsms.iter().any(|n| n.id == g.nsm && n.is_congested());
+                let stuck = self.nsms.iter().any(|n| n.id == g.nsm && n.is_stuck());
                 !g.active.is_empty() && !stuck
             })
     }

@@ -60,6 +60,12 @@ impl Nsm {
         !self.backlog.is_empty()
     }
 
+    /// Whether nothing is taken from guests now: NQEs wait for room, or the NSM is dead and the next one is awaited. What guests
+    /// ask meanwhile waits on their own rings, so that no call is lost between two NSMs.
+    pub(crate) fn is_stuck(&self) -> bool {
+        !self.up || self.is_congested()
+    }
+
     pub(crate) fn push(&mut self, nqe: &Nqe) {
         if !self.up {
             return;

@@ -85,14 +85,14 @@ impl Parts<'_> {
     pub(crate) fn serve(&mut self, budget: u32, out: &mut Out<'_>) -> u32 {
         let mut worked = 0;
         for _ in 0..self.guest.active.len() {
-            if worked >= budget || self.nsm.is_congested() {
+            if worked >= budget || self.nsm.is_stuck() {
                 break;
             }
             let Some(q) = self.guest.active.pop_front() else { break };
             let turn = self.guest.limits.nqes_per_turn_max.min(budget - worked).max(1);
             let n = self.serve_qset(q, turn, out);
             worked += n;
-            let more = (n >= turn || self.nsm.is_congested())
+            let more = (n >= turn || self.nsm.is_stuck())
                 && self.guest.qsets.get(usize::from(q)).is_some_and(|s| !s.quarantined);
             if more {
                 self.guest.active.push_back(q);
@@ -106,7 +106,7 @@ impl Parts<'_> {
     /// Takes at most `turn` elements of a queue set.
     pub(crate) fn serve_qset(&mut self, q: u16, turn: u32, out: &mut Out<'_>) -> u32 {
         let mut n = 0;
-        while n < turn && !self.nsm.is_congested() {
+        while n < turn && !self.nsm.is_stuck() {
             let Some((nqe, is_send)) = self.guest.pop(q) else { break };
             n += 1;
             self.take_from_guest(q, nqe, is_send, out);
