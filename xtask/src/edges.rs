@@ -35,7 +35,9 @@ const CRATES: &[(&str, &[&str], Unsafe)] = &[
         &["nk-device", "nk-attach", "nk-engine", "nk-servicelib", "nk-stack-kernel"],
         Needed,
     ),
-    ("nk", &["nk-device", "nk-attach", "nk-elfcheck", "nk-host"], Needed),
+    // Measures the engine in place: it plays the guests and the NSM.
+    ("nk-bench", &["nk-device", "nk-engine", "nk-host"], Forbidden),
+    ("nk", &["nk-device", "nk-attach", "nk-elfcheck", "nk-host", "nk-bench"], Needed),
     // Plays guests against the parts of the host.
     (
         "nk-models",

@@ -125,6 +125,12 @@ impl Engine {
         Ok(())
     }
 
+    /// Changes how many NQEs are taken from each of the guest's queue sets in one turn ([`crate::Limits::nqes_per_turn_max`]).
+    pub fn set_turn(&mut self, guest: GuestId, nqes_max: u32) -> Result<(), ControlError> {
+        self.parts(guest)?.guest.limits.nqes_per_turn_max = nqes_max;
+        Ok(())
+    }
+
     /// Whether the row's process said that it is about to exec (`row.phase`, a hint of the guest's).
     #[must_use]
     pub fn is_row_execing(&self, guest: GuestId, row: u16) -> bool {

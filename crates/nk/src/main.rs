@@ -4,11 +4,13 @@
 //! |---|---|
 //! | [`run`] | `nk run`: becomes the first process of a guest |
 //! | [`daemon`] | `nk daemon`, also the private one |
+//! | [`bench`] | `nk bench` |
 //! | [`query`] | `nk guests`, `nk flows`, `nk why` |
 //!
 //! The program has no Rust runtime entry: that would ignore SIGPIPE, and a command run by `nk run` would inherit it.
 #![cfg_attr(not(test), no_main)]
 
+mod bench;
 mod daemon;
 mod query;
 mod run;
@@ -82,6 +84,11 @@ Exit status: the command's; 126 when it cannot be run as a guest, 127 when it is
         /// The process
         pid: i32,
     },
+    /// Measure parts of NetKernel by themselves; prints Markdown
+    Bench {
+        #[command(subcommand)]
+        command: bench::Command,
+    },
     /// Look at configuration files
     Config {
         #[command(subcommand)]
@@ -138,6 +145,7 @@ fn start(cli: Cli) -> Result<(), Failure> {
         Command::Guests { from } => query::guests(&from),
         Command::Flows { from } => query::flows(&from),
         Command::Why { from, pid } => query::why(&from, pid),
+        Command::Bench { command } => bench::bench(&command),
         Command::Config { command: ConfigCommand::Check { file } } => {
             Config::read(&file)?;
             println!("{}: good", file.display());
