@@ -164,8 +164,7 @@ fn table(
         let paper = paper.map_or("-".to_owned(), |(_, rate)| format!("{rate:.1}"));
         write!(out, "| {batch} | {paper} |")?;
         for samples in samples {
-            let samples: Vec<f64> =
-                samples.get(line).into_iter().flatten().map(&figure).collect();
+            let samples: Vec<f64> = samples.get(line).into_iter().flatten().map(&figure).collect();
             let s = Spread::of(&samples).context("no samples")?;
             write!(out, " {:.1} ({:.1} to {:.1}) |", s.median, s.least, s.greatest)?;
         }
@@ -197,13 +196,8 @@ mod tests {
     }
 
     fn run_on_one_cpu() -> Result<()> {
-        let options = Options {
-            rounds: 1,
-            sample_ms: 1,
-            connections: vec![4],
-            batches: vec![1],
-            cpus: None,
-        };
+        let options =
+            Options { rounds: 1, sample_ms: 1, connections: vec![4], batches: vec![1], cpus: None };
         run(&options, &mut Vec::new())
     }
 
