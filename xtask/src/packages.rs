@@ -40,6 +40,16 @@ pub(crate) const FOR_TESTS: &[Needed] = &[
     ("/usr/include/stdio.h", "libc6-dev"),
     ("/usr/lib/x86_64-linux-gnu/libc.a", "libc6-dev"),
     ("/bin/ip", "iproute2"),
+    ("/usr/bin/node", "nodejs"),
+    ("/usr/bin/javac", "openjdk-17-jdk-headless"),
+    ("/usr/bin/iperf3", "iperf3"),
+    ("/usr/lib/git-core/git-daemon", "git"),
+    ("/usr/lib/git-core/git-http-backend", "git"),
+    ("/usr/bin/rsync", "rsync"),
+    ("/usr/bin/aria2c", "aria2"),
+    ("/usr/bin/lftp", "lftp"),
+    ("/usr/bin/wget2", "wget2"),
+    ("/usr/bin/diff", "diffutils"),
 ];
 
 /// Installs the packages of those programs that are not there.

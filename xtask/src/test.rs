@@ -41,7 +41,7 @@ const STEPS: &[Step] = &[
     },
     Step {
         name: "programs",
-        about: "nginx, redis, curl, python3, wrk, ab, shells",
+        about: "nginx, redis, curl, python3, node, java, git, rsync, iperf3, shells and more",
         body: programs,
     },
     Step { name: "programs-nsm", about: "the same with the NSM in a process", body: programs_nsm },

@@ -1,14 +1,22 @@
 //! Real programs, one module per program.
 
 mod curl;
+mod iperf3;
 mod more;
 mod nginx;
 mod python;
 mod redis;
 mod refused;
+mod runtimes;
 mod shell;
+mod transfer;
 
-use crate::suite::Test;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+
+use crate::process::{Running, eventually, tail};
+use crate::suite::{ALL_MODES, Body, Group, Test};
 
 pub(crate) fn tests() -> Vec<Test> {
     [
@@ -18,7 +26,36 @@ pub(crate) fn tests() -> Vec<Test> {
         redis::tests(),
         python::tests(),
         more::tests(),
+        iperf3::tests(),
+        transfer::tests(),
+        runtimes::tests(),
         refused::tests(),
     ]
     .concat()
+}
+
+/// Tests of a server and a client, each in turn a guest, then both.
+fn both_sides(tests: &[(&'static str, Body)]) -> Vec<Test> {
+    let test = |&(name, body)| Test {
+        name,
+        group: Group::Programs,
+        modes: ALL_MODES,
+        private: false,
+        native: true,
+        body,
+    };
+    tests.iter().map(test).collect()
+}
+
+/// Waits until a program has printed a word that often.
+fn says(running: &mut Running, word: &str, times: usize) -> Result<()> {
+    eventually(Duration::from_secs(30), || {
+        if running.ended_within(Duration::ZERO)? {
+            return Ok(());
+        }
+        let out = running.out();
+        ensure!(out.matches(word).count() >= times, "no {word:?}:{}", tail(&out));
+        Ok(())
+    })?;
+    running.must_live()
 }

@@ -338,6 +338,18 @@ pub fn free_port() -> Result<u16> {
     bail!("found no free port")
 }
 
+/// The first of several such ports in a row.
+pub fn free_ports(count: u16) -> Result<u16> {
+    for _ in 0..200 {
+        let first = free_port()?;
+        let free = |port| TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).is_ok();
+        if (first..first.saturating_add(count)).all(free) {
+            return Ok(first);
+        }
+    }
+    bail!("found no {count} free ports in a row")
+}
+
 /// Waits until something accepts at the port, and fails early when `server` has ended.
 pub fn wait_for_port(server: &mut Running, port: u16) -> Result<()> {
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
