@@ -31,6 +31,19 @@ pub const GF_SHUT_RD: u32 = 1;
 pub const GF_SHUT_WR: u32 = 1 << 1;
 /// `guest_state`: connect was called (until disconnect).
 pub const GF_CONNECT_CALLED: u32 = 1 << 3;
+/// `guest_state`: SO_RXQ_OVFL is set.
+pub const GF_RXQ_OVFL: u32 = 1 << 4;
+/// `guest_state`: path MTU discovery was chosen: longer datagrams may be refused where shorter ones are not.
+pub const GF_MTU_DISCOVER: u32 = 1 << 5;
+/// `guest_state`: SO_TIMESTAMP is set.
+pub const GF_TIMESTAMP: u32 = 1 << 6;
+/// `guest_state`: SO_TIMESTAMPNS is set.
+pub const GF_TIMESTAMPNS: u32 = 1 << 7;
+
+/// `kind`: the type of a stream socket, Linux's number.
+pub const SOCK_STREAM: u16 = 1;
+/// `kind`: the type of a datagram socket, Linux's number.
+pub const SOCK_DGRAM: u16 = 2;
 
 /// In [`Cell::claim`]: the host took an accepted socket out of the queue of a listener that is going.
 pub const CLAIMED_BY_HOST: u16 = u16::MAX - 1;
@@ -106,7 +119,10 @@ pub struct Cell {
     pub tx_bytes: AtomicU64,
     /// Bytes that the stack put on the rx ring (wraps).
     pub rx_bytes: AtomicU64,
-    service_pad: [Pad64; 2],
+    /// Datagrams that the stack refused after their send had returned (wraps): a change says that no destination is known to be
+    /// good any more.
+    pub tx_refused: AtomicU32,
+    service_pad: [Pad32; 3],
     // ---- service: addresses ----
     /// Local address, valid with [`SF_BOUND`].
     pub local: AddrCell,
@@ -137,6 +153,12 @@ const _: () = {
 };
 
 impl Cell {
+    /// Whether it is a datagram socket, as its maker said.
+    #[must_use]
+    pub fn is_datagram(&self) -> bool {
+        (self.kind.load(Ordering::Relaxed) >> 16) as u16 == SOCK_DGRAM
+    }
+
     /// The tx ring as its publishers see it.
     #[must_use]
     pub fn tx(&self) -> Publisher<'_, AtomicU32, AtomicU64> {
@@ -400,6 +422,7 @@ impl Cell {
             &self.rx_tail,
             &self.tx_head,
             &self.tx_seq,
+            &self.tx_refused,
         ] {
             w.store(0, Ordering::Relaxed);
         }

@@ -8,6 +8,7 @@
 //! | [`nqe`] | NetKernel queue element, 32 bytes |
 //! | [`ring`] | ring of NQEs: many producers of one process or one, one consumer |
 //! | [`stream`] | descriptor rings of a socket: lock-free publish, lock-free consume |
+//! | [`datagram`] | a datagram's header, and the chunks that it lies in |
 //! | [`grant`] | what the host leases to a process: chunks and socket ids |
 //! | [`cell`] | one socket as both sides see it |
 //! | [`row`] | one guest process |
@@ -24,6 +25,7 @@
 
 pub mod addr;
 pub mod cell;
+pub mod datagram;
 pub mod device;
 pub mod grant;
 pub mod header;

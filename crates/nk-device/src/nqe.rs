@@ -39,6 +39,9 @@ pub enum Op {
     RxRoom = 11,
     /// Job: wait until what was queued is sent and acknowledged (`SO_LINGER`). `op_data` = seconds. Reply: 0 or -errno.
     Drain = 12,
+    /// Job: sends what is queued and tells what became of the datagram at tx index `op_data` (sent with
+    /// [`crate::datagram::DF_REPORT`]). Reply: 0 (sent, or the stack has no room yet) or -errno.
+    Report = 13,
     /// Send: the tx ring went from idle to active.
     Send = 32,
     /// Completion: the reply of the job NQE with this ticket.
@@ -77,6 +80,7 @@ impl Op {
             10 => Op::Refill,
             11 => Op::RxRoom,
             12 => Op::Drain,
+            13 => Op::Report,
             32 => Op::Send,
             64 => Op::Reply,
             96 => Op::Event,

@@ -96,11 +96,11 @@ impl<A32: Word32, A64: Word64> Publisher<'_, A32, A64> {
         (STREAM_SLOTS as u32).saturating_sub(used)
     }
 
-    /// Publishes one payload.
+    /// Publishes one payload; at which index.
     ///
     /// # Errors
     /// [`RingFull`]; nothing was published.
-    pub fn publish(&self, payload: u64) -> Result<(), RingFull> {
+    pub fn publish(&self, payload: u64) -> Result<u32, RingFull> {
         loop {
             let tail = self.tail.load(Ordering::Acquire);
             let head = self.head.load(Ordering::Acquire);
@@ -133,7 +133,7 @@ impl<A32: Word32, A64: Word64> Publisher<'_, A32, A64> {
                 Ordering::Relaxed,
             );
             if mine {
-                return Ok(());
+                return Ok(tail);
             }
         }
     }

@@ -5,18 +5,22 @@ use nk_device::cell::{
 };
 use nk_device::header::ENGINE_UP;
 use nk_device::sync::Ordering;
-use nk_device::{Cell, Device, Nqe, Op};
+use nk_device::{Addr, Cell, Device, Nqe, Op};
 
 use crate::deliver::ALL;
 use crate::engine::{Engine, Parts};
 use crate::guest::{Listener, NONE, Socket, State};
 use crate::nsm::Nsm;
 use crate::out::Out;
+use crate::ports::Space;
+use crate::switch::is_datagram;
 use crate::{AdoptedListener, Adoption, ControlError, GuestId, GuestSetup, Notify, NsmId};
 
 const ECONNRESET: u64 = 104;
 /// Flag in `data` of [`Op::RowLive`]: the row lived before; what stands on its chunk grants is its.
 pub const ROW_ADOPTED: u64 = 1;
+/// Flag in `data` of [`Op::Socket`]: the socket lived before under another service; what its rings carry went with that one.
+pub const SOCKET_RENEWED: u64 = 1;
 
 /// Marks a connection as reset. The engine writes the service's fields here: there is no service any more.
 fn reset_cell(cell: &Cell) {
@@ -28,6 +32,17 @@ fn reset_cell(cell: &Cell) {
     cell.state.store((state & !gone) | SF_DEAD | failed, Ordering::SeqCst);
     cell.rx_wake.fetch_add(1, Ordering::SeqCst);
     cell.tx_wake.fetch_add(1, Ordering::SeqCst);
+}
+
+/// What tells a service of a socket that outlived another: `nqe` makes it. A datagram socket keeps the address that the stack once
+/// chose for it, and its peer.
+fn renewal(mut nqe: Nqe, local: Option<Addr>, peer: Option<Addr>) -> [Option<Nqe>; 3] {
+    nqe.data = SOCKET_RENEWED;
+    let with = |op: Op, a: Addr| {
+        let (size, op_data, data) = a.to_words();
+        Nqe { op: op as u8, size, op_data, data, ..nqe }
+    };
+    [Some(nqe), local.map(|a| with(Op::Bind, a)), peer.map(|a| with(Op::Connect, a))]
 }
 
 #[allow(clippy::missing_errors_doc, reason = "ControlError's variants say it")]
@@ -115,7 +130,7 @@ impl Parts<'_> {
         let device = self.guest.device;
         let Some(cell) = device.cell(id) else { return };
         if let Some(a) = self.guest.socket_mut(id).and_then(|s| s.local.take()) {
-            self.ports.release(self.guest.namespace, self.guest.id, id, a.port);
+            self.ports.release(self.guest.space(id), self.guest.id, id, a.port);
         }
         let g = &mut *self.guest;
         let Some(s) = g.sockets.get_mut(id as usize) else { return };
@@ -177,14 +192,11 @@ impl Parts<'_> {
                 ));
                 continue;
             }
-            let local = s.local;
+            let (local, peer) = (s.local.filter(|a| a.port != 0), s.peer);
             let mut nqe = Nqe::new(Op::Socket, id, generation);
             nqe.guest = guest.0;
             nqe.op_data = u64::from(cell.kind.load(Ordering::Relaxed));
-            self.nsm.push(&nqe);
-            if let Some(a) = local {
-                nqe.op = Op::Bind as u8;
-                (nqe.size, nqe.op_data, nqe.data) = a.to_words();
+            for nqe in renewal(nqe, local, peer).into_iter().flatten() {
                 self.nsm.push(&nqe);
             }
         }
@@ -251,7 +263,9 @@ impl Parts<'_> {
             ..Socket::default()
         };
         let on_ring = self.granted_to(id);
-        let mut jobs = [None, None];
+        let datagram = is_datagram(kind);
+        s.datagram = datagram;
+        let mut jobs = [None; 3];
         let kept = adoption.listeners.iter().find(|l| l.socket == id && l.generation == generation);
         if cell.is_unheld() {
             if let (Some((row, index)), true) = (on_ring, cell.in_use.load(Ordering::Relaxed) != 0)
@@ -264,7 +278,8 @@ impl Parts<'_> {
                 cell.reset(generation.checked_add(1).unwrap_or(1));
             }
         } else if let Some(l) = kept {
-            self.ports.claim(self.guest.namespace, self.guest.id, id, &l.local, false);
+            let space = Space { namespace: self.guest.namespace, datagram: false };
+            self.ports.claim(space, self.guest.id, id, &l.local, false);
             s.local = Some(l.local);
             s.family = l.local.family;
             s.backlog = l.backlog;
@@ -272,24 +287,25 @@ impl Parts<'_> {
         } else {
             let state = cell.state.load(Ordering::Relaxed);
             let called = cell.guest_state.load(Ordering::Relaxed) & GF_CONNECT_CALLED != 0;
-            if called || state & (SF_CONNECTED | SF_CONNECTING | SF_LISTENING | SF_DEAD) != 0 {
+            let lost =
+                called || state & (SF_CONNECTED | SF_CONNECTING | SF_LISTENING | SF_DEAD) != 0;
+            if lost && (!datagram || state & SF_DEAD != 0) {
                 s.state = State::Dead;
                 reset_cell(cell);
             } else {
                 let mut nqe = Nqe::new(Op::Socket, id, generation);
                 nqe.guest = self.guest.id.0;
                 nqe.op_data = kind;
-                let local = cell.local.load();
+                let (local, peer) = (cell.local.load(), cell.peer.load());
                 cell.state.store(0, Ordering::SeqCst);
-                if local.port != 0 && local.family == s.family && self.may_rebind(id, &local) {
-                    s.local = Some(local);
-                    let mut bind = nqe;
-                    bind.op = Op::Bind as u8;
-                    (bind.size, bind.op_data, bind.data) = local.to_words();
-                    jobs = [Some(nqe), Some(bind)];
-                } else {
-                    jobs = [Some(nqe), None];
-                }
+                let rebinds = local.port != 0
+                    && local.family == s.family
+                    && self.may_rebind(id, datagram, &local);
+                s.local = rebinds.then_some(local);
+                // Where a datagram socket sends to is any guest's to say.
+                let connected = datagram && state & SF_CONNECTED != 0 && peer.family == s.family;
+                s.peer = connected.then_some(peer);
+                jobs = renewal(nqe, s.local, s.peer);
             }
         }
         self.guest.insert_adopted(id, s);
@@ -299,9 +315,10 @@ impl Parts<'_> {
     }
 
     /// The cell's word for what it was bound to is the guest's own: it may ask for no more than by a bind.
-    fn may_rebind(&mut self, id: u32, local: &nk_device::Addr) -> bool {
+    fn may_rebind(&mut self, id: u32, datagram: bool, local: &nk_device::Addr) -> bool {
+        let space = Space { namespace: self.guest.namespace, datagram };
         local.port >= self.guest.limits.port_min
-            && self.ports.claim(self.guest.namespace, self.guest.id, id, local, false)
+            && self.ports.claim(space, self.guest.id, id, local, false)
     }
 
     /// The row on whose grant ring an id stands, and where.

@@ -224,6 +224,8 @@ pub struct Flow {
     pub local: Addr,
     /// Peer address as the cell says.
     pub peer: Addr,
+    /// Whether it is UDP's; TCP's otherwise.
+    pub datagram: bool,
     /// Whether nobody holds it and the stack is finishing it.
     pub closing: bool,
     /// Whether it waits on a listener to be accepted.

@@ -210,7 +210,7 @@ impl Parts<'_> {
     /// Frees the id of a socket that no stack has any more.
     pub(crate) fn forget(&mut self, id: u32, out: &mut Out<'_>) {
         if let Some(port) = self.guest.socket(id).and_then(|s| s.local).map(|a| a.port) {
-            self.ports.release(self.guest.namespace, self.guest.id, id, port);
+            self.ports.release(self.guest.space(id), self.guest.id, id, port);
         }
         self.guest.free_id(id);
         while let Some(row) = self.guest.starved.pop() {
@@ -235,6 +235,7 @@ impl Parts<'_> {
     /// How a bind ended: the address is what the stack says, after an error what was asked.
     fn bound(&mut self, nqe: &Nqe) {
         let g = &mut *self.guest;
+        let space = g.space(nqe.socket);
         let Some(s) = g.sockets.get_mut(nqe.socket as usize) else { return };
         if s.generation != nqe.generation || s.state != State::Open {
             return;
@@ -243,16 +244,16 @@ impl Parts<'_> {
         if nqe.flags & FLAG_ERROR != 0 {
             if s.local == Some(addr) {
                 s.local = None;
-                self.ports.release(g.namespace, g.id, nqe.socket, addr.port);
+                self.ports.release(space, g.id, nqe.socket, addr.port);
             }
             return;
         }
         if let Some(old) = s.local
             && old.port != addr.port
         {
-            self.ports.release(g.namespace, g.id, nqe.socket, old.port);
+            self.ports.release(space, g.id, nqe.socket, old.port);
         }
-        self.ports.claim(g.namespace, g.id, nqe.socket, &addr, s.v6only);
+        self.ports.claim(space, g.id, nqe.socket, &addr, s.v6only);
         s.local = Some(addr);
     }
 

@@ -9,6 +9,7 @@ use nk_device::{Addr, Cell, Device, HOLDER_WORDS, Nqe, Op};
 
 use crate::nsm::Nsm;
 use crate::out::Out;
+use crate::ports::Space;
 use crate::{ControlError, GuestId, GuestSetup, Limits, NewRow, NsmId, Stats};
 
 /// No socket.
@@ -58,9 +59,12 @@ pub(crate) struct Socket {
     /// The listener on whose ring it may still wait, or [`NONE`].
     pub(crate) parent: u32,
     pub(crate) family: u16,
+    pub(crate) datagram: bool,
     pub(crate) v6only: bool,
     /// A connect was forwarded, or it was accepted.
     pub(crate) connection: bool,
+    /// What a datagram socket was last connected to.
+    pub(crate) peer: Option<Addr>,
     /// Its bound address as the stack said it, or as the guest asked while that is under way.
     pub(crate) local: Option<Addr>,
     pub(crate) listener: Option<Box<Listener>>,
@@ -179,6 +183,12 @@ impl Guest {
 
     pub(crate) fn socket(&self, id: u32) -> Option<&Socket> {
         self.sockets.get(id as usize)
+    }
+
+    /// Whose ports a socket's are.
+    pub(crate) fn space(&self, id: u32) -> Space {
+        let datagram = self.socket(id).is_some_and(|s| s.datagram);
+        Space { namespace: self.namespace, datagram }
     }
 
     pub(crate) fn socket_mut(&mut self, id: u32) -> Option<&mut Socket> {

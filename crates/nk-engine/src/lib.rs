@@ -30,7 +30,7 @@ mod ports;
 mod report;
 mod switch;
 
-pub use adopt::ROW_ADOPTED;
+pub use adopt::{ROW_ADOPTED, SOCKET_RENEWED};
 pub use api::*;
 pub use control::ROW_EXECED;
 pub use engine::Engine;

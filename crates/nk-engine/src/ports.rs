@@ -1,4 +1,4 @@
-//! Which guest owns a port in which namespace.
+//! Which guest owns a port, of TCP or of UDP, in which namespace.
 //!
 //! The stack opens all guests' sockets under one user, so its own rules for SO_REUSEPORT and SO_REUSEADDR would let one guest take
 //! part of another's port. They hold within a guest only; between guests a port and address are owned by whoever bound it.
@@ -70,17 +70,24 @@ impl Covered {
     }
 }
 
+/// Where ports are counted: each namespace has those of TCP and those of UDP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Space {
+    pub(crate) namespace: u64,
+    pub(crate) datagram: bool,
+}
+
 /// All claims.
 #[derive(Debug, Default)]
 pub(crate) struct Ports {
-    claims: HashMap<(u64, u16), Vec<Claim>>,
+    claims: HashMap<(Space, u16), Vec<Claim>>,
 }
 
 impl Ports {
     /// Claims an address for a socket; `false` when another guest owns it. Port 0 claims nothing.
     pub(crate) fn claim(
         &mut self,
-        namespace: u64,
+        space: Space,
         guest: GuestId,
         socket: u32,
         addr: &Addr,
@@ -90,7 +97,7 @@ impl Ports {
             return true;
         }
         let covered = Covered::of(addr, v6only);
-        let at = self.claims.entry((namespace, addr.port)).or_default();
+        let at = self.claims.entry((space, addr.port)).or_default();
         if at.iter().any(|c| c.guest != guest && c.addr.overlaps(covered)) {
             return false;
         }
@@ -102,11 +109,11 @@ impl Ports {
     }
 
     /// Gives up a socket's claim on a port.
-    pub(crate) fn release(&mut self, namespace: u64, guest: GuestId, socket: u32, port: u16) {
-        if let Some(at) = self.claims.get_mut(&(namespace, port)) {
+    pub(crate) fn release(&mut self, space: Space, guest: GuestId, socket: u32, port: u16) {
+        if let Some(at) = self.claims.get_mut(&(space, port)) {
             at.retain(|c| c.guest != guest || c.socket != socket);
             if at.is_empty() {
-                self.claims.remove(&(namespace, port));
+                self.claims.remove(&(space, port));
             }
         }
     }
@@ -135,20 +142,24 @@ mod tests {
     #[test]
     fn a_port_is_one_guests_where_addresses_overlap() {
         let mut p = Ports::default();
+        let tcp = Space { namespace: 7, datagram: false };
         let any4 = Addr::v4([0; 4], 80);
         let lo4 = Addr::v4([127, 0, 0, 1], 80);
         let any6 = Addr::v6([0; 16], 80, 0);
-        assert!(p.claim(7, A, 1, &lo4, false));
-        assert!(p.claim(7, A, 2, &any4, false), "REUSEPORT within a guest is the stack's matter");
-        assert!(!p.claim(7, B, 1, &any4, false));
-        assert!(!p.claim(7, B, 1, &lo4, false));
-        assert!(!p.claim(7, B, 1, &any6, false));
-        assert!(p.claim(7, B, 1, &any6, true), "V6ONLY covers no IPv4");
-        assert!(p.claim(8, B, 2, &any4, false), "another namespace");
-        p.release(7, A, 1, 80);
-        assert!(!p.claim(7, B, 3, &lo4, false), "the wildcard still covers it");
-        p.release(7, A, 2, 80);
-        assert!(p.claim(7, B, 3, &lo4, false));
+        assert!(p.claim(tcp, A, 1, &lo4, false));
+        assert!(p.claim(tcp, A, 2, &any4, false), "REUSEPORT within a guest is the stack's matter");
+        assert!(!p.claim(tcp, B, 1, &any4, false));
+        assert!(!p.claim(tcp, B, 1, &lo4, false));
+        assert!(!p.claim(tcp, B, 1, &any6, false));
+        assert!(p.claim(tcp, B, 1, &any6, true), "V6ONLY covers no IPv4");
+        assert!(p.claim(Space { namespace: 8, ..tcp }, B, 2, &any4, false), "another namespace");
+        let udp = Space { datagram: true, ..tcp };
+        assert!(p.claim(udp, B, 4, &any4, false), "UDP's ports are others");
+        assert!(!p.claim(udp, A, 4, &lo4, false));
+        p.release(tcp, A, 1, 80);
+        assert!(!p.claim(tcp, B, 3, &lo4, false), "the wildcard still covers it");
+        p.release(tcp, A, 2, 80);
+        assert!(p.claim(tcp, B, 3, &lo4, false));
         p.release_guest(B);
         assert!(p.is_empty());
     }

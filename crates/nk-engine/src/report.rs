@@ -53,6 +53,7 @@ impl Guest {
             state: c.state.load(Ordering::Relaxed),
             local: c.local.load(),
             peer: c.peer.load(),
+            datagram: s.datagram,
             closing: s.state == State::Closing,
             queued: self.is_queued(id),
             holders,

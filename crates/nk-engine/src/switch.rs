@@ -1,5 +1,6 @@
 //! From guests to the NSM: every element is checked against the engine's private tables before it goes on.
 
+use nk_device::cell::SOCK_DGRAM;
 use nk_device::nqe::{FLAG_ERROR, Nqe, unpack_option};
 use nk_device::sync::{Ordering, fence};
 use nk_device::{Addr, Op};
@@ -17,6 +18,11 @@ const ENETDOWN: i32 = 100;
 const ECONNRESET: i32 = 104;
 const SOL_IPV6: u8 = 41;
 const IPV6_V6ONLY: u16 = 26;
+
+/// Whether a kind (family | type << 16 | protocol << 32) is one of datagrams.
+pub(crate) fn is_datagram(kind: u64) -> bool {
+    (kind >> 16) as u8 == SOCK_DGRAM as u8
+}
 
 /// An error as `op_data` carries it.
 pub(crate) fn negative(errno: i32) -> u64 {
@@ -206,12 +212,22 @@ impl Parts<'_> {
             Op::Connect => {
                 let g = &mut *self.guest;
                 if let Some(s) = g.sockets.get_mut(nqe.socket as usize)
+                    && s.datagram
+                {
+                    let to = Addr::from_words(s.family, nqe.size, nqe.op_data, nqe.data);
+                    s.peer = Some(to);
+                } else if let Some(s) = g.sockets.get_mut(nqe.socket as usize)
                     && !s.connection
                     && s.listener.is_none()
                 {
                     s.connection = true;
                     g.stats.connections_open += 1;
                     g.stats.connections_total += 1;
+                }
+            }
+            Op::Disconnect => {
+                if let Some(s) = self.guest.socket_mut(nqe.socket) {
+                    s.peer = None;
                 }
             }
             Op::Listen => {
@@ -260,6 +276,7 @@ impl Parts<'_> {
         let guest = self.guest.id.0;
         let Some(s) = self.guest.socket_mut(id) else { return };
         s.family = kind as u16;
+        s.datagram = is_datagram(kind);
         let mut nqe = Nqe::new(Op::Socket, id, s.generation);
         nqe.guest = guest;
         nqe.op_data = kind;
@@ -278,6 +295,7 @@ impl Parts<'_> {
     /// Checks a bind and claims its port.
     fn claim(&mut self, nqe: &Nqe) -> Result<(), i32> {
         let g = &mut *self.guest;
+        let space = g.space(nqe.socket);
         let s = g.sockets.get_mut(nqe.socket as usize).ok_or(EBADF)?;
         let addr = Addr::from_words(s.family, nqe.size, nqe.op_data, nqe.data);
         if addr.port != 0 && addr.port < g.limits.port_min {
@@ -289,7 +307,7 @@ impl Parts<'_> {
                 return Err(EINVAL);
             }
         }
-        if !self.ports.claim(g.namespace, g.id, nqe.socket, &addr, s.v6only) {
+        if !self.ports.claim(space, g.id, nqe.socket, &addr, s.v6only) {
             return Err(EADDRINUSE);
         }
         if addr.port != 0 {

@@ -20,6 +20,12 @@ pub const EOPNOTSUPP: i32 = 95;
 pub const ECONNRESET: i32 = 104;
 /// Already connected.
 pub const EISCONN: i32 = 106;
+/// The network is down: the stack is gone, or gave the socket up.
+pub const ENETDOWN: i32 = 100;
+/// Destination address required.
+pub const EDESTADDRREQ: i32 = 89;
+/// Message too long.
+pub const EMSGSIZE: i32 = 90;
 /// Not connected.
 pub const ENOTCONN: i32 = 107;
 /// A connect is under way.

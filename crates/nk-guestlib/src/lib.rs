@@ -8,6 +8,7 @@
 //! | [`readiness`] | the event mask that Linux's `tcp_poll` would give |
 //! | [`send`] | user bytes into chunks and onto the tx ring |
 //! | [`recv`] | from the rx ring into user bytes |
+//! | [`datagram`] | whole datagrams onto the tx ring and from the rx ring |
 //! | [`accept`] | popping accepted sockets |
 //! | [`connect`] | the states of connect |
 //! | [`options`] | the table of socket options: served here, forwarded, refused |
@@ -19,6 +20,7 @@
 
 pub mod accept;
 pub mod connect;
+pub mod datagram;
 pub mod errno;
 pub mod options;
 pub mod readiness;

@@ -1,4 +1,4 @@
-//! The event mask of a socket, as Linux's `tcp_poll` computes it.
+//! The event mask of a socket, as Linux's `tcp_poll` and `datagram_poll` compute it.
 
 use nk_device::Cell;
 use nk_device::sync::Ordering;
@@ -17,6 +17,8 @@ pub const EPOLLHUP: u32 = 0x010;
 pub const EPOLLRDNORM: u32 = 0x040;
 /// Normal data writable.
 pub const EPOLLWRNORM: u32 = 0x100;
+/// Priority data writable; Linux says so of datagram sockets.
+pub const EPOLLWRBAND: u32 = 0x200;
 /// The peer shut its writing half.
 pub const EPOLLRDHUP: u32 = 0x2000;
 
@@ -30,6 +32,9 @@ pub fn readiness(cell: &Cell, can_send: bool) -> u32 {
     let mut mask = 0;
     if cell.pending_error().is_some() {
         mask |= EPOLLERR;
+    }
+    if cell.is_datagram() {
+        return mask | datagram(cell, v, can_send);
     }
     if v.listening() {
         if v.local_shut_rd() || v.dead() {
@@ -56,6 +61,23 @@ pub fn readiness(cell: &Cell, can_send: bool) -> u32 {
     }
     if v.shut_wr() || closed || (can_send && cell.tx().room() >= WRITABLE_SLOTS) {
         mask |= EPOLLOUT | EPOLLWRNORM;
+    }
+    mask
+}
+
+fn datagram(cell: &Cell, v: View, can_send: bool) -> u32 {
+    let mut mask = 0;
+    if v.shut_rd() {
+        mask |= EPOLLRDHUP | EPOLLIN | EPOLLRDNORM;
+    }
+    if v.shut_rd() && v.shut_wr() {
+        mask |= EPOLLHUP;
+    }
+    if !recv::is_empty(cell) {
+        mask |= EPOLLIN | EPOLLRDNORM;
+    }
+    if can_send && cell.tx().room() >= WRITABLE_SLOTS {
+        mask |= EPOLLOUT | EPOLLWRNORM | EPOLLWRBAND;
     }
     mask
 }

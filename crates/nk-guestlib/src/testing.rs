@@ -7,9 +7,11 @@ use core::ptr::NonNull;
 use std::alloc::{Layout as Memory, alloc_zeroed, dealloc};
 use std::vec::Vec;
 
+use nk_device::datagram::Header;
 use nk_device::stream::{Span, publish_single};
 use nk_device::{Device, Layout};
 
+use crate::datagram::{self, Queued};
 use crate::recv::{Received, Sink, recv};
 use crate::send::{Chunks, SendError, Sent, Source, send};
 use crate::{Fault, Socket};
@@ -40,6 +42,13 @@ impl Fixture {
         Fixture { base, device, free: RefCell::new((64..128).collect()), rx_tail: RefCell::new(0) }
     }
 
+    pub(crate) fn new_datagram() -> Fixture {
+        let f = Fixture::new();
+        let kind = u32::from(nk_device::cell::SOCK_DGRAM) << 16 | 2;
+        f.socket().cell.kind.store(kind, nk_device::sync::Ordering::Relaxed);
+        f
+    }
+
     pub(crate) fn device(&self) -> &Device {
         &self.device
     }
@@ -48,6 +57,9 @@ impl Fixture {
     }
     pub(crate) fn take_chunk(&self) -> Option<u32> {
         self.free.borrow_mut().pop()
+    }
+    pub(crate) fn give_chunk(&self, chunk: u32) {
+        self.free.borrow_mut().push(chunk);
     }
     pub(crate) fn push_rx(&self, payload: u64) {
         let cell = self.socket().cell;
@@ -65,46 +77,62 @@ impl Fixture {
         self.push_rx(Span { chunk, offset: 0, len: bytes.len() as u32 }.to_payload());
     }
 
+    pub(crate) fn send_datagram(&self, bytes: &[u8], h: Header) -> Result<Queued, SendError> {
+        datagram::send(&self.socket(), &mut Pool(self), &mut From(bytes), bytes.len(), h)
+    }
+
+    pub(crate) fn recv_datagram(&self, len: usize, peek: bool) -> (datagram::Received, Vec<u8>) {
+        let mut to = To(std::vec![0; len]);
+        let got = datagram::recv(&self.socket(), &mut to, len, peek);
+        if let datagram::Received::Datagram { count, .. } = got {
+            to.0.truncate(count);
+        }
+        (got, to.0)
+    }
+
     pub(crate) fn send(&self, bytes: &[u8]) -> Result<Sent, SendError> {
-        struct From<'a>(&'a [u8]);
-        impl Source for From<'_> {
-            #[allow(unsafe_code, reason = "plays the shell's copy")]
-            fn copy(&mut self, at: usize, to: NonNull<u8>, len: usize) -> Result<(), Fault> {
-                let part = self.0.get(at..at + len).ok_or(Fault)?;
-                // SAFETY: the core gives a place within a chunk with room for len bytes.
-                unsafe { core::ptr::copy_nonoverlapping(part.as_ptr(), to.as_ptr(), len) };
-                Ok(())
-            }
-        }
-        struct Pool<'a>(&'a Fixture);
-        impl Chunks for Pool<'_> {
-            fn take(&mut self) -> Option<u32> {
-                self.0.take_chunk()
-            }
-            fn put_back(&mut self, chunk: u32) {
-                self.0.free.borrow_mut().push(chunk);
-            }
-        }
         send(&self.socket(), &mut Pool(self), &mut From(bytes), bytes.len())
     }
 
     pub(crate) fn recv(&self, len: usize, peek: bool) -> (Received, Vec<u8>) {
-        struct To(Vec<u8>);
-        impl Sink for To {
-            #[allow(unsafe_code, reason = "plays the shell's copy")]
-            fn copy(&mut self, at: usize, from: NonNull<u8>, len: usize) -> Result<(), Fault> {
-                let part = self.0.get_mut(at..at + len).ok_or(Fault)?;
-                // SAFETY: the core gives a place within a chunk with len bytes.
-                unsafe { core::ptr::copy_nonoverlapping(from.as_ptr(), part.as_mut_ptr(), len) };
-                Ok(())
-            }
-        }
         let mut to = To(std::vec![0; len]);
         let got = recv(&self.socket(), &mut to, len, peek);
         if let Received::Bytes { count, .. } = got {
             to.0.truncate(count);
         }
         (got, to.0)
+    }
+}
+
+struct From<'a>(&'a [u8]);
+impl Source for From<'_> {
+    #[allow(unsafe_code, reason = "plays the shell's copy")]
+    fn copy(&mut self, at: usize, to: NonNull<u8>, len: usize) -> Result<(), Fault> {
+        let part = self.0.get(at..at + len).ok_or(Fault)?;
+        // SAFETY: the core gives a place within a chunk with room for len bytes.
+        unsafe { core::ptr::copy_nonoverlapping(part.as_ptr(), to.as_ptr(), len) };
+        Ok(())
+    }
+}
+
+struct To(Vec<u8>);
+impl Sink for To {
+    #[allow(unsafe_code, reason = "plays the shell's copy")]
+    fn copy(&mut self, at: usize, from: NonNull<u8>, len: usize) -> Result<(), Fault> {
+        let part = self.0.get_mut(at..at + len).ok_or(Fault)?;
+        // SAFETY: the core gives a place within a chunk with len bytes.
+        unsafe { core::ptr::copy_nonoverlapping(from.as_ptr(), part.as_mut_ptr(), len) };
+        Ok(())
+    }
+}
+
+struct Pool<'a>(&'a Fixture);
+impl Chunks for Pool<'_> {
+    fn take(&mut self) -> Option<u32> {
+        self.0.take_chunk()
+    }
+    fn put_back(&mut self, chunk: u32) {
+        self.0.free.borrow_mut().push(chunk);
     }
 }
 

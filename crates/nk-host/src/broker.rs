@@ -10,14 +10,30 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use nk_device::addr::{AF_INET, AF_INET6};
-use nk_servicelib::Errno;
+use nk_servicelib::{Errno, Kind};
 
 use crate::sys;
 
-/// Sockets made ahead per namespace and address family.
+/// TCP sockets made ahead per namespace and address family.
 const AHEAD: usize = 16;
-/// The helper is woken when fewer than this are left, so that it makes them in batches.
+/// UDP sockets: fewer programs open many.
+const AHEAD_DATAGRAM: usize = 4;
+/// The helper is woken when fewer than one part in this many is left, so that it makes them in batches.
 const LOW: usize = 4;
+/// Families and kinds.
+const SORTS: [(u16, Kind); 4] = [
+    (AF_INET, Kind::Stream),
+    (AF_INET6, Kind::Stream),
+    (AF_INET, Kind::Datagram),
+    (AF_INET6, Kind::Datagram),
+];
+
+fn ahead(kind: Kind) -> usize {
+    match kind {
+        Kind::Stream => AHEAD,
+        Kind::Datagram => AHEAD_DATAGRAM,
+    }
+}
 
 /// A shared handle: the control thread registers namespaces, the stack opens sockets.
 #[derive(Clone, Debug, Default)]
@@ -40,11 +56,11 @@ struct Helper {
 
 #[derive(Debug, Default)]
 struct State {
-    /// AF_INET, AF_INET6.
-    sockets: [Vec<OwnedFd>; 2],
+    /// In the order of [`SORTS`].
+    sockets: [Vec<OwnedFd>; SORTS.len()],
     /// How the last attempt failed; the helper tries again when asked again.
-    failed: [Option<i32>; 2],
-    wanted: [bool; 2],
+    failed: [Option<i32>; SORTS.len()],
+    wanted: [bool; SORTS.len()],
     end: bool,
 }
 
@@ -52,10 +68,14 @@ fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
     m.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn open_socket(family: u16) -> Result<OwnedFd, i32> {
-    let kind = libc::SOCK_STREAM | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
+fn open_socket(family: u16, kind: Kind) -> Result<OwnedFd, i32> {
+    let kind = match kind {
+        Kind::Stream => libc::SOCK_STREAM,
+        Kind::Datagram => libc::SOCK_DGRAM,
+    };
+    let flags = libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
     // SAFETY: plain numbers.
-    let fd = unsafe { libc::socket(i32::from(family), kind, 0) };
+    let fd = unsafe { libc::socket(i32::from(family), kind | flags, 0) };
     if fd < 0 {
         return Err(io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO));
     }
@@ -114,27 +134,24 @@ impl Broker {
         }
     }
 
-    /// Opens a non-blocking TCP socket in a namespace.
+    /// Opens a non-blocking socket in a namespace.
     ///
     /// # Errors
     /// The errno of socket(2); ENONET for a namespace that is not registered.
-    pub fn open(&self, key: u64, family: u16) -> Result<OwnedFd, Errno> {
-        let index = match family {
-            AF_INET => 0,
-            AF_INET6 => 1,
-            _ => return Err(Errno(libc::EAFNOSUPPORT)),
+    pub fn open(&self, key: u64, family: u16, kind: Kind) -> Result<OwnedFd, Errno> {
+        let Some(index) = SORTS.iter().position(|s| *s == (family, kind)) else {
+            return Err(Errno(libc::EAFNOSUPPORT));
         };
         let helper = match lock(&self.0).get(&key) {
             None => return Err(Errno(libc::ENONET)),
-            Some(Namespace::Own { .. }) => return open_socket(family).map_err(Errno),
+            Some(Namespace::Own { .. }) => return open_socket(family, kind).map_err(Errno),
             Some(Namespace::Other { helper, .. }) => helper.clone(),
         };
         let mut state = lock(&helper.state);
         loop {
-            let [v4, v6] = &mut state.sockets;
-            let sockets = if index == 0 { v4 } else { v6 };
+            let sockets = state.sockets.get_mut(index).ok_or(Errno(libc::EAFNOSUPPORT))?;
             let taken = sockets.pop();
-            if sockets.len() < LOW
+            if sockets.len() < ahead(kind) / LOW
                 && let Some(w) = state.wanted.get_mut(index)
                 && !mem::replace(w, true)
             {
@@ -155,8 +172,8 @@ impl Broker {
 }
 
 impl nk_stack_kernel::Broker for Broker {
-    fn open(&mut self, namespace: u64, family: u16) -> Result<OwnedFd, Errno> {
-        Broker::open(self, namespace, family)
+    fn open(&mut self, namespace: u64, family: u16, kind: Kind) -> Result<OwnedFd, Errno> {
+        Broker::open(self, namespace, family, kind)
     }
 }
 
@@ -189,18 +206,17 @@ fn start(netns: OwnedFd) -> io::Result<Arc<Helper>> {
 fn serve(helper: &Helper) {
     let mut state = lock(&helper.state);
     while !state.end {
-        let [v4, v6] = state.wanted;
-        if !v4 && !v6 {
+        let wanted = state.wanted.iter().zip(SORTS).enumerate().find(|(_, (wanted, _))| **wanted);
+        let Some((index, (_, (family, kind)))) = wanted else {
             state = helper.work.wait(state).unwrap_or_else(PoisonError::into_inner);
             continue;
-        }
-        let (index, family) = if v4 { (0, AF_INET) } else { (1, AF_INET6) };
+        };
         let have = state.sockets.get(index).map_or(0, Vec::len);
         drop(state);
         let mut made = Vec::new();
         let mut failed = None;
-        for _ in have..AHEAD {
-            match open_socket(family) {
+        for _ in have..ahead(kind) {
+            match open_socket(family, kind) {
                 Ok(fd) => made.push(fd),
                 Err(e) => {
                     failed = Some(e);

@@ -12,7 +12,7 @@ use std::sync::mpsc::{self, Receiver, TryRecvError};
 
 use nk_attach::{Fds, Kind, Message};
 use nk_device::{Addr, Layout};
-use nk_servicelib::{Errno, GuestPool, GuestStats, Key, Service, Stack};
+use nk_servicelib::{self as servicelib, Errno, GuestPool, GuestStats, Key, Service, Stack};
 use nk_stack_kernel::{KernelStack, ListenerKeeper};
 
 use crate::broker::Broker;
@@ -53,6 +53,9 @@ pub fn kernel_stack(
     KernelStack::new(broker, keeper).map_err(|e| io::Error::from_raw_os_error(e.0))
 }
 
+/// In a request to the broker: c of a datagram socket.
+const DATAGRAM: u64 = 1;
+
 /// Answers an NSM process's requests for sockets until it closes its end.
 ///
 /// # Errors
@@ -63,7 +66,11 @@ pub fn serve_broker(broker: Broker, socket: OwnedFd) -> io::Result<()> {
             let raw = socket.as_raw_fd();
             while let Ok((m, _, _)) = nk_attach::recv(raw, false) {
                 let mut reply = Message::new(Kind::Socket);
-                let opened = broker.open(m.a, m.b as u16);
+                let kind = match m.c {
+                    DATAGRAM => servicelib::Kind::Datagram,
+                    _ => servicelib::Kind::Stream,
+                };
+                let opened = broker.open(m.a, m.b as u16, kind);
                 let fds: Vec<RawFd> = opened.as_ref().map(AsRawFd::as_raw_fd).into_iter().collect();
                 reply.status = opened.as_ref().err().map_or(0, |e| e.0);
                 if nk_attach::send(raw, &reply, &fds).is_err() {
@@ -80,9 +87,15 @@ pub fn serve_broker(broker: Broker, socket: OwnedFd) -> io::Result<()> {
 struct RemoteBroker(OwnedFd);
 
 impl nk_stack_kernel::Broker for RemoteBroker {
-    fn open(&mut self, namespace: u64, family: u16) -> Result<OwnedFd, Errno> {
+    fn open(
+        &mut self,
+        namespace: u64,
+        family: u16,
+        kind: servicelib::Kind,
+    ) -> Result<OwnedFd, Errno> {
         let mut m = Message::new(Kind::Socket);
         (m.a, m.b) = (namespace, family.into());
+        m.c = if kind == servicelib::Kind::Datagram { DATAGRAM } else { 0 };
         let raw = self.0.as_raw_fd();
         nk_attach::send(raw, &m, &[]).map_err(Errno)?;
         let (reply, mut fds, _) = nk_attach::recv(raw, false).map_err(|_| Errno(libc::ENETDOWN))?;
@@ -125,6 +138,8 @@ pub fn format_stats(s: &GuestStats) -> String {
         s.bytes_received,
         s.violations,
         s.accept_failures,
+        s.datagrams_refused,
+        s.datagrams_dropped,
     ]
     .map(|n| format!("{n:x}"))
     .join(" ")
@@ -146,7 +161,9 @@ pub fn parse_stats(text: &str) -> Option<GuestStats> {
         bytes_received,
         violations,
         accept_failures,
-    ] = *<&[u64; 10]>::try_from(n.as_slice()).ok()?;
+        datagrams_refused,
+        datagrams_dropped,
+    ] = *<&[u64; 12]>::try_from(n.as_slice()).ok()?;
     Some(GuestStats {
         sockets,
         orphans,
@@ -158,6 +175,8 @@ pub fn parse_stats(text: &str) -> Option<GuestStats> {
         bytes_received,
         violations,
         accept_failures,
+        datagrams_refused,
+        datagrams_dropped,
     })
 }
 
@@ -314,6 +333,8 @@ mod tests {
             bytes_received: 8,
             violations: 9,
             accept_failures: 10,
+            datagrams_refused: 11,
+            datagrams_dropped: 12,
         };
         assert_eq!(parse_stats(&format_stats(&s)), Some(s));
         assert!(format_stats(&s).len() <= nk_attach::TEXT_MAX);

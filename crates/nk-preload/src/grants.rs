@@ -9,7 +9,7 @@ use nk_guestlib::send::Chunks;
 use crate::process::Process;
 use crate::{rings, sys};
 
-const SLOTS: usize = 16;
+const SLOTS: usize = 32;
 /// Number + 1; 0 is free.
 static CHUNKS: [AtomicU32; SLOTS] = [const { AtomicU32::new(0) }; SLOTS];
 static IDS: [AtomicU32; SLOTS] = [const { AtomicU32::new(0) }; SLOTS];
@@ -57,6 +57,10 @@ impl Chunks for ProcessChunks<'_> {
     }
 }
 
+fn kept_chunks() -> u32 {
+    CHUNKS.iter().filter(|s| s.load(Ordering::Relaxed) != 0).count() as u32
+}
+
 /// Whether there is a chunk to send with: the `can_send` of [`nk_guestlib::readiness::readiness`].
 #[must_use]
 pub fn can_send(p: &Process) -> bool {
@@ -72,15 +76,15 @@ pub fn ask(p: &Process) {
     }
 }
 
-/// Sleeps until grants came or a signal.
+/// Sleeps until grants came or a signal, unless so many are there already.
 ///
 /// # Errors
 /// EINTR, or EAGAIN after `timeout_us` (0: no limit).
-pub(crate) fn wait_for_chunk(p: &Process, timeout_us: u64) -> Result<(), i32> {
+pub(crate) fn wait_for_chunks(p: &Process, count: u32, timeout_us: u64) -> Result<(), i32> {
     let Some(row) = p.row() else { return Err(libc::ENOBUFS) };
     let seen = row.grant_wake.load(Ordering::SeqCst);
     ask(p);
-    if can_send(p) {
+    if row.chunk_grants.available() + kept_chunks() >= count {
         return Ok(());
     }
     let limit = sys::timespec_us(timeout_us);

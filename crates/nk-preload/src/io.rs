@@ -105,6 +105,10 @@ impl Open {
         Socket { device: self.p.device(), cell: self.cell }
     }
 
+    pub(crate) fn is_datagram(&self) -> bool {
+        self.cell.is_datagram()
+    }
+
     pub(crate) fn push(&self, op: Op) {
         rings::push_job(self.p, &Nqe::new(op, self.id, self.generation));
     }
@@ -231,7 +235,7 @@ fn send_once(
     }
     let timeout_us = s.cell.snd_timeout_us.load(Ordering::Relaxed);
     if why == SendError::NoChunks {
-        return match grants::wait_for_chunk(s.p, timeout_us) {
+        return match grants::wait_for_chunks(s.p, 1, timeout_us) {
             Ok(()) => Step::Again,
             Err(e) => Step::Failed(e),
         };

@@ -20,6 +20,7 @@
 pub mod attach;
 pub mod calls;
 pub mod control;
+mod datagram;
 pub mod events;
 pub mod fdtable;
 pub mod fork;

@@ -18,6 +18,9 @@ impl<S: Stack> Ctx<'_, S> {
             self.accept(key, cell, &mut s);
             return Some(s);
         }
+        if s.datagram.is_some() {
+            return self.datagram_turn(key, cell, s);
+        }
         if !s.closing {
             self.receive(key, cell, &mut s);
         } else if self.orphan_receives(&mut s) {
@@ -39,11 +42,9 @@ impl<S: Stack> Ctx<'_, S> {
     }
 
     /// The guest broke the protocol on this socket: it is reset, and what its ring names is not looked at again.
-    fn break_off(&mut self, key: Key, cell: &Cell, s: &mut Taken<S>) {
+    pub(crate) fn break_off(&mut self, key: Key, cell: &Cell, s: &mut Taken<S>) {
         self.guest.stats.violations += 1;
-        while let Some(span) = s.tx.pop_front() {
-            self.guest.pool.free(span.chunk);
-        }
+        self.free_tx(s);
         if let Some(h) = s.handle.take() {
             self.stack.close(h, true, None);
         }
@@ -72,6 +73,9 @@ impl<S: Stack> Ctx<'_, S> {
             return Some(s);
         }
         s.closing = true;
+        if s.datagram.is_some() {
+            return self.close_datagrams(key, cell, s);
+        }
         let pos = cell.position();
         // SO_LINGER {1, 0}, or bytes that nobody read: a reset, as Linux does it.
         let lingers_not = cell.linger.load(Ordering::Relaxed) == 1;
@@ -82,9 +86,7 @@ impl<S: Stack> Ctx<'_, S> {
             self.end(key, cell, s, abort);
             return None;
         }
-        for chunk in s.rx.drain(..) {
-            self.guest.pool.free(chunk);
-        }
+        self.free_rx(&mut s);
         // What is left goes now if the stack takes it, as it nearly always does: an orphan, with a timer of its own for minutes,
         // is what remains.
         if !self.transmit(key, cell, &mut s) {
@@ -103,19 +105,21 @@ impl<S: Stack> Ctx<'_, S> {
 
     /// The last of a socket: chunks come back, the stack closes, the engine may use the id again.
     pub(crate) fn end(&mut self, key: Key, cell: &Cell, mut s: Taken<S>, abort: bool) {
-        for chunk in s.rx.drain(..) {
-            self.guest.pool.free(chunk);
-        }
-        while let Some(span) = s.tx.pop_front() {
-            self.guest.pool.free(span.chunk);
-        }
+        self.free_rx(&mut s);
+        self.free_tx(&mut s);
         let _ = cell.tx().help();
         // What was published and not yet copied, with a slot that was filled and not published.
+        let first = s.tx_next;
         for i in 0..=STREAM_SLOTS as u32 {
-            let index = s.tx_next.wrapping_add(i);
+            let index = first.wrapping_add(i);
             let Some(span) = read_slot(&cell.tx_slots, index).and_then(Span::from_payload) else {
                 break;
             };
+            if s.datagram.is_some() {
+                self.enter_datagram(&mut s, Some(span));
+                self.free_tx(&mut s);
+                continue;
+            }
             match self.guest.pool.begin_tx(span.chunk) {
                 Some(row) => {
                     self.guest.pool.free(span.chunk);

@@ -202,6 +202,14 @@ impl<T> Guest<T> {
         }
     }
 
+    /// The row that a chunk is leased to.
+    pub(crate) fn row_of(&self, chunk: u32) -> Option<u16> {
+        match self.pool.owner(chunk) {
+            Some(Owner::Row(row, _)) => Some(row),
+            _ => None,
+        }
+    }
+
     /// A row sent a chunk of its lease.
     pub(crate) fn spent(&mut self, row: u16) {
         if let Some(r) = self.rows.get_mut(usize::from(row)) {
@@ -241,10 +249,16 @@ impl<T> Guest<T> {
             let tail = cell.tx_tail.load(Ordering::Acquire);
             let mut index = socket.tx_next;
             for _ in 0..=STREAM_SLOTS {
-                if let Some(span) = read_slot(&cell.tx_slots, index).and_then(Span::from_payload)
-                    && lost.contains(&span.chunk)
-                {
-                    self.pool.orphan(span.chunk, row);
+                if let Some(span) = read_slot(&cell.tx_slots, index).and_then(Span::from_payload) {
+                    if lost.contains(&span.chunk) {
+                        self.pool.orphan(span.chunk, row);
+                    }
+                    let header = socket.datagram.as_ref().and(device.header_of(span.chunk));
+                    for chunk in header.iter().filter_map(|h| h.chunks_of(span)).flatten() {
+                        if lost.contains(chunk) {
+                            self.pool.orphan(*chunk, row);
+                        }
+                    }
                 }
                 if index == tail {
                     break;
@@ -272,6 +286,11 @@ impl<T> Guest<T> {
         for _ in 0..read {
             if let Some(chunk) = socket.rx.pop_front() {
                 self.pool.free(chunk);
+            }
+            if let Some(d) = &mut socket.datagram {
+                for chunk in d.take_more(socket.rx_freed) {
+                    self.pool.free(chunk);
+                }
             }
             socket.rx_freed = socket.rx_freed.wrapping_add(1);
         }

@@ -12,10 +12,14 @@ use nk_guestlib::options::{Policy, lookup};
 use crate::listener::behind;
 use crate::service::{ALL, Ctx, Due, HUP, IN, OUT, RDHUP, Taken};
 use crate::socket::{Drain, Socket};
-use crate::{Connect, Errno, How, Key, Stack};
+use crate::{Connect, Errno, How, Key, Kind, Stack};
 
 /// Flag in `data` of [`Op::RowDead`] (`nk_engine::ROW_EXECED`).
 const ROW_EXECED: u64 = 1 << 32;
+/// Flag in `data` of [`Op::Socket`] (`nk_engine::SOCKET_RENEWED`).
+const SOCKET_RENEWED: u64 = 1;
+const TCP: u32 = libc::IPPROTO_TCP as u32;
+const UDP: u32 = libc::IPPROTO_UDP as u32;
 /// How often a drain looks again.
 const DRAIN_STEP_MS: u64 = 2;
 
@@ -57,6 +61,7 @@ impl<S: Stack> Ctx<'_, S> {
                     Op::SetSockOpt => Some(c.set_option(nqe, s)),
                     Op::GetSockOpt => Some(c.get_option(nqe, s)),
                     Op::Drain => Some(c.begin_drain(nqe, key, cell, s)),
+                    Op::Report => Some(c.report(nqe, key, cell, s)),
                     Op::RxRoom => Some(c.room(key, cell, s)),
                     Op::Close => c.begin_close(key, cell, s, nqe.op_data & 1 != 0),
                     _ => Some(s),
@@ -99,24 +104,30 @@ impl<S: Stack> Ctx<'_, S> {
         let family = nqe.op_data as u16;
         let (kind, protocol) = ((nqe.op_data >> 16) as u16, (nqe.op_data >> 32) as u32);
         let mut s: Taken<S> = Box::new(Socket::new(key.generation, family));
-        let opened = if !matches!(i32::from(family), libc::AF_INET | libc::AF_INET6) {
-            Err(Errno(libc::EAFNOSUPPORT))
-        } else if i32::from(kind & 0xff) != libc::SOCK_STREAM {
-            Err(Errno(libc::ESOCKTNOSUPPORT))
-        } else if protocol != 0 && protocol != libc::IPPROTO_TCP as u32 {
-            Err(Errno(libc::EPROTONOSUPPORT))
-        } else {
-            self.stack.open(self.guest.namespace, family)
+        let kind = match i32::from(kind & 0xff) {
+            _ if !matches!(i32::from(family), libc::AF_INET | libc::AF_INET6) => {
+                Err(Errno(libc::EAFNOSUPPORT))
+            }
+            libc::SOCK_STREAM if matches!(protocol, 0 | TCP) => Ok(Kind::Stream),
+            libc::SOCK_DGRAM if matches!(protocol, 0 | UDP) => Ok(Kind::Datagram),
+            libc::SOCK_STREAM | libc::SOCK_DGRAM => Err(Errno(libc::EPROTONOSUPPORT)),
+            _ => Err(Errno(libc::ESOCKTNOSUPPORT)),
         };
-        match opened {
+        match kind.and_then(|kind| self.stack.open(self.guest.namespace, family, kind)) {
             Ok(h) => s.handle = Some(h),
             Err(e) => s.open_error = e.0,
+        }
+        let device = self.guest.device;
+        if kind == Ok(Kind::Datagram)
+            && let Some(cell) = device.cell(key.socket)
+        {
+            self.begin_datagrams(key, cell, &mut s, nqe.data & SOCKET_RENEWED != 0);
         }
         self.guest.put(key.socket, s);
     }
 
     /// Calls the stack for a socket that has a handle; else the error with which opening it failed.
-    fn on<R>(
+    pub(crate) fn on<R>(
         &mut self,
         s: &Socket<S::Socket>,
         f: impl FnOnce(&mut S, &S::Socket) -> Result<R, Errno>,
@@ -128,7 +139,7 @@ impl<S: Stack> Ctx<'_, S> {
     }
 
     /// Tells the engine which address a socket has (after an error: was asked for).
-    fn tell_bound(&mut self, op: Op, key: Key, addr: &Addr, failed: bool) {
+    pub(crate) fn tell_bound(&mut self, op: Op, key: Key, addr: &Addr, failed: bool) {
         let mut nqe = Nqe::new(op, key.socket, key.generation);
         nqe.guest = key.guest;
         nqe.flags = u8::from(failed) * FLAG_ERROR;
@@ -138,15 +149,22 @@ impl<S: Stack> Ctx<'_, S> {
 
     fn bind(&mut self, nqe: &Nqe, key: Key, cell: &Cell, mut s: Taken<S>) -> Taken<S> {
         let addr = Addr::from_words(s.family, nqe.size, nqe.op_data, nqe.data);
-        let r = self.on(&s, |stack, h| {
-            stack.bind(h, &addr)?;
-            stack.local(h)
-        });
+        let r = if s.datagram.is_some() {
+            self.bind_datagram(&s, &addr)
+        } else {
+            self.on(&s, |stack, h| {
+                stack.bind(h, &addr)?;
+                stack.local(h)
+            })
+        };
         match r {
             Ok(local) => {
                 s.set_local(cell, &local);
                 s.change(cell, SF_BOUND, 0);
                 self.tell_bound(Op::Bind, key, &local, false);
+                if let Some(d) = &mut s.datagram {
+                    d.has_port = true;
+                }
                 self.reply(nqe, Ok(0));
             }
             Err(e) => {
@@ -158,6 +176,10 @@ impl<S: Stack> Ctx<'_, S> {
     }
 
     fn listen(&mut self, nqe: &Nqe, key: Key, cell: &Cell, mut s: Taken<S>) -> Taken<S> {
+        if s.datagram.is_some() {
+            self.reply(nqe, Err(Errno(libc::EOPNOTSUPP)));
+            return s;
+        }
         let backlog = nqe.op_data as u32;
         let r = self.on(&s, |stack, h| {
             stack.listen(h, behind(backlog, 0), backlog, key)?;
@@ -177,6 +199,9 @@ impl<S: Stack> Ctx<'_, S> {
     }
 
     fn connect(&mut self, nqe: &Nqe, key: Key, cell: &Cell, mut s: Taken<S>) -> Taken<S> {
+        if s.datagram.is_some() {
+            return self.connect_datagram(nqe, key, cell, s);
+        }
         let addr = Addr::from_words(s.family, nqe.size, nqe.op_data, nqe.data);
         let r = self.on(&s, |stack, h| {
             let c = stack.connect(h, &addr)?;
@@ -242,6 +267,9 @@ impl<S: Stack> Ctx<'_, S> {
     }
 
     fn disconnect(&mut self, nqe: &Nqe, key: Key, cell: &Cell, mut s: Taken<S>) -> Taken<S> {
+        if s.datagram.is_some() {
+            return self.disconnect_datagram(nqe, key, cell, s);
+        }
         let r = self.on(&s, |stack, h| stack.disconnect(h));
         if r.is_ok() {
             s.listener = None;
@@ -262,6 +290,11 @@ impl<S: Stack> Ctx<'_, S> {
     }
 
     fn shut(&mut self, nqe: &Nqe, key: Key, cell: &Cell, mut s: Taken<S>) -> Taken<S> {
+        if s.datagram.is_some() {
+            // GuestLib's own bits say it all.
+            self.tell(key, cell, ALL);
+            return s;
+        }
         let (read, write) = (nqe.op_data != 1, nqe.op_data != 0);
         if s.is_listening() {
             if read {
@@ -286,7 +319,7 @@ impl<S: Stack> Ctx<'_, S> {
         s
     }
 
-    fn set_option(&mut self, nqe: &Nqe, s: Taken<S>) -> Taken<S> {
+    fn set_option(&mut self, nqe: &Nqe, mut s: Taken<S>) -> Taken<S> {
         let (level, name, length) = unpack_option(nqe.size);
         let (level, name) = (i32::from(level), i32::from(name));
         let mut value = [0u8; 16];
@@ -304,6 +337,9 @@ impl<S: Stack> Ctx<'_, S> {
             (Some(Policy::Local) | None, _) => Err(Errno(libc::ENOPROTOOPT)),
             (_, None) => Err(Errno(libc::EINVAL)),
         };
+        if r.is_ok() {
+            Self::note_option(&mut s, level, name, &value);
+        }
         self.reply(nqe, r.map(|()| 0));
         s
     }
@@ -431,6 +467,10 @@ impl<S: Stack> Ctx<'_, S> {
         mut s: Taken<S>,
         e: &crate::StackEvent,
     ) -> Option<Taken<S>> {
+        if s.datagram.is_some() {
+            self.datagram_event(key, cell, &mut s, e);
+            return Some(s);
+        }
         if s.is_connecting() {
             if e.writable || e.hangup || e.error {
                 return Some(self.finish_connect(key, cell, s));

@@ -3,6 +3,7 @@
 //! Inline in the daemon or in an NSM process of its own, it is the same code over the same NSM device.
 
 mod close;
+mod datagram;
 mod guest;
 mod jobs;
 mod listener;
@@ -19,7 +20,7 @@ use core::ops::Range;
 use nk_device::Device;
 
 pub use service::Service;
-pub use stack::{Connect, Errno, How, Key, RawSpan, Stack, StackEvent};
+pub use stack::{Connect, Datagram, Errno, How, Key, Kind, RawSpan, Stack, StackEvent};
 
 /// A guest to serve.
 #[derive(Clone, Debug)]
@@ -68,4 +69,8 @@ pub struct GuestStats {
     pub violations: u64,
     /// Accepts that failed for want of descriptors or memory.
     pub accept_failures: u64,
+    /// Datagrams that the stack refused after their send had returned.
+    pub datagrams_refused: u64,
+    /// Datagrams that the stack dropped because nobody read (as seen with those that came later).
+    pub datagrams_dropped: u64,
 }

@@ -146,7 +146,7 @@ impl<S: Stack> Ctx<'_, S> {
     }
 
     /// The ring is full: asks to be told when something was read, then looks again.
-    fn stall(&mut self, key: Key, cell: &Cell, s: &mut Taken<S>) {
+    pub(crate) fn stall(&mut self, key: Key, cell: &Cell, s: &mut Taken<S>) {
         let before = s.rx.len();
         let _ = s.stall(cell);
         self.guest.free_read(key.socket, s);
@@ -156,7 +156,7 @@ impl<S: Stack> Ctx<'_, S> {
     }
 
     /// The pool is short: this socket, and all that have received chunks, are to tell when something was read.
-    fn starve(&mut self, key: Key, cell: &Cell, s: &mut Taken<S>) {
+    pub(crate) fn starve(&mut self, key: Key, cell: &Cell, s: &mut Taken<S>) {
         let first = self.guest.pool_starved.is_empty();
         let _ = s.stall(cell);
         // What was read before the flag was seen: it counts as freed, and this socket's turn comes again.

@@ -7,6 +7,8 @@ use nk_device::stream::{Position, Span};
 use nk_device::sync::Ordering;
 use nk_device::{Addr, Cell};
 
+use crate::datagram::Datagrams;
+
 /// A listener's part.
 #[derive(Debug)]
 pub(crate) struct Listener {
@@ -67,6 +69,8 @@ pub(crate) struct Socket<T> {
     pub(crate) closing: bool,
     pub(crate) drain: Option<Drain>,
     pub(crate) listener: Option<Box<Listener>>,
+    /// A datagram socket's part.
+    pub(crate) datagram: Option<Box<Datagrams>>,
 }
 
 impl<T> Socket<T> {
@@ -100,6 +104,7 @@ impl<T> Socket<T> {
             closing: false,
             drain: None,
             listener: None,
+            datagram: None,
         }
     }
 

@@ -4,6 +4,7 @@ use core::ptr::NonNull;
 use std::os::fd::{BorrowedFd, OwnedFd};
 
 use nk_device::Addr;
+use nk_device::datagram::{Header, MORE_MAX};
 
 /// A Linux errno.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,13 +108,31 @@ pub enum How {
     Both,
 }
 
+/// What a socket carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// A byte stream (TCP).
+    Stream,
+    /// Datagrams (UDP).
+    Datagram,
+}
+
+/// A datagram to receive: room for one, and then what came.
+#[derive(Clone, Copy, Debug)]
+pub struct Datagram {
+    /// Where its bytes go: room for the longest one.
+    pub spans: [RawSpan; MORE_MAX + 1],
+    /// What is known of it. Chunks are ServiceLib's business: a stack leaves `more` alone.
+    pub header: Header,
+}
+
 /// A network stack. No call blocks, except [`Stack::poll`] for the time it is given.
 pub trait Stack {
     /// A socket of the stack; dropping one closes it.
     type Socket: core::fmt::Debug;
 
-    /// Opens a TCP socket of an address family in a namespace.
-    fn open(&mut self, namespace: u64, family: u16) -> Result<Self::Socket, Errno>;
+    /// Opens a socket of an address family in a namespace.
+    fn open(&mut self, namespace: u64, family: u16, kind: Kind) -> Result<Self::Socket, Errno>;
     /// Takes over a listener that another NSM opened.
     fn adopt(&mut self, _namespace: u64, _fd: OwnedFd) -> Result<Self::Socket, Errno> {
         Err(Errno(libc::EOPNOTSUPP))
@@ -165,6 +184,25 @@ pub trait Stack {
     /// Receives into spans; 0 at the end of the stream, EAGAIN when there is nothing. A short count means that nothing more is
     /// there now, except an end or an error that an event told.
     fn recv(&mut self, socket: &Self::Socket, spans: &[RawSpan]) -> Result<usize, Errno>;
+    /// Sends one datagram from spans, to `header.peer` or else the peer; EAGAIN when there is no room, and an event follows when there
+    /// is. Any other error says that this datagram was not sent, for a reason of its own or because of an error that the socket had pending.
+    fn send_datagram(
+        &mut self,
+        _socket: &Self::Socket,
+        _header: &Header,
+        _spans: &[RawSpan],
+    ) -> Result<(), Errno> {
+        Err(Errno(libc::EOPNOTSUPP))
+    }
+    /// Receives datagrams, at most as many as there is room for; EAGAIN when there is none. An error may be one that the socket had
+    /// pending: more may follow it.
+    fn recv_datagrams(
+        &mut self,
+        _socket: &Self::Socket,
+        _into: &mut [Datagram],
+    ) -> Result<usize, Errno> {
+        Err(Errno(libc::EOPNOTSUPP))
+    }
     /// Accepts a connection: the socket and its peer.
     fn accept(&mut self, socket: &Self::Socket) -> Result<(Self::Socket, Addr), Errno>;
     /// Takes the pending error (SO_ERROR), 0 when there is none.

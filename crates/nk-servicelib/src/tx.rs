@@ -30,7 +30,7 @@ impl<S: Stack> Ctx<'_, S> {
 
     /// Takes what is on the ring and gives it to the stack; `false` when the guest broke the protocol.
     pub(crate) fn transmit(&mut self, key: Key, cell: &Cell, s: &mut Taken<S>) -> bool {
-        if !s.has(SF_CONNECTED) && !s.tx_broken {
+        if !s.has(SF_CONNECTED) && !s.tx_broken && s.datagram.is_none() {
             return true;
         }
         // Odd: we look at the ring, nobody needs to kick.
@@ -81,9 +81,13 @@ impl<S: Stack> Ctx<'_, S> {
         }
         let mut last_row = None;
         for _ in 0..new {
-            let span = read_slot(&cell.tx_slots, s.tx_next)
-                .and_then(Span::from_payload)
-                .ok_or(Violation)?;
+            let span = read_slot(&cell.tx_slots, s.tx_next).and_then(Span::from_payload);
+            if s.datagram.is_some() {
+                last_row = span.and_then(|s| self.guest.row_of(s.chunk)).or(last_row);
+                self.enter_datagram(s, span);
+                continue;
+            }
+            let span = span.ok_or(Violation)?;
             let row = self.guest.pool.begin_tx(span.chunk).ok_or(Violation)?;
             s.tx.push_back(span);
             s.tx_next = s.tx_next.wrapping_add(1);
@@ -100,16 +104,27 @@ impl<S: Stack> Ctx<'_, S> {
 
     /// Takes back what will never be sent.
     fn discard(&mut self, cell: &Cell, s: &mut Taken<S>) {
-        while let Some(span) = s.tx.pop_front() {
-            self.guest.pool.free(span.chunk);
-        }
+        self.free_tx(s);
         if s.tx_head != s.tx_next {
             s.tx_head = s.tx_next;
             cell.tx_head.store(s.tx_head, Ordering::SeqCst);
         }
     }
 
+    /// Gives back what was taken from the ring.
+    pub(crate) fn free_tx(&mut self, s: &mut Taken<S>) {
+        if s.datagram.is_some() {
+            while self.datagram_done(s).is_some() {}
+        }
+        while let Some(span) = s.tx.pop_front() {
+            self.guest.pool.free(span.chunk);
+        }
+    }
+
     fn push_to_stack(&mut self, key: Key, cell: &Cell, s: &mut Taken<S>) {
+        if s.datagram.is_some() {
+            return self.push_datagrams(key, cell, s);
+        }
         let Some(handle) = &s.handle else { return };
         let mut spans = [RawSpan::EMPTY; STREAM_SLOTS];
         let mut n = 0;

@@ -1,32 +1,34 @@
-//! The kernel-stack NSM: Linux TCP behind the [`nk_servicelib::Stack`] trait, over one edge-triggered epoll.
+//! The kernel-stack NSM: Linux's TCP and UDP behind the [`nk_servicelib::Stack`] trait, over one edge-triggered epoll.
 //!
 //! | module | what |
 //! |---|---|
 //! | `stack` | [`KernelStack`] |
 //! | `sys` | the syscalls, each with its errno |
+//! | `datagram` | datagrams with their addresses and control messages |
 //! | `address` | `sockaddr_storage` to and from [`nk_device::Addr`] |
 //!
 //! Sockets come from a [`Broker`], so that an NSM process needs no right to enter a network namespace; each listener is offered to
 //! a [`ListenerKeeper`], so that it outlives the NSM.
 
 mod address;
+mod datagram;
 mod stack;
 mod sys;
 
 use std::os::fd::{BorrowedFd, OwnedFd};
 
 use nk_device::Addr;
-use nk_servicelib::{Errno, Key};
+use nk_servicelib::{Errno, Key, Kind};
 
 pub use stack::KernelStack;
 
 /// Opens sockets in network namespaces, because the NSM itself may not enter them.
 pub trait Broker: core::fmt::Debug {
-    /// A non-blocking, close-on-exec TCP socket of the address family in the namespace.
+    /// A non-blocking, close-on-exec socket (TCP or UDP) of the address family in the namespace.
     ///
     /// # Errors
     /// The errno of socket(2), or what kept the broker from asking.
-    fn open(&mut self, namespace: u64, family: u16) -> Result<OwnedFd, Errno>;
+    fn open(&mut self, namespace: u64, family: u16, kind: Kind) -> Result<OwnedFd, Errno>;
 }
 
 /// Is offered each listener, so that it outlives the NSM.
@@ -43,7 +45,7 @@ pub trait ListenerKeeper: core::fmt::Debug {
 pub struct OwnNamespace;
 
 impl Broker for OwnNamespace {
-    fn open(&mut self, _namespace: u64, family: u16) -> Result<OwnedFd, Errno> {
-        sys::socket(family)
+    fn open(&mut self, _namespace: u64, family: u16, kind: Kind) -> Result<OwnedFd, Errno> {
+        sys::socket(family, kind)
     }
 }

@@ -3,10 +3,11 @@
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use nk_device::Addr;
-use nk_servicelib::{Connect, Errno, How, Key, RawSpan, Stack, StackEvent};
+use nk_device::datagram::Header;
+use nk_servicelib::{Connect, Datagram, Errno, How, Key, Kind, RawSpan, Stack, StackEvent};
 
 use crate::address::SockAddr;
-use crate::{Broker, ListenerKeeper, sys};
+use crate::{Broker, ListenerKeeper, datagram, sys};
 
 const EVENTS: u32 = (libc::EPOLLIN | libc::EPOLLOUT | libc::EPOLLRDHUP | libc::EPOLLET) as u32;
 /// Generation 0 is never in use, so no socket has this word.
@@ -15,7 +16,7 @@ const WAKER: u64 = u32::MAX as u64;
 const BATCH: usize = 256;
 const SO_PRIORITY_MAX: i32 = 6;
 
-/// Linux TCP.
+/// Linux's TCP and UDP.
 pub struct KernelStack {
     epoll: OwnedFd,
     broker: Box<dyn Broker + Send>,
@@ -85,8 +86,13 @@ impl KernelStack {
 impl Stack for KernelStack {
     type Socket = OwnedFd;
 
-    fn open(&mut self, namespace: u64, family: u16) -> Result<OwnedFd, Errno> {
-        self.broker.open(namespace, family)
+    fn open(&mut self, namespace: u64, family: u16, kind: Kind) -> Result<OwnedFd, Errno> {
+        let socket = self.broker.open(namespace, family, kind)?;
+        if kind == Kind::Datagram {
+            // What the kernel drops comes with the datagrams after it, to be counted.
+            sys::set_option(&socket, libc::SOL_SOCKET, libc::SO_RXQ_OVFL, &1i32.to_ne_bytes())?;
+        }
+        Ok(socket)
     }
 
     fn adopt(&mut self, _namespace: u64, fd: OwnedFd) -> Result<OwnedFd, Errno> {
@@ -213,6 +219,19 @@ impl Stack for KernelStack {
 
     fn recv(&mut self, socket: &OwnedFd, spans: &[RawSpan]) -> Result<usize, Errno> {
         sys::recv(socket, spans)
+    }
+
+    fn send_datagram(
+        &mut self,
+        socket: &OwnedFd,
+        header: &Header,
+        spans: &[RawSpan],
+    ) -> Result<(), Errno> {
+        datagram::send(socket, header, spans)
+    }
+
+    fn recv_datagrams(&mut self, socket: &OwnedFd, into: &mut [Datagram]) -> Result<usize, Errno> {
+        datagram::recv(socket, into)
     }
 
     fn accept(&mut self, socket: &OwnedFd) -> Result<(OwnedFd, Addr), Errno> {

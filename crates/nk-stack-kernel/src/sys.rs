@@ -3,7 +3,7 @@
 use core::mem::{size_of, zeroed};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
-use nk_servicelib::{Errno, RawSpan};
+use nk_servicelib::{Errno, Kind, RawSpan};
 
 use crate::address::SockAddr;
 
@@ -16,7 +16,7 @@ fn check(r: isize) -> Result<usize, Errno> {
 }
 
 /// Repeats a call that a signal interrupted.
-fn retry(mut f: impl FnMut() -> isize) -> Result<usize, Errno> {
+pub(crate) fn retry(mut f: impl FnMut() -> isize) -> Result<usize, Errno> {
     loop {
         match check(f()) {
             Err(Errno(libc::EINTR)) => {}
@@ -25,11 +25,15 @@ fn retry(mut f: impl FnMut() -> isize) -> Result<usize, Errno> {
     }
 }
 
-pub(crate) fn socket(family: u16) -> Result<OwnedFd, Errno> {
+pub(crate) fn socket(family: u16, kind: Kind) -> Result<OwnedFd, Errno> {
+    let kind = match kind {
+        Kind::Stream => libc::SOCK_STREAM,
+        Kind::Datagram => libc::SOCK_DGRAM,
+    };
     // SAFETY: no memory is passed; a descriptor that comes back is ours.
     unsafe {
-        let kind = libc::SOCK_STREAM | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
-        let fd = check(libc::socket(i32::from(family), kind, libc::IPPROTO_TCP) as isize)?;
+        let kind = kind | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
+        let fd = check(libc::socket(i32::from(family), kind, 0) as isize)?;
         Ok(OwnedFd::from_raw_fd(fd as RawFd))
     }
 }

@@ -187,12 +187,16 @@ fn a_descriptor_that_is_not_the_guests_resets_the_socket() {
         let payload = |chunk| Span { chunk, offset: 0, len: 100 }.to_payload();
         let cell = p.cell(c);
         match case {
-            0 => cell.tx().publish(payload(200)).expect("room"),
+            0 => {
+                cell.tx().publish(payload(200)).expect("room");
+            }
             1 => {
                 cell.tx().publish(payload(chunk)).expect("room");
                 cell.tx().publish(payload(chunk)).expect("room");
             }
-            2 => cell.tx().publish(payload(9999)).expect("room"),
+            2 => {
+                cell.tx().publish(payload(9999)).expect("room");
+            }
             _ => cell.tx_tail.store(3, Ordering::SeqCst),
         }
         p.push(Nqe::new(Op::Send, c.socket, c.generation));

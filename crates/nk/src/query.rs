@@ -170,6 +170,7 @@ pub(crate) fn flows(from: &From) -> Result<(), Failure> {
         return print_json(&Value::Array(rows));
     }
     let keys = [
+        "protocol",
         "state",
         "recv_q",
         "send_q",
@@ -182,8 +183,9 @@ pub(crate) fn flows(from: &From) -> Result<(), Failure> {
     ];
     let cells: Vec<Vec<String>> =
         rows.iter().map(|f| keys.iter().map(|k| text(f, k)).collect()).collect();
-    let header = ["STATE", "RECV-Q", "SEND-Q", "LOCAL", "PEER", "GUEST", "PID", "SENT", "RECEIVED"];
-    table(&header, &[1, 2, 7, 8], &cells);
+    let header =
+        ["NETID", "STATE", "RECV-Q", "SEND-Q", "LOCAL", "PEER", "GUEST", "PID", "SENT", "RECEIVED"];
+    table(&header, &[2, 3, 8, 9], &cells);
     Ok(())
 }
 

@@ -77,6 +77,8 @@ impl Server {
                         "chunks_tx": s.chunks_tx, "chunks_rx": s.chunks_rx,
                         "bytes_sent": s.bytes_sent, "bytes_received": s.bytes_received,
                         "violations": s.violations, "accept_failures": s.accept_failures,
+                        "datagrams_refused": s.datagrams_refused,
+                        "datagrams_dropped": s.datagrams_dropped,
                     }),
                 );
             }
@@ -167,7 +169,7 @@ fn describe_guest(g: &Guest, s: &Stats) -> Value {
 /// The state as ss names it.
 fn state_name(f: &Flow) -> &'static str {
     let has = |bit: u32| f.state & bit != 0;
-    if f.closing {
+    if f.closing && !f.datagram {
         "CLOSING"
     } else if has(cell::SF_LISTENING) {
         "LISTEN"
@@ -200,11 +202,15 @@ fn address(a: &nk_device::Addr) -> String {
 fn waiting(g: &Guest, f: &Flow) -> (u64, u64) {
     let Some(c) = g.region.device.cell(f.socket) else { return (0, 0) };
     let slots = nk_device::STREAM_SLOTS as u32;
+    let bytes = |s: nk_device::stream::Span| match g.region.device.header_of(s.chunk) {
+        Some(h) if f.datagram => u64::from(h.len.min(nk_device::datagram::DATAGRAM_MAX as u32)),
+        _ => u64::from(s.len),
+    };
     let span = |slots: &[nk_device::sync::AtomicU64], from: u32, to: u32| -> u64 {
         (0..to.wrapping_sub(from))
             .filter_map(|i| nk_device::stream::read_slot(slots, from.wrapping_add(i)))
             .filter_map(nk_device::stream::Span::from_payload)
-            .map(|s| u64::from(s.len))
+            .map(bytes)
             .sum()
     };
     let position = c.position();
@@ -227,6 +233,7 @@ fn describe_flow(g: &Guest, f: &Flow) -> Value {
         "guest": g.name,
         "socket": f.socket,
         "generation": f.generation,
+        "protocol": if f.datagram { "udp" } else { "tcp" },
         "state": state_name(f),
         "recv_q": recv_q,
         "send_q": send_q,

@@ -6,7 +6,7 @@ use std::os::fd::BorrowedFd;
 use std::rc::Rc;
 
 use nk_device::Addr;
-use nk_servicelib::{Connect, Errno, How, Key, RawSpan, Stack, StackEvent};
+use nk_servicelib::{Connect, Errno, How, Key, Kind, RawSpan, Stack, StackEvent};
 
 /// Bytes that one direction of a connection holds.
 const BUFFER: usize = 48 * 1024;
@@ -134,7 +134,7 @@ impl MemoryStack {
 impl Stack for MemoryStack {
     type Socket = usize;
 
-    fn open(&mut self, namespace: u64, family: u16) -> Result<usize, Errno> {
+    fn open(&mut self, namespace: u64, family: u16, _: Kind) -> Result<usize, Errno> {
         self.meanwhile();
         if family != nk_device::addr::AF_INET && family != nk_device::addr::AF_INET6 {
             return Err(Errno(libc::EAFNOSUPPORT));

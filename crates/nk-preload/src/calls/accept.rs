@@ -83,6 +83,9 @@ fn do_accept(
     if flags & !FLAGS != 0 {
         return Err(libc::EINVAL);
     }
+    if s.is_datagram() {
+        return Err(libc::EOPNOTSUPP);
+    }
     let r = match accept_now(s, flags) {
         Some(r) => r?,
         None if s.is_nonblocking(0) => return Err(libc::EAGAIN),

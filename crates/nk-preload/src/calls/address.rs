@@ -74,6 +74,78 @@ pub(crate) fn read(addr: *const sockaddr, len: socklen_t, family: u16) -> Result
     Ok(Given::Addr(Addr::v4(a.sin_addr.s_addr.to_ne_bytes(), u16::from_be(a.sin_port))))
 }
 
+/// Reads where a datagram of a socket of `family` goes; `None`: to its peer.
+///
+/// # Errors
+/// As Linux's `udp_sendmsg` and `udpv6_sendmsg` give them.
+pub(crate) fn read_destination(
+    addr: *const sockaddr,
+    len: socklen_t,
+    family: u16,
+) -> Result<Option<Addr>, c_int> {
+    if addr.is_null() {
+        return Ok(None);
+    }
+    if len as usize > size_of::<libc::sockaddr_storage>()
+        || (len as usize) < size_of::<libc::sa_family_t>()
+    {
+        return Err(libc::EINVAL);
+    }
+    // SAFETY: the program says that `len` bytes are there.
+    let given = unsafe { addr.cast::<libc::sa_family_t>().read_unaligned() };
+    if family == AF_INET6 {
+        return match given {
+            AF_INET6 => match read(addr, len, family)? {
+                Given::Addr(a) => Ok(Some(a)),
+                Given::Unspecified { .. } => Ok(None),
+            },
+            AF_INET => read_v4(addr, len).map(|a| Some(mapped(&a))),
+            0 => Ok(None),
+            _ => Err(libc::EINVAL),
+        };
+    }
+    let a = read_v4(addr, len)?;
+    if given == AF_INET || given == libc::AF_UNSPEC as u16 {
+        Ok(Some(a))
+    } else {
+        Err(libc::EAFNOSUPPORT)
+    }
+}
+
+fn read_v4(addr: *const sockaddr, len: socklen_t) -> Result<Addr, c_int> {
+    if (len as usize) < size_of::<sockaddr_in>() {
+        return Err(libc::EINVAL);
+    }
+    // SAFETY: the program says that `len` bytes are there, and sockaddr_in fits.
+    let a = unsafe { addr.cast::<sockaddr_in>().read_unaligned() };
+    Ok(Addr::v4(a.sin_addr.s_addr.to_ne_bytes(), u16::from_be(a.sin_port)))
+}
+
+/// An IPv4 address as an IPv6 socket has it.
+fn mapped(a: &Addr) -> Addr {
+    let [b0, b1, b2, b3, ..] = a.ip;
+    Addr::v6([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, b0, b1, b2, b3], a.port, 0)
+}
+
+/// Reads what a datagram socket of `family` is connected to: one over IPv6 takes IPv4 addresses as well.
+///
+/// # Errors
+/// As [`read`].
+pub(crate) fn read_peer(
+    addr: *const sockaddr,
+    len: socklen_t,
+    family: u16,
+) -> Result<Given, c_int> {
+    if !addr.is_null() && family == AF_INET6 && len as usize >= size_of::<libc::sa_family_t>() {
+        // SAFETY: as above.
+        let given = unsafe { addr.cast::<libc::sa_family_t>().read_unaligned() };
+        if given == AF_INET {
+            return read_v4(addr, len).map(|a| Given::Addr(mapped(&a)));
+        }
+    }
+    read(addr, len, family)
+}
+
 /// Writes an address as the kernel does: cut at the room given, `*len` = its full length.
 ///
 /// # Errors

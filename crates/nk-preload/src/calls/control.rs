@@ -6,7 +6,7 @@ use core::sync::atomic::Ordering;
 use libc::{c_int, c_ulong};
 use nk_device::cell::SF_LISTENING;
 use nk_device::row::Missed;
-use nk_guestlib::{recv, send};
+use nk_guestlib::{datagram, recv, send};
 
 use super::{Target, descriptors, native, target};
 use crate::fdtable::{self, Entry};
@@ -79,6 +79,9 @@ fn ioctl_socket(s: &Open, fd: c_int, request: c_ulong, argument: usize) -> c_int
             r
         }
         libc::FIONREAD | libc::TIOCOUTQ | SIOCOUTQNSD if listening => sys::fail(libc::EINVAL),
+        SIOCOUTQNSD if s.is_datagram() => sys::fail(libc::ENOTTY),
+        libc::FIONREAD if s.is_datagram() => write_int(argument, datagram::available(&s.socket())),
+        libc::TIOCOUTQ if s.is_datagram() => write_int(argument, datagram::queued(&s.socket())),
         libc::FIONREAD => write_int(argument, recv::available(s.cell)),
         libc::TIOCOUTQ | SIOCOUTQNSD => write_int(argument, send::queued(&s.socket())),
         // Urgent data is not served, so the mark is never reached.

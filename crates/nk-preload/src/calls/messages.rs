@@ -4,8 +4,9 @@ use core::sync::atomic::Ordering;
 
 use libc::{c_int, c_uint, c_void, iovec, mmsghdr, msghdr, sockaddr, socklen_t, timespec};
 use nk_device::cell::SF_LISTENING;
+use nk_device::datagram::Header;
 
-use super::{Target, native, rights, size_result, target};
+use super::{Target, datagrams, native, rights, size_result, target};
 use crate::fdtable::{self, Entry};
 use crate::io::{Buffers, IO_MAX, Open, recv_stream, send_stream};
 use crate::sys;
@@ -24,17 +25,32 @@ fn recv_one(s: &Open, buffer: *mut c_void, len: usize, flags: c_int) -> Result<u
         return Err(libc::EFAULT);
     }
     let v = one(buffer, len);
+    if s.is_datagram() {
+        return datagrams::recv(s, (&raw const v, 1), v.iov_len, flags)
+            .map(|got| datagrams::result(got, flags));
+    }
     // SAFETY: one iovec that outlives the call.
     recv_stream(s, &mut unsafe { Buffers::new(&raw const v, 1) }, v.iov_len, flags)
 }
 
-/// Sends one buffer.
+const NO_ADDRESS: (*const sockaddr, socklen_t) = (core::ptr::null(), 0);
+
+/// Sends one buffer; the address of a stream is ignored, as on Linux.
 #[inline]
-fn send_one(s: &Open, buffer: *const c_void, len: usize, flags: c_int) -> Result<usize, c_int> {
+fn send_one(
+    s: &Open,
+    buffer: *const c_void,
+    len: usize,
+    flags: c_int,
+    to: (*const sockaddr, socklen_t),
+) -> Result<usize, c_int> {
     if buffer.is_null() && len > 0 {
         return Err(libc::EFAULT);
     }
     let v = one(buffer.cast_mut(), len);
+    if s.is_datagram() {
+        return datagrams::send(s, (&raw const v, 1), len, flags, Header::default(), to);
+    }
     // SAFETY: one iovec that outlives the call.
     send_stream(s, &mut unsafe { Buffers::new(&raw const v, 1) }, v.iov_len, flags)
 }
@@ -64,12 +80,19 @@ fn total(iov: *const iovec, count: usize) -> Result<usize, c_int> {
 
 fn recv_vector(s: &Open, iov: *const iovec, count: usize, flags: c_int) -> Result<usize, c_int> {
     let len = total(iov, count)?;
+    if s.is_datagram() {
+        return datagrams::recv(s, (iov, count), len, flags)
+            .map(|got| datagrams::result(got, flags));
+    }
     // SAFETY: `total` read all of them.
     recv_stream(s, &mut unsafe { Buffers::new(iov, count) }, len, flags)
 }
 
 fn send_vector(s: &Open, iov: *const iovec, count: usize, flags: c_int) -> Result<usize, c_int> {
     let len = total(iov, count)?;
+    if s.is_datagram() {
+        return datagrams::send(s, (iov, count), len, flags, Header::default(), NO_ADDRESS);
+    }
     // SAFETY: `total` read all of them.
     send_stream(s, &mut unsafe { Buffers::new(iov, count) }, len, flags)
 }
@@ -97,7 +120,7 @@ pub unsafe extern "C" fn read(fd: c_int, buffer: *mut c_void, len: usize) -> isi
 pub unsafe extern "C" fn write(fd: c_int, buffer: *const c_void, len: usize) -> isize {
     match target(fd) {
         Target::Native => native!(libc::SYS_write, fd, buffer, len) as isize,
-        Target::Socket(s) => size_result(send_one(&s, buffer, len, 0)),
+        Target::Socket(s) => size_result(send_one(&s, buffer, len, 0, NO_ADDRESS)),
         Target::Error(e) => sys::fail_size(e),
     }
 }
@@ -128,9 +151,31 @@ pub unsafe extern "C" fn writev(fd: c_int, iov: *const iovec, count: c_int) -> i
     match target(fd) {
         Target::Native => native!(libc::SYS_writev, fd, iov, count) as isize,
         Target::Socket(_) if count < 0 => sys::fail_size(libc::EINVAL),
-        Target::Socket(s) => size_result(send_vector(&s, iov, count as usize, 0)),
+        Target::Socket(s) => size_result(match total(iov, count as usize) {
+            Ok(0) => Ok(0),
+            _ => send_vector(&s, iov, count as usize, 0),
+        }),
         Target::Error(e) => sys::fail_size(e),
     }
+}
+
+fn recv_datagram_from(
+    s: &Open,
+    buffer: *mut c_void,
+    len: usize,
+    flags: c_int,
+    addr: *mut sockaddr,
+    addr_len: *mut socklen_t,
+) -> Result<usize, c_int> {
+    if buffer.is_null() && len > 0 {
+        return Err(libc::EFAULT);
+    }
+    let v = one(buffer, len);
+    let got = datagrams::recv(s, (&raw const v, 1), v.iov_len, flags)?;
+    if !addr.is_null() {
+        datagrams::write_peer(got, addr, addr_len)?;
+    }
+    Ok(datagrams::result(got, flags))
 }
 
 /// recvfrom(2).
@@ -149,6 +194,9 @@ pub unsafe extern "C" fn recvfrom(
     match target(fd) {
         Target::Native => {
             native!(libc::SYS_recvfrom, fd, buffer, len, flags, addr, addr_len) as isize
+        }
+        Target::Socket(s) if s.is_datagram() => {
+            size_result(recv_datagram_from(&s, buffer, len, flags, addr, addr_len))
         }
         Target::Socket(s) => {
             let r = recv_one(&s, buffer, len, flags);
@@ -181,7 +229,7 @@ pub unsafe extern "C" fn recv(fd: c_int, buffer: *mut c_void, len: usize, flags:
     }
 }
 
-/// sendto(2). The address of a stream is ignored, as on Linux.
+/// sendto(2).
 ///
 /// # Safety
 /// As sendto(2).
@@ -198,7 +246,7 @@ pub unsafe extern "C" fn sendto(
         Target::Native => {
             native!(libc::SYS_sendto, fd, buffer, len, flags, addr, addr_len) as isize
         }
-        Target::Socket(s) => size_result(send_one(&s, buffer, len, flags)),
+        Target::Socket(s) => size_result(send_one(&s, buffer, len, flags, (addr, addr_len))),
         Target::Error(e) => sys::fail_size(e),
     }
 }
@@ -213,7 +261,7 @@ pub unsafe extern "C" fn send(fd: c_int, buffer: *const c_void, len: usize, flag
         Target::Native => {
             native!(libc::SYS_sendto, fd, buffer, len, flags, 0usize, 0usize) as isize
         }
-        Target::Socket(s) => size_result(send_one(&s, buffer, len, flags)),
+        Target::Socket(s) => size_result(send_one(&s, buffer, len, flags, NO_ADDRESS)),
         Target::Error(e) => sys::fail_size(e),
     }
 }
@@ -226,6 +274,10 @@ fn do_recvmsg(s: &Open, message: *mut msghdr, flags: c_int) -> Result<usize, c_i
     let m = unsafe { message.read() };
     if m.msg_iovlen > IOV_MAX {
         return Err(libc::EMSGSIZE);
+    }
+    if s.is_datagram() {
+        let len = total(m.msg_iov, m.msg_iovlen)?;
+        return datagrams::recv_message(s, message, &m, len, flags);
     }
     let n = recv_vector(s, m.msg_iov, m.msg_iovlen, flags)?;
     // SAFETY: as above.
@@ -262,6 +314,10 @@ fn do_sendmsg(s: &Open, message: *const msghdr, flags: c_int) -> Result<usize, c
     let m = unsafe { message.read() };
     if m.msg_iovlen > IOV_MAX {
         return Err(libc::EMSGSIZE);
+    }
+    if s.is_datagram() {
+        let len = total(m.msg_iov, m.msg_iovlen)?;
+        return datagrams::send_message(s, &m, len, flags);
     }
     rights::check_control(s, &m)?;
     send_vector(s, m.msg_iov, m.msg_iovlen, flags)
@@ -348,6 +404,7 @@ pub unsafe extern "C" fn recvmmsg(
         let t = unsafe { timeout.read() };
         sys::now_us() + t.tv_sec.max(0) as u64 * 1_000_000 + t.tv_nsec.max(0) as u64 / 1000
     };
+    let is_datagram = matches!(target(fd), Target::Socket(s) if s.is_datagram());
     let mut flags = flags;
     let mut done = 0;
     for i in 0..count as usize {
@@ -365,7 +422,7 @@ pub unsafe extern "C" fn recvmmsg(
             flags |= libc::MSG_DONTWAIT;
         }
         // As on Linux the time is looked at after each message only.
-        if n == 0 || (deadline != 0 && sys::now_us() >= deadline) {
+        if (n == 0 && !is_datagram) || (deadline != 0 && sys::now_us() >= deadline) {
             break;
         }
     }

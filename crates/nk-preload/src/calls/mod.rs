@@ -4,6 +4,8 @@
 pub mod accept;
 pub mod address;
 pub mod control;
+mod control_messages;
+mod datagrams;
 pub mod descriptors;
 pub mod environment;
 pub mod exec;

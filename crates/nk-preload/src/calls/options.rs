@@ -4,19 +4,26 @@ use core::mem::size_of;
 use core::sync::atomic::Ordering;
 
 use libc::{c_int, c_void, linger, socklen_t, timeval};
+use nk_device::cell::{GF_MTU_DISCOVER, GF_RXQ_OVFL, GF_TIMESTAMP, GF_TIMESTAMPNS};
 use nk_device::nqe::pack_option;
 use nk_device::row::Missed;
 use nk_device::{Nqe, Op};
-use nk_guestlib::options::{Policy, SOL_SOCKET, lookup};
+use nk_guestlib::options::{Policy, SOL_IP, SOL_IPV6, SOL_SOCKET, SOL_TCP, lookup};
 
 use super::messages::is_listening;
-use super::socket::family;
+use super::socket::{family, protocol};
 use super::{Target, int_result, native, target};
 use crate::io::Open;
 use crate::{rings, sys};
 
 /// Bytes that fit into an NQE.
 const INLINE_MAX: usize = 16;
+/// Options after which a datagram may be refused for its length.
+const MTU_DISCOVERY: [(c_int, c_int); 3] = [
+    (SOL_IP, libc::IP_MTU_DISCOVER),
+    (SOL_IPV6, libc::IPV6_MTU_DISCOVER),
+    (SOL_IPV6, libc::IPV6_DONTFRAG),
+];
 /// Linux refuses longer ones of those that we forward.
 const LINGER_SECONDS_MAX: u32 = i32::MAX as u32 / 1000;
 
@@ -47,6 +54,29 @@ fn timeout_us(value: *const c_void, len: socklen_t) -> Result<u64, c_int> {
     Ok((t.tv_sec as u64).saturating_mul(1_000_000).saturating_add(t.tv_usec as u64))
 }
 
+fn set_flag(s: &Open, bit: u32, on: bool) {
+    if on {
+        s.cell.guest_state.fetch_or(bit, Ordering::SeqCst);
+    } else {
+        s.cell.guest_state.fetch_and(!bit, Ordering::SeqCst);
+    }
+}
+
+/// The stack always tells in nanoseconds; which of the two the program gets is known here. The last one set wins.
+fn set_timestamps(s: &Open, name: c_int, on: bool) -> Result<(), c_int> {
+    if !s.is_datagram() {
+        missed(s, Missed::SetSockOpt, SOL_SOCKET, name);
+        return Err(libc::ENOPROTOOPT);
+    }
+    let nanoseconds = name == libc::SO_TIMESTAMPNS;
+    set_flag(s, GF_TIMESTAMP, on && !nanoseconds);
+    set_flag(s, GF_TIMESTAMPNS, on && nanoseconds);
+    let mut nqe = Nqe::new(Op::SetSockOpt, s.id, s.generation);
+    nqe.size = pack_option(SOL_SOCKET as u8, libc::SO_TIMESTAMPNS as u16, 4);
+    nqe.op_data = u64::from(on);
+    rings::call(s.p, nqe, false).map(|_| ())
+}
+
 fn set_local(s: &Open, name: c_int, value: *const c_void, len: socklen_t) -> Result<(), c_int> {
     match name {
         libc::SO_RCVTIMEO => {
@@ -65,6 +95,7 @@ fn set_local(s: &Open, name: c_int, value: *const c_void, len: socklen_t) -> Res
             let n = if n < 0 { c_int::MAX } else { n.max(1) };
             s.cell.rcv_lowat.store(n as u32, Ordering::Relaxed);
         }
+        libc::SO_RXQ_OVFL => set_flag(s, GF_RXQ_OVFL, read_value::<c_int>(value, len)? != 0),
         // SO_TYPE, SO_ERROR, SO_ACCEPTCONN, SO_PROTOCOL, SO_DOMAIN.
         _ => return Err(libc::ENOPROTOOPT),
     }
@@ -91,10 +122,21 @@ fn set(
     if (len as i32) < 0 {
         return Err(libc::EINVAL);
     }
+    if s.is_datagram() && level == SOL_TCP {
+        return Err(libc::ENOPROTOOPT);
+    }
     let Some(option) = lookup(level, name) else {
         missed(s, Missed::SetSockOpt, level, name);
         return Err(libc::ENOPROTOOPT);
     };
+    if (level, name) == (SOL_SOCKET, libc::SO_TIMESTAMP)
+        || (level, name) == (SOL_SOCKET, libc::SO_TIMESTAMPNS)
+    {
+        return set_timestamps(s, name, read_value::<c_int>(value, len)? != 0);
+    }
+    if MTU_DISCOVERY.contains(&(level, name)) {
+        set_flag(s, GF_MTU_DISCOVER, true);
+    }
     let wait = match option.policy {
         Policy::Local => return set_local(s, name, value, len),
         Policy::ReadOnly(e) => return Err(e),
@@ -184,11 +226,16 @@ fn get_local(s: &Open, name: c_int, value: *mut c_void, len: *mut socklen_t) -> 
             write_plain(l, value, len)
         }
         _ => {
+            let flag =
+                |bit: u32| c_int::from(s.cell.guest_state.load(Ordering::Relaxed) & bit != 0);
             let v: c_int = match name {
                 libc::SO_TYPE => ((s.cell.kind.load(Ordering::Relaxed) >> 16) & 0xf) as c_int,
                 libc::SO_ERROR => s.cell.take_error(),
                 libc::SO_ACCEPTCONN => c_int::from(is_listening(s)),
-                libc::SO_PROTOCOL => libc::IPPROTO_TCP,
+                libc::SO_PROTOCOL => protocol(s.cell),
+                libc::SO_RXQ_OVFL => flag(GF_RXQ_OVFL),
+                libc::SO_TIMESTAMP => flag(GF_TIMESTAMP),
+                libc::SO_TIMESTAMPNS => flag(GF_TIMESTAMPNS),
                 libc::SO_DOMAIN => family(s.cell).into(),
                 libc::SO_RCVLOWAT => s.cell.rcv_lowat.load(Ordering::Relaxed).max(1) as c_int,
                 _ => return Err(libc::ENOPROTOOPT),
@@ -213,12 +260,18 @@ fn get(
     if (room as i32) < 0 {
         return Err(libc::EINVAL);
     }
+    if s.is_datagram() && level == SOL_TCP {
+        return Err(libc::ENOPROTOOPT);
+    }
     let Some(option) = lookup(level, name) else {
         missed(s, Missed::GetSockOpt, level, name);
         return Err(libc::ENOPROTOOPT);
     };
     match option.policy {
         Policy::Local if option.level == SOL_SOCKET => return get_local(s, name, value, len),
+        Policy::ForwardSync if (level, name) == (SOL_SOCKET, libc::SO_TIMESTAMPNS) => {
+            return get_local(s, name, value, len);
+        }
         Policy::Local | Policy::Refuse(_) => {
             missed(s, Missed::GetSockOpt, level, name);
             return Err(libc::ENOPROTOOPT);

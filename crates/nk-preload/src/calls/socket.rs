@@ -28,6 +28,11 @@ pub(crate) fn family(cell: &Cell) -> u16 {
     cell.kind.load(Ordering::Relaxed) as u16
 }
 
+/// The protocol of a cell's socket.
+pub(crate) fn protocol(cell: &Cell) -> c_int {
+    if cell.is_datagram() { libc::IPPROTO_UDP } else { libc::IPPROTO_TCP }
+}
+
 /// The checks of Linux's `inet_create`, for what NetKernel serves.
 fn check_kind(p: &Process, domain: c_int, kind: c_int, protocol: c_int) -> Result<(), c_int> {
     if kind & !TYPE_MASK & !FLAGS != 0 {
@@ -45,6 +50,7 @@ fn check_kind(p: &Process, domain: c_int, kind: c_int, protocol: c_int) -> Resul
     }
     match (kind, protocol) {
         (libc::SOCK_STREAM, 0 | libc::IPPROTO_TCP) => Ok(()),
+        (libc::SOCK_DGRAM, 0 | libc::IPPROTO_UDP) => Ok(()),
         (libc::SOCK_RAW | SOCK_PACKET, _) => missed(libc::EPERM),
         (libc::SOCK_STREAM | libc::SOCK_DGRAM, _) => missed(libc::EPROTONOSUPPORT),
         _ => missed(libc::ESOCKTNOSUPPORT),
@@ -69,7 +75,8 @@ fn create(p: &Process, domain: c_int, kind: c_int, protocol: c_int) -> Result<c_
     cell.nonblock.store(u32::from(kind & libc::SOCK_NONBLOCK != 0), Ordering::Relaxed);
     standin::enter(p, fd, id, generation);
     let mut nqe = Nqe::new(Op::Socket, id, generation);
-    nqe.op_data = domain as u64 | (base as u64) << 16 | u64::from(libc::IPPROTO_TCP as u32) << 32;
+    nqe.op_data =
+        domain as u64 | (base as u64) << 16 | u64::from(self::protocol(cell) as u32) << 32;
     rings::push_job(p, &nqe);
     Ok(fd)
 }
@@ -143,6 +150,7 @@ pub unsafe extern "C" fn bind(fd: c_int, addr: *const sockaddr, len: socklen_t) 
 #[unsafe(no_mangle)]
 pub extern "C" fn listen(fd: c_int, backlog: c_int) -> c_int {
     match target(fd) {
+        Target::Socket(s) if s.is_datagram() => sys::fail(libc::EOPNOTSUPP),
         Target::Socket(s) => {
             let mut nqe = Nqe::new(Op::Listen, s.id, s.generation);
             nqe.op_data = backlog as u32 as u64;
@@ -196,7 +204,19 @@ fn start_connect(s: &Open, nqe: Nqe) -> Result<(), c_int> {
     }
 }
 
+/// Connecting a datagram socket asks nobody but the stack, whose answer is waited for.
+fn connect_datagram(s: &Open, addr: *const sockaddr, len: socklen_t) -> Result<(), c_int> {
+    let nqe = match address::read_peer(addr, len, family(s.cell))? {
+        Given::Unspecified { .. } => Nqe::new(Op::Disconnect, s.id, s.generation),
+        Given::Addr(a) => with_address(Op::Connect, s, a),
+    };
+    rings::call(s.p, nqe, false).map(|_| ())
+}
+
 fn do_connect(s: &Open, addr: *const sockaddr, len: socklen_t) -> Result<(), c_int> {
+    if s.is_datagram() {
+        return connect_datagram(s, addr, len);
+    }
     let a = match address::read(addr, len, family(s.cell))? {
         Given::Unspecified { .. } => {
             let r = rings::call(s.p, Nqe::new(Op::Disconnect, s.id, s.generation), false);
@@ -259,7 +279,10 @@ fn do_shutdown(s: &Open, how: c_int) -> Result<(), c_int> {
         _ => return Err(libc::EINVAL),
     };
     let state = s.cell.state.load(Ordering::Acquire);
-    if state & SF_DEAD != 0 || state & (SF_CONNECTED | SF_CONNECTING | SF_LISTENING) == 0 {
+    let connected =
+        state & SF_DEAD == 0 && state & (SF_CONNECTED | SF_CONNECTING | SF_LISTENING) != 0;
+    // On Linux a datagram socket is shut down also when this says that it is not connected.
+    if !connected && !s.is_datagram() {
         return Err(libc::ENOTCONN);
     }
     s.cell.guest_state.fetch_or(bits, Ordering::SeqCst);
@@ -269,7 +292,7 @@ fn do_shutdown(s: &Open, how: c_int) -> Result<(), c_int> {
     // Whoever sleeps looks again; those that were about to sleep are woken by the service's answer to the NQE.
     sys::futex_wake(&s.cell.rx_wake, i32::MAX);
     sys::futex_wake(&s.cell.tx_wake, i32::MAX);
-    Ok(())
+    if connected { Ok(()) } else { Err(libc::ENOTCONN) }
 }
 
 /// shutdown(2).
@@ -313,10 +336,11 @@ pub unsafe extern "C" fn getpeername(fd: c_int, addr: *mut sockaddr, len: *mut s
     match target(fd) {
         Target::Socket(s) => {
             let state = s.cell.state.load(Ordering::Acquire);
-            if state & (SF_CONNECTED | SF_DEAD) != SF_CONNECTED {
+            let peer = s.cell.peer.load();
+            if state & (SF_CONNECTED | SF_DEAD) != SF_CONNECTED || peer.port == 0 {
                 return sys::fail(libc::ENOTCONN);
             }
-            int_result(address::write(&s.cell.peer.load(), addr, len))
+            int_result(address::write(&peer, addr, len))
         }
         Target::Native => native!(libc::SYS_getpeername, fd, addr, len) as c_int,
         Target::Error(e) => sys::fail(e),

@@ -6,6 +6,8 @@ use libc::{c_int, c_uint, loff_t, off_t, pollfd};
 use nk_guestlib::Fault;
 use nk_guestlib::send::Source;
 
+use nk_device::row::Missed;
+
 use super::{Target, native, size_result, target};
 use crate::fdtable::{self, Entry};
 use crate::io::{Buffers, IO_MAX, Open, Resume, recv_stream, send_stream};
@@ -108,6 +110,7 @@ pub unsafe extern "C" fn sendfile(
     count: usize,
 ) -> isize {
     match target(out) {
+        Target::Socket(s) if s.is_datagram() => not_for_datagrams(&s, libc::SYS_sendfile),
         Target::Socket(s) => size_result(do_sendfile(&s, input, offset, count)),
         Target::Native if matches!(fdtable::get(input), Entry::Socket { .. }) => {
             sys::fail_size(libc::EINVAL)
@@ -245,6 +248,12 @@ fn recv_into(s: &Open, buffer: &mut [u8; STEP], len: usize, flags: c_int) -> Res
     recv_stream(s, &mut unsafe { Buffers::new(&raw const v, 1) }, len, flags)
 }
 
+/// Linux makes a datagram of each piece of the file or pipe; nobody is known to want that.
+fn not_for_datagrams(s: &Open, call: i64) -> isize {
+    s.p.count_missed(Missed::Call, call as u64);
+    sys::fail_size(libc::EINVAL)
+}
+
 /// splice(2).
 ///
 /// # Safety
@@ -265,6 +274,9 @@ pub unsafe extern "C" fn splice(
         }
         (Target::Error(e), _) | (_, Target::Error(e)) => sys::fail_size(e),
         (Target::Socket(_), Target::Socket(_)) => sys::fail_size(libc::EINVAL),
+        (Target::Socket(s), _) | (_, Target::Socket(s)) if s.is_datagram() => {
+            not_for_datagrams(&s, libc::SYS_splice)
+        }
         // A pipe has no offset (ESPIPE), a socket cannot be written at one (EINVAL).
         (Target::Socket(_), _) if !out_offset.is_null() => sys::fail_size(libc::ESPIPE),
         (_, Target::Socket(_)) if !input_offset.is_null() => sys::fail_size(libc::ESPIPE),

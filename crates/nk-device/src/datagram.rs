@@ -1,0 +1,261 @@
+//! Datagrams on a socket's descriptor rings: one descriptor is one datagram.
+//!
+//! The descriptor names the first chunk, which begins with a header of [`HEADER_BYTES`] and goes on with the datagram's first bytes; what does not
+//! fit there lies in further chunks, named by the header. So a datagram of any size is published by the one CAS of its descriptor.
+//!
+//! Whoever reads copies the header once ([`Device::header_of`]), checks it against the descriptor ([`Header::chunks_of`]) and uses the copy.
+
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use crate::stream::Span;
+use crate::{Addr, CHUNK_SIZE, Device};
+
+/// Bytes of the header at the start of a datagram's first chunk.
+pub const HEADER_BYTES: usize = WORDS * 8;
+/// Bytes of a datagram that its first chunk takes.
+pub const FIRST_BYTES: usize = CHUNK_SIZE - HEADER_BYTES;
+/// Further chunks that a datagram can have.
+pub const MORE_MAX: usize = 4;
+/// The longest datagram: what the length of an IPv6 packet leaves for UDP's payload. Over IPv4 the stack refuses the last 20 of these bytes.
+pub const DATAGRAM_MAX: usize = 65_527;
+
+const WORDS: usize = 16;
+const _: () = assert!(FIRST_BYTES + MORE_MAX * CHUNK_SIZE >= DATAGRAM_MAX);
+
+/// `flags`: `peer` says where it goes to or came from. Without it a datagram goes to the socket's peer.
+pub const DF_PEER: u32 = 1;
+/// `flags`, sending: a [`crate::Op::Report`] follows for it; how it fails is told there and nowhere else.
+pub const DF_REPORT: u32 = 1 << 1;
+/// `flags`, sending: MSG_DONTROUTE.
+pub const DF_DONTROUTE: u32 = 1 << 2;
+/// `flags`: `ip`, `source` and `interface` are those of an IP_PKTINFO.
+pub const DF_PKTINFO: u32 = 1 << 3;
+/// `flags`: `ip` and `interface` are those of an IPV6_PKTINFO.
+pub const DF_PKTINFO6: u32 = 1 << 4;
+/// `flags`: `tos` is there (IP_TOS).
+pub const DF_TOS: u32 = 1 << 5;
+/// `flags`: `class` is there (IPV6_TCLASS).
+pub const DF_CLASS: u32 = 1 << 6;
+/// `flags`: `ttl` is there (IP_TTL).
+pub const DF_TTL: u32 = 1 << 7;
+/// `flags`: `hops` is there (IPV6_HOPLIMIT).
+pub const DF_HOPS: u32 = 1 << 8;
+/// `flags`, receiving: `time` is there (SO_TIMESTAMP and SO_TIMESTAMPNS).
+pub const DF_TIME: u32 = 1 << 9;
+
+/// What is known of a datagram besides its bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Header {
+    /// Bytes of the datagram.
+    pub len: u32,
+    /// Bits [`DF_PEER`] and so on.
+    pub flags: u32,
+    /// The other end, with [`DF_PEER`].
+    pub peer: Addr,
+    /// The address in the packet (receiving: its destination; sending over IPv6: its source).
+    pub ip: [u8; 16],
+    /// IPv4: `ipi_spec_dst`, the local address.
+    pub source: [u8; 4],
+    /// Index of the interface.
+    pub interface: u32,
+    /// IPv4's type of service.
+    pub tos: u8,
+    /// IPv6's traffic class.
+    pub class: u8,
+    /// IPv4's time to live.
+    pub ttl: u8,
+    /// IPv6's hop limit.
+    pub hops: u8,
+    /// Receiving: datagrams that the stack dropped on this socket so far (SO_RXQ_OVFL).
+    pub dropped: u32,
+    /// Receiving: when it came, seconds and nanoseconds of the clock of the day.
+    pub time: (u64, u32),
+    /// Further chunks, as many as `len` needs.
+    pub more: [u32; MORE_MAX],
+}
+
+fn word(bytes: &[u8]) -> u64 {
+    bytes.iter().rev().fold(0, |w, b| w << 8 | u64::from(*b))
+}
+
+impl Header {
+    /// How many further chunks a datagram of so many bytes has; `None` when there is none so long.
+    #[must_use]
+    pub fn more_for(len: usize) -> Option<usize> {
+        (len <= DATAGRAM_MAX).then_some(len.saturating_sub(FIRST_BYTES).div_ceil(CHUNK_SIZE))
+    }
+
+    /// The descriptor of a datagram of `len` bytes whose first chunk this is.
+    #[must_use]
+    pub fn span_for(chunk: u32, len: usize) -> Span {
+        Span { chunk, offset: 0, len: (HEADER_BYTES + len.min(FIRST_BYTES)) as u32 }
+    }
+
+    /// The further chunks, when the header is one that goes with the descriptor. Their indices are the caller's to check.
+    #[must_use]
+    pub fn chunks_of(&self, span: Span) -> Option<&[u32]> {
+        let len = self.len as usize;
+        let n = Header::more_for(len)?;
+        if span != Header::span_for(span.chunk, len) {
+            return None;
+        }
+        self.more.get(..n)
+    }
+
+    /// Where bytes lie: calls `f(chunk, first byte within it, bytes, bytes before them)` for each part, until it gives `false`.
+    pub fn for_each_part(&self, first: u32, mut f: impl FnMut(u32, usize, usize, usize) -> bool) {
+        let len = (self.len as usize).min(DATAGRAM_MAX);
+        let n = len.min(FIRST_BYTES);
+        if !f(first, HEADER_BYTES, n, 0) {
+            return;
+        }
+        let mut at = n;
+        for chunk in self.more {
+            let n = (len - at).min(CHUNK_SIZE);
+            if n == 0 || !f(chunk, 0, n, at) {
+                return;
+            }
+            at += n;
+        }
+    }
+
+    /// The words of the header.
+    #[must_use]
+    pub fn to_words(&self) -> [u64; WORDS] {
+        let (size, lo, hi) = self.peer.to_words();
+        let [ip_lo, ip_hi] = [word(&self.ip[..8]), word(&self.ip[8..])];
+        let [m0, m1, m2, m3] = self.more.map(u64::from);
+        [
+            u64::from(self.len) | u64::from(self.flags) << 32,
+            u64::from(self.peer.family) | u64::from(size) << 16,
+            lo,
+            hi,
+            ip_lo,
+            ip_hi,
+            word(&self.source) | u64::from(self.interface) << 32,
+            word(&[self.tos, self.class, self.ttl, self.hops]) | u64::from(self.dropped) << 32,
+            self.time.0,
+            self.time.1.into(),
+            m0 | m1 << 32,
+            m2 | m3 << 32,
+            0,
+            0,
+            0,
+            0,
+        ]
+    }
+
+    /// Undoes [`Header::to_words`]. Any words give some header.
+    #[must_use]
+    pub fn from_words(w: [u64; WORDS]) -> Header {
+        let [w0, family, lo, hi, ip_lo, ip_hi, w6, w7, seconds, nanoseconds, m0, m1, ..] = w;
+        let mut ip = [0; 16];
+        for (to, from) in
+            ip.iter_mut().zip(ip_lo.to_le_bytes().into_iter().chain(ip_hi.to_le_bytes()))
+        {
+            *to = from;
+        }
+        let [s0, s1, s2, s3, ..] = w6.to_le_bytes();
+        let [tos, class, ttl, hops, ..] = w7.to_le_bytes();
+        Header {
+            len: w0 as u32,
+            flags: (w0 >> 32) as u32,
+            peer: Addr::from_words(family as u16, (family >> 16) as u32, lo, hi),
+            ip,
+            source: [s0, s1, s2, s3],
+            interface: (w6 >> 32) as u32,
+            tos,
+            class,
+            ttl,
+            hops,
+            dropped: (w7 >> 32) as u32,
+            time: (seconds, nanoseconds as u32),
+            more: [m0 as u32, (m0 >> 32) as u32, m1 as u32, (m1 >> 32) as u32],
+        }
+    }
+}
+
+impl Device {
+    fn header_words(&self, chunk: u32) -> Option<&[AtomicU64; WORDS]> {
+        // SAFETY: a chunk lies within the mapping and is larger than the header; chunks are aligned to pages; atomics, so that
+        // any bytes are valid and concurrent writers are sound.
+        Some(unsafe { self.chunk(chunk)?.cast::<[AtomicU64; WORDS]>().as_ref() })
+    }
+
+    /// A copy of the header at the start of a chunk; `None` for a chunk that the device has not.
+    #[must_use]
+    pub fn header_of(&self, chunk: u32) -> Option<Header> {
+        let mut words = [0; WORDS];
+        for (to, from) in words.iter_mut().zip(self.header_words(chunk)?) {
+            *to = from.load(Ordering::Relaxed);
+        }
+        Some(Header::from_words(words))
+    }
+
+    /// Writes a header at the start of a chunk that nobody else uses; the descriptor is published after it.
+    pub fn put_header(&self, chunk: u32, header: &Header) {
+        if let Some(words) = self.header_words(chunk) {
+            for (to, from) in words.iter().zip(header.to_words()) {
+                to.store(from, Ordering::Relaxed);
+            }
+        }
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    extern crate std;
+    use super::*;
+    use proptest::prelude::*;
+    use std::vec::Vec;
+
+    proptest! {
+        #[test]
+        fn words_survive_both_ways(w in any::<[u64; WORDS]>()) {
+            let h = Header::from_words(w);
+            prop_assert_eq!(Header::from_words(h.to_words()), h);
+        }
+
+        #[test]
+        fn no_header_reaches_past_its_chunks(w in any::<[u64; WORDS]>(), short in any::<bool>(), p in any::<u64>()) {
+            let mut h = Header::from_words(w);
+            if short {
+                h.len %= 70_000;
+            }
+            let span = match Span::from_payload(p) {
+                Some(s) if !short => s,
+                _ => Header::span_for(3, h.len as usize % (1 << 20)),
+            };
+            let mut sum = 0;
+            if let Some(more) = h.chunks_of(span) {
+                let mut chunks = Vec::new();
+                h.for_each_part(span.chunk, |chunk, first, n, before| {
+                    assert!(first + n <= CHUNK_SIZE);
+                    assert_eq!(before, sum);
+                    sum += n;
+                    chunks.push(chunk);
+                    true
+                });
+                prop_assert_eq!(sum, h.len as usize);
+                prop_assert_eq!(&chunks[1..], more);
+                prop_assert!(sum <= DATAGRAM_MAX);
+            }
+        }
+    }
+
+    #[test]
+    fn lengths_and_their_chunks() {
+        for (len, more) in [(0, 0), (1, 0), (16_256, 0), (16_257, 1), (65_507, 4), (65_527, 4)] {
+            assert_eq!(Header::more_for(len), Some(more), "{len}");
+            let h = Header { len: len as u32, ..Header::default() };
+            let span = Header::span_for(7, len);
+            assert_eq!(Span::from_payload(span.to_payload()), Some(span));
+            assert_eq!(h.chunks_of(span).map(<[u32]>::len), Some(more));
+            assert_eq!(h.chunks_of(Span { len: span.len + 1, ..span }), None);
+            assert_eq!(h.chunks_of(Span { offset: 1, ..span }), None);
+        }
+        assert_eq!(Header::more_for(65_528), None);
+        let long = Header { len: 65_528, ..Header::default() };
+        assert_eq!(long.chunks_of(Header::span_for(7, 65_528)), None);
+    }
+}

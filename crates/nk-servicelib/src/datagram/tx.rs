@@ -1,0 +1,167 @@
+//! Datagrams from the guest's tx ring to the stack.
+
+use nk_device::cell::SF_CONNECTED;
+use nk_device::datagram::{DF_REPORT, Header};
+use nk_device::stream::Span;
+use nk_device::sync::Ordering;
+use nk_device::{Cell, Nqe, STREAM_SLOTS};
+
+use super::{CHUNKS, more_of};
+use crate::service::{ALL, Ctx, OUT, Taken};
+use crate::span::span;
+use crate::{Errno, Key, RawSpan, Stack};
+
+impl<S: Stack> Ctx<'_, S> {
+    /// Takes the chunks of a datagram that a descriptor names: all of them leased, or none is taken.
+    pub(crate) fn begin_datagram(&mut self, span: Span) -> Option<Header> {
+        let header = self.guest.device.header_of(span.chunk)?;
+        let more = header.chunks_of(span)?;
+        for (n, chunk) in [span.chunk].iter().chain(more).enumerate() {
+            match self.guest.pool.begin_tx(*chunk) {
+                Some(row) => {
+                    if let Some(row) = row {
+                        self.guest.spent(row);
+                    }
+                }
+                None => {
+                    // The row's account is right: the chunks are free, and no more its.
+                    for begun in [span.chunk].iter().chain(more).take(n) {
+                        self.guest.pool.free(*begun);
+                    }
+                    return None;
+                }
+            }
+        }
+        Some(header)
+    }
+
+    /// Gives back the chunks of the datagram that is next to be sent, and moves on.
+    pub(crate) fn datagram_done(&mut self, s: &mut Taken<S>) -> Option<Header> {
+        let span = s.tx.pop_front()?;
+        let header = s.datagram.as_mut()?.tx.pop_front()?;
+        for chunk in [span.chunk].iter().chain(more_of(&header)) {
+            self.guest.pool.free(*chunk);
+        }
+        s.tx_head = s.tx_head.wrapping_add(1);
+        Some(header)
+    }
+
+    /// Enters the datagram at the next descriptor. One that is not right is dropped, and counted: after a restart of the service a
+    /// guest's process may innocently use a chunk that the last service had leased to it.
+    pub(crate) fn enter_datagram(&mut self, s: &mut Taken<S>, span: Option<Span>) {
+        let header = span.and_then(|span| self.begin_datagram(span));
+        if header.is_none() {
+            self.guest.stats.violations += 1;
+        }
+        // A place of no bytes in the queue keeps its order, and its index.
+        let none = Span { chunk: u32::MAX, offset: 0, len: 0 };
+        s.tx.push_back(if header.is_some() { span.unwrap_or(none) } else { none });
+        if let Some(d) = &mut s.datagram {
+            d.tx.push_back(header.unwrap_or_default());
+        }
+        s.tx_next = s.tx_next.wrapping_add(1);
+    }
+
+    /// Sends what was taken from the ring, until the stack has no room.
+    pub(crate) fn push_datagrams(&mut self, key: Key, cell: &Cell, s: &mut Taken<S>) {
+        let mut bytes = 0u64;
+        self.choose_port(s);
+        while let (Some(first), Some(header)) =
+            (s.tx.front().copied(), s.datagram.as_ref().and_then(|d| d.tx.front().copied()))
+        {
+            if first.len > 0 {
+                match self.send_one(key, cell, s, first, &header) {
+                    Ok(()) => bytes += u64::from(header.len),
+                    Err(Errno(libc::EAGAIN)) => {
+                        s.writable = false;
+                        break;
+                    }
+                    Err(Errno(e)) => self.refused(key, cell, s, &header, e),
+                }
+            }
+            self.datagram_done(s);
+        }
+        if s.datagram.as_ref().is_some_and(|d| !d.has_port) {
+            self.refresh_local(key, cell, s);
+        }
+        s.tx_bytes = s.tx_bytes.wrapping_add(bytes);
+        self.guest.stats.bytes_sent = self.guest.stats.bytes_sent.wrapping_add(bytes);
+        cell.tx_bytes.store(s.tx_bytes, Ordering::Relaxed);
+        let head = s.tx_head;
+        if cell.consume_tx(head, &mut s.tx_served) {
+            self.tell(key, cell, OUT);
+        }
+    }
+
+    fn send_one(
+        &mut self,
+        key: Key,
+        cell: &Cell,
+        s: &mut Taken<S>,
+        first: Span,
+        header: &Header,
+    ) -> Result<(), Errno> {
+        let mut spans = [RawSpan::EMPTY; CHUNKS];
+        let mut n = 0;
+        header.for_each_part(first.chunk, |chunk, offset, len, _| {
+            let part = Span { chunk, offset: offset as u32, len: len as u32 };
+            let (Some(to), Some(raw)) = (spans.get_mut(n), span(&self.guest.device, part)) else {
+                return false;
+            };
+            *to = raw;
+            n += 1;
+            true
+        });
+        let spans = spans.get(..n).unwrap_or_default();
+        match self.on(s, |stack, h| stack.send_datagram(h, header, spans)) {
+            Ok(()) => Ok(()),
+            Err(Errno(libc::EAGAIN)) => Err(Errno(libc::EAGAIN)),
+            // An error that the socket had pending (an ICMP error that came) stands in a send's way once.
+            Err(e) => {
+                self.on(s, |stack, h| stack.send_datagram(h, header, spans))?;
+                s.post_error(cell, e.0);
+                self.tell(key, cell, ALL);
+                Ok(())
+            }
+        }
+    }
+
+    /// The stack does not send this datagram.
+    fn refused(&mut self, key: Key, cell: &Cell, s: &mut Taken<S>, header: &Header, errno: i32) {
+        if header.flags & DF_REPORT != 0 {
+            let index = s.tx_head;
+            if let Some(d) = &mut s.datagram {
+                if d.failed.len() >= STREAM_SLOTS {
+                    // Whoever should have asked for these was killed.
+                    d.failed.pop_front();
+                }
+                d.failed.push_back((index, errno));
+            }
+            return;
+        }
+        self.guest.stats.datagrams_refused += 1;
+        cell.tx_refused.fetch_add(1, Ordering::SeqCst);
+        if s.has(SF_CONNECTED) {
+            s.post_error(cell, errno);
+            self.tell(key, cell, ALL);
+        }
+    }
+
+    /// Sends what is queued and tells what became of one.
+    pub(crate) fn report(&mut self, nqe: &Nqe, key: Key, cell: &Cell, mut s: Taken<S>) -> Taken<S> {
+        if s.datagram.is_none() {
+            self.reply(nqe, Err(Errno(libc::EOPNOTSUPP)));
+            return s;
+        }
+        if !self.transmit(key, cell, &mut s) {
+            self.break_off(key, cell, &mut s);
+        }
+        let index = nqe.op_data as u32;
+        let found = s.datagram.as_mut().and_then(|d| {
+            let at = d.failed.iter().position(|(i, _)| *i == index)?;
+            d.failed.remove(at)
+        });
+        self.reply(nqe, found.map_or(Ok(0), |(_, errno)| Err(Errno(errno))));
+        s
+    }
+}
