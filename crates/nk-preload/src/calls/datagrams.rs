@@ -65,8 +65,8 @@ pub(super) fn write_peer(
     match got {
         Some(got) if got.header.flags & DF_PEER != 0 => address::write(&got.header.peer, addr, len),
         _ => {
-            // SAFETY: the program's pointer to a length, not null.
             if !len.is_null() {
+                // SAFETY: the program's pointer to a length, not null.
                 unsafe { len.write_unaligned(0) };
             }
             Ok(())
