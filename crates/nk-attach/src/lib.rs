@@ -20,6 +20,9 @@
 //! | [`Kind::DropQset`] | process → daemon | a = queue set; no reply | |
 //! | [`Kind::Hold`] | process → daemon | a = socket id, b = generation | far end of the stand-in pair |
 //! | reply | | | |
+//! | [`Kind::Names`] | process → daemon | a question about a name is to be asked | |
+//! | reply | | | a connection to the guest's resolver, see [`names`] |
+//! | [`Kind::Names`] | daemon → resolver | first: a = guest id | first: network namespace, counters; then: the other end of the connection, each |
 //! | [`Kind::Query`] | nk → daemon | text = question | |
 //! | reply | | a = length; on failure text = why | memfd with JSON |
 //! | [`Kind::Socket`] | NSM process → broker | a = namespace key, b = family | |
@@ -31,10 +34,11 @@
 //! | [`Kind::Nsm`] | daemon → NSM process | a = command, b = guest id, c, d = words | as the command says |
 //!
 //! The connection on which a process attached (or the socketpair made for a forked child) stays open: its end is the process's end.
-#![no_std]
+#![cfg_attr(not(test), no_std)]
 #![deny(missing_docs)]
 
 pub mod env;
+pub mod names;
 mod socket;
 
 pub use socket::{Credentials, Fds, RecvError, close_raw, connect, recv, send, try_send};
@@ -76,6 +80,8 @@ pub enum Kind {
     Kept = 13,
     /// Control of an NSM process.
     Nsm = 14,
+    /// A connection to the guest's resolver.
+    Names = 15,
 }
 
 impl Kind {
@@ -97,6 +103,7 @@ impl Kind {
             12 => Kind::Drop,
             13 => Kind::Kept,
             14 => Kind::Nsm,
+            15 => Kind::Names,
             _ => return None,
         })
     }

@@ -31,6 +31,28 @@ pub enum Missed {
     Exec = 7,
     /// A control message of sendmsg or recvmsg: level << 16 | type.
     ControlMessage = 8,
+    /// A question about a name that got no answer: see [`NoAnswer`].
+    Name = 9,
+}
+
+/// Why a question about a name got no answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum NoAnswer {
+    /// The daemon or the resolver has too much to do.
+    Busy = 1,
+    /// The configuration gives this guest no names.
+    Forbidden = 2,
+    /// The time is up.
+    Late = 3,
+    /// Resolvers ended without answering.
+    Ended = 4,
+    /// The answer was none.
+    Malformed = 5,
+    /// There is no daemon, and none will come.
+    NoDaemon = 6,
+    /// This process lacks descriptors or memory.
+    Resources = 7,
 }
 
 /// Why an exec was refused.

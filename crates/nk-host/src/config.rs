@@ -9,6 +9,7 @@
 //! uid = 1000
 //! sockets_max = 4096
 //! port_min = 1024
+//! names = false                 # no getaddrinfo: addresses only
 //!
 //! [nsm.kernel]
 //! placement = "process"         # or "inline"
@@ -59,6 +60,8 @@ pub struct GuestConfig {
     pub processes_max: Option<u32>,
     /// Lowest port that it may bind.
     pub port_min: Option<u16>,
+    /// Whether its questions about names are answered.
+    pub names: Option<bool>,
 }
 
 /// One NSM.

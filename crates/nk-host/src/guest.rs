@@ -10,6 +10,7 @@ use nk_device::sync::Ordering;
 use nk_device::{Device, Layout, row};
 use nk_engine::{GuestId, Limits};
 
+use crate::names::Counters;
 use crate::server::Token;
 use crate::sys::{self, Mapping};
 
@@ -118,6 +119,31 @@ pub(crate) struct Guest {
     pub(crate) was_attached: bool,
     /// Since when it has had no process.
     pub(crate) empty_since: Option<Instant>,
+    /// Who answers its questions about names.
+    pub(crate) names: Names,
+}
+
+/// A guest's resolver, and what was counted.
+#[derive(Debug, Default)]
+pub(crate) struct Names {
+    pub(crate) resolver: Option<Resolver>,
+    /// Shared with the resolver; there from the first question on.
+    pub(crate) counters: Option<Counters>,
+    /// When the last one was started.
+    pub(crate) started: Option<Instant>,
+    /// Connections asked for.
+    pub(crate) asked: u64,
+    /// Connections not given.
+    pub(crate) refused: u64,
+}
+
+/// A running resolver.
+#[derive(Debug)]
+pub(crate) struct Resolver {
+    pub(crate) pid: i32,
+    /// What its end is watched by.
+    pub(crate) token: Token,
+    pub(crate) control: OwnedFd,
 }
 
 /// The process that made a guest and is about to become its first process.

@@ -7,6 +7,7 @@
 //! | [`notify`] | doorbells and futex wake-ups |
 //! | [`broker`] | sockets in guests' network namespaces |
 //! | [`nsm`] | the kernel-stack NSM, inline or as a process |
+//! | [`names`] | the resolver: answers a guest's questions about names |
 //! | [`keeper`] | what survives the daemon |
 //! | [`private`] | daemons that `nk run` starts for itself |
 //! | [`config`] | the configuration file |
@@ -20,6 +21,7 @@ pub mod config;
 mod epoll;
 pub mod guest;
 pub mod keeper;
+pub mod names;
 pub mod notify;
 pub mod nsm;
 pub mod poll;

@@ -4,6 +4,8 @@ use std::ffi::{CStr, c_char};
 use std::io;
 use std::os::fd::RawFd;
 
+/// This program.
+pub const THIS: &CStr = c"/proc/self/exe";
 /// The descriptor that the started process gets.
 pub const PASSED_FD: RawFd = 3;
 
@@ -11,7 +13,12 @@ pub const PASSED_FD: RawFd = 3;
 ///
 /// # Safety
 /// Runs between fork and exec; `argv` is a null-terminated array of C strings.
-unsafe fn become_program(passed: RawFd, argv: *const *const c_char, log: Option<&CStr>) -> ! {
+unsafe fn become_program(
+    program: &CStr,
+    passed: RawFd,
+    argv: *const *const c_char,
+    log: Option<&CStr>,
+) -> ! {
     // SAFETY: system calls on data that the caller made before the fork.
     unsafe {
         let null = libc::open(c"/dev/null".as_ptr(), libc::O_RDWR);
@@ -33,7 +40,7 @@ unsafe fn become_program(passed: RawFd, argv: *const *const c_char, log: Option<
         let mut none: libc::sigset_t = std::mem::zeroed();
         libc::sigemptyset(&raw mut none);
         libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
-        libc::execv(c"/proc/self/exe".as_ptr(), argv);
+        libc::execv(program.as_ptr(), argv);
         libc::_exit(127)
     }
 }
@@ -54,7 +61,7 @@ pub fn detached(passed: RawFd, argv: &[*const c_char], log: Option<&CStr>) -> io
             if libc::fork() != 0 {
                 libc::_exit(0);
             }
-            become_program(passed, argv.as_ptr(), log);
+            become_program(THIS, passed, argv.as_ptr(), log);
         }
         // Where SIGCHLD is ignored there is nothing to wait for.
         while libc::waitpid(child, std::ptr::null_mut(), 0) < 0
@@ -68,7 +75,7 @@ pub fn detached(passed: RawFd, argv: &[*const c_char], log: Option<&CStr>) -> io
 ///
 /// # Errors
 /// Those of fork.
-pub fn child(passed: RawFd, argv: &[*const c_char]) -> io::Result<i32> {
+pub fn child(program: &CStr, passed: RawFd, argv: &[*const c_char]) -> io::Result<i32> {
     // SAFETY: between fork and exec only system calls on data made before, which is sound with other threads.
     unsafe {
         let parent = libc::getpid();
@@ -81,7 +88,7 @@ pub fn child(passed: RawFd, argv: &[*const c_char]) -> io::Result<i32> {
             if libc::getppid() != parent {
                 libc::_exit(1);
             }
-            become_program(passed, argv.as_ptr(), None);
+            become_program(program, passed, argv.as_ptr(), None);
         }
         Ok(child)
     }

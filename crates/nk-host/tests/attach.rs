@@ -25,17 +25,19 @@ struct Host {
 }
 
 impl Host {
-    fn start() -> Host {
+    fn start(config: Config) -> Host {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let n = NUMBER.fetch_add(1, Ordering::Relaxed);
         let path = std::env::temp_dir().join(format!("nk-attach-{}-{n}", std::process::id()));
         let listener = sys::listen_at(&path, 0o600).expect("listen");
         let setup = Setup {
             listener,
-            config: Config::default(),
+            config,
             private: true,
             keeper: None,
             entries: Vec::new(),
+            // One that ends without answering anybody.
+            resolver: c"/bin/false",
         };
         let mut server = Server::new(setup).expect("server");
         let thread = Some(std::thread::spawn(move || server.run()));
@@ -92,7 +94,11 @@ struct Played {
 
 impl Played {
     fn create() -> Played {
-        let host = Host::start();
+        Played::create_with(Config::default())
+    }
+
+    fn create_with(config: Config) -> Played {
+        let host = Host::start(config);
         let creator = host.connect();
         let netns = OwnedFd::from(std::fs::File::open("/proc/self/ns/net").expect("netns"));
         let m = Message::new(Kind::CreateGuest).with_text("played");
@@ -189,6 +195,45 @@ fn a_process_attaches_and_a_private_daemon_ends_after_it() {
     let Played { host, creator, .. } = g;
     drop(creator);
     host.ended();
+}
+
+#[test]
+fn a_resolver_that_dies_ends_the_questions_and_is_not_started_without_rest() {
+    let g = Played::create();
+    let p = g.attach().expect("attach");
+    let begun = Instant::now();
+    let (mut given, mut refused) = (0u32, 0u32);
+    while begun.elapsed() < Duration::from_millis(1500) {
+        let (r, mut fds) = ask(&p.control, &Message::new(Kind::Names), &[]);
+        match r.status {
+            0 => {
+                given += 1;
+                let near = sys::own(fds.take(0).expect("a connection"));
+                sys::set_receive_timeout(near.as_raw_fd(), 10).expect("time-out");
+                let mut byte = 0u8;
+                // SAFETY: one byte of ours.
+                let n = unsafe { libc::recv(near.as_raw_fd(), (&raw mut byte).cast(), 1, 0) };
+                assert!(n == 0 || sys::has_ended(near.as_raw_fd()), "the connection did not end");
+            }
+            libc::EAGAIN => refused += 1,
+            e => panic!("errno {e}"),
+        }
+    }
+    assert!((2..=20).contains(&given) && refused > 0, "{given} given, {refused} refused");
+    drop(p);
+    let Played { host, creator, .. } = g;
+    drop(creator);
+    host.ended();
+}
+
+#[test]
+fn a_guest_without_names_is_told_so() {
+    let mut config = Config::default();
+    config.guest.entry("played".into()).or_default().names = Some(false);
+    let g = Played::create_with(config);
+    let p = g.attach().expect("attach");
+    let (r, fds) = ask(&p.control, &Message::new(Kind::Names), &[]);
+    assert_eq!((r.status, fds.len()), (libc::EPERM, 0));
 }
 
 #[test]

@@ -36,6 +36,8 @@ fn daemon() -> &'static Daemon {
             private: false,
             keeper: None,
             entries: Vec::new(),
+            // One that dies at once: started again and again, at a bounded rate.
+            resolver: c"/bin/false",
         };
         let mut server = Server::new(setup).expect("server");
         std::thread::spawn(move || {

@@ -134,6 +134,7 @@ pub(crate) fn again() {
     fdtable::clear();
     crate::gate::reset();
     crate::control::reset();
+    crate::calls::hosts::reset();
     crate::grants::reset();
     attach(true);
     sys::set_errno(saved);

@@ -22,10 +22,23 @@ pub(crate) fn reset() {
 /// # Errors
 /// The reply's status; ENETDOWN when the daemon is gone for good.
 pub fn request(p: &Process, message: &Message, fds: &[i32]) -> Result<(Message, Fds), i32> {
+    request_until(p, message, fds, u64::MAX)
+}
+
+/// [`request`] that gives up at a time of [`sys::now_us`], with ETIMEDOUT: for calls that must end although no daemon serves.
+///
+/// # Errors
+/// As [`request`].
+pub fn request_until(
+    p: &Process,
+    message: &Message,
+    fds: &[i32],
+    deadline_us: u64,
+) -> Result<(Message, Fds), i32> {
     let _signals = SignalsBlocked::new();
     let saved = sys::errno();
     lock(&LOCK);
-    let r = exchange(p, message, fds);
+    let r = exchange(p, message, fds, deadline_us);
     unlock(&LOCK);
     sys::set_errno(saved);
     match r {
@@ -34,7 +47,12 @@ pub fn request(p: &Process, message: &Message, fds: &[i32]) -> Result<(Message, 
     }
 }
 
-fn exchange(p: &Process, message: &Message, fds: &[i32]) -> Result<(Message, Fds), i32> {
+fn exchange(
+    p: &Process,
+    message: &Message,
+    fds: &[i32],
+    deadline_us: u64,
+) -> Result<(Message, Fds), i32> {
     let socket = p.control_fd();
     let header = p.device().header();
     let mut asked_in = None;
@@ -52,6 +70,9 @@ fn exchange(p: &Process, message: &Message, fds: &[i32]) -> Result<(Message, Fds
             nk_attach::send(socket, message, fds).map_err(|_| libc::ENETDOWN)?;
         }
         if !sys::wait_readable(socket, 1000) {
+            if sys::now_us() >= deadline_us {
+                return Err(libc::ETIMEDOUT);
+            }
             continue;
         }
         match nk_attach::recv(socket, true) {

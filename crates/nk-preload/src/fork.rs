@@ -130,6 +130,7 @@ pub(crate) fn finish_in_child() -> bool {
     };
     gate::reset();
     control::reset();
+    crate::calls::hosts::reset();
     crate::grants::reset();
     fdtable::recount();
     rings::reset(p.device().header().epoch.load(Ordering::Acquire));

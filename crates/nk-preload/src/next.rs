@@ -63,6 +63,17 @@ impl Next {
         self.at.store(at, Ordering::Release);
         at
     }
+
+    /// As a function; `None` when the C library has none.
+    ///
+    /// # Safety
+    /// `F` is a function pointer of its type.
+    pub(crate) unsafe fn function<F: Copy>(&self) -> Option<F> {
+        const { assert!(size_of::<F>() == size_of::<*mut c_void>()) };
+        let at = self.get();
+        // SAFETY: not null, and of that type by the caller's promise.
+        (!at.is_null()).then(|| unsafe { core::mem::transmute_copy(&at) })
+    }
 }
 
 pub(crate) static POSIX_SPAWN: Next = Next::new(c"posix_spawn");
@@ -75,6 +86,22 @@ pub(crate) static SETCANCELTYPE: Next = Next::new(c"pthread_setcanceltype");
 pub(crate) static VDPRINTF: Next = Next::new(c"vdprintf");
 pub(crate) static SYSTEM: Next = Next::new(c"system");
 pub(crate) static POPEN: Next = Next::new(c"popen");
+pub(crate) static GETADDRINFO: Next = Next::new(c"getaddrinfo");
+pub(crate) static GETNAMEINFO: Next = Next::new(c"getnameinfo");
+pub(crate) static GETHOSTBYNAME: Next = Next::new(c"gethostbyname");
+pub(crate) static GETHOSTBYNAME2: Next = Next::new(c"gethostbyname2");
+pub(crate) static GETHOSTBYADDR: Next = Next::new(c"gethostbyaddr");
+pub(crate) static GETHOSTBYNAME_R: Next = Next::new(c"gethostbyname_r");
+pub(crate) static GETHOSTBYNAME2_R: Next = Next::new(c"gethostbyname2_r");
+pub(crate) static GETHOSTBYADDR_R: Next = Next::new(c"gethostbyaddr_r");
+pub(crate) static RES_QUERY: Next = Next::new(c"res_query");
+pub(crate) static RES_SEARCH: Next = Next::new(c"res_search");
+pub(crate) static RES_QUERYDOMAIN: Next = Next::new(c"res_querydomain");
+pub(crate) static RES_NQUERYDOMAIN: Next = Next::new(c"res_nquerydomain");
+pub(crate) static RES_SEND: Next = Next::new(c"res_send");
+pub(crate) static RES_NQUERY: Next = Next::new(c"res_nquery");
+pub(crate) static RES_NSEARCH: Next = Next::new(c"res_nsearch");
+pub(crate) static RES_NSEND: Next = Next::new(c"res_nsend");
 
 /// Looks all of them up.
 pub(crate) fn init() {

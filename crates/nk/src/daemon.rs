@@ -8,7 +8,7 @@ use anyhow::Context;
 use nk_host::config::{Config, DEFAULT_SOCKET, Placement};
 use nk_host::keeper::{self, Keeper};
 use nk_host::server::{Server, Setup};
-use nk_host::spawn::PASSED_FD;
+use nk_host::spawn::{PASSED_FD, THIS};
 use nk_host::{private, sys};
 
 use crate::{Failure, NsmPlacement};
@@ -58,6 +58,7 @@ pub(crate) fn daemon(
             private: true,
             keeper: Some(keeper),
             entries: Vec::new(),
+            resolver: THIS,
         });
     }
     let path = socket.or_else(|| config.socket.clone()).unwrap_or_else(|| DEFAULT_SOCKET.into());
@@ -84,7 +85,8 @@ pub(crate) fn daemon(
         }
     };
     tracing::info!(socket = %path.display(), "serving");
-    serve(Setup { listener, config, private: false, keeper: Some(keeper), entries })
+    let keeper = Some(keeper);
+    serve(Setup { listener, config, private: false, keeper, entries, resolver: THIS })
 }
 
 fn serve(setup: Setup) -> Result<(), Failure> {
@@ -125,6 +127,11 @@ fn listen(path: &Path) -> Result<OwnedFd, Failure> {
 pub(crate) fn nsm() -> Result<(), Failure> {
     log();
     Ok(nk_host::nsm::run()?)
+}
+
+pub(crate) fn resolver() -> Result<(), Failure> {
+    log();
+    Ok(nk_host::names::run()?)
 }
 
 pub(crate) fn keeper(socket: PathBuf, private: Option<PathBuf>) -> Result<(), Failure> {

@@ -97,6 +97,8 @@ Exit status: the command's; 126 when it cannot be run as a guest, 127 when it is
     #[command(hide = true)]
     Nsm,
     #[command(hide = true)]
+    Resolver,
+    #[command(hide = true)]
     Keeper { socket: PathBuf, private: Option<PathBuf> },
 }
 
@@ -152,6 +154,7 @@ fn start(cli: Cli) -> Result<(), Failure> {
             Ok(())
         }
         Command::Nsm => daemon::nsm(),
+        Command::Resolver => daemon::resolver(),
         Command::Keeper { socket, private } => daemon::keeper(socket, private),
     }
 }

@@ -10,9 +10,10 @@ use nk_engine::{GuestId, GuestSetup};
 use nk_servicelib::GuestPool;
 
 use super::attach::{NO_DOORBELL, doorbell};
+use super::names::end_resolver;
 use super::{GUESTS_MAX, NSM, Reply, Role, Server, Source, Token};
 use crate::config::GuestConfig;
-use crate::guest::{Creator, Guest, Region, layout};
+use crate::guest::{Creator, Guest, Names, Region, layout};
 use crate::sys;
 
 fn is_name(name: &str) -> bool {
@@ -204,6 +205,7 @@ impl Server {
                 creator: Some(creator),
                 was_attached: false,
                 empty_since: None,
+                names: Names::default(),
             },
         );
         // The keeper knows process guests only: a VM guest ends with the daemon.
@@ -239,6 +241,7 @@ impl Server {
             s.notify.remove_guest(id);
         })?;
         self.nsm_remove_guest(id);
+        end_resolver(&guest.names);
         self.note_guest_gone(id);
         self.broker.release(guest.namespace);
         tracing::info!(guest = guest.name, id = id.0, "guest ended");

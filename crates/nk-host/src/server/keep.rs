@@ -38,7 +38,7 @@ impl Server {
             | Source::CreatorPidfd { fd, .. }
             | Source::Hold { fd, .. }
             | Source::Listener(fd) => Some(fd.as_raw_fd()),
-            Source::Bell | Source::Keeper | Source::Nsm(_) => None,
+            Source::Bell | Source::Keeper | Source::Nsm(_) | Source::Resolver { .. } => None,
         }
     }
 

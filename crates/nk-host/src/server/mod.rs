@@ -8,6 +8,7 @@ mod attach;
 mod create;
 mod death;
 mod keep;
+mod names;
 mod nsm;
 mod query;
 mod reply;
@@ -16,6 +17,7 @@ mod timers;
 mod vm;
 
 use std::collections::BTreeMap;
+use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
@@ -76,6 +78,8 @@ pub(crate) enum Source {
     Keeper,
     /// The NSM process: its control socket, its broker socket or its end.
     Nsm(nsm::Part),
+    /// A guest's resolver.
+    Resolver { fd: OwnedFd, pid: i32, guest: GuestId },
 }
 
 /// Who is at the other end of a connection.
@@ -102,6 +106,8 @@ pub struct Setup {
     pub keeper: Option<Keeper>,
     /// What survived the one before.
     pub entries: Vec<Entry>,
+    /// The program whose `resolver` answers questions about names: this one, save in tests.
+    pub resolver: &'static CStr,
 }
 
 /// The control thread's state.
@@ -124,6 +130,7 @@ pub struct Server {
     had_guest: bool,
     keeper: Option<Keeper>,
     nsm: nsm::NsmState,
+    resolver: &'static CStr,
 }
 
 impl Server {
@@ -174,6 +181,7 @@ impl Server {
             had_guest: false,
             keeper: setup.keeper,
             nsm: nsm::NsmState::new(nsm),
+            resolver: setup.resolver,
         };
         if let Some(k) = &server.keeper {
             let token = server.sources.insert(Source::Keeper);
@@ -242,6 +250,10 @@ impl Server {
                 let part = *part;
                 self.nsm_event(part)
             }
+            Some(Source::Resolver { .. }) => {
+                self.resolver_ended(token);
+                Ok(())
+            }
             Some(Source::Hold { guest, .. }) => {
                 let guest = *guest;
                 if bits & (libc::EPOLLHUP | libc::EPOLLERR) as u32 != 0 {
@@ -294,7 +306,8 @@ impl Server {
             | Source::Connection { fd, .. }
             | Source::Pidfd { fd, .. }
             | Source::CreatorPidfd { fd, .. }
-            | Source::Hold { fd, .. } => fd.as_raw_fd(),
+            | Source::Hold { fd, .. }
+            | Source::Resolver { fd, .. } => fd.as_raw_fd(),
             Source::Bell | Source::Keeper | Source::Nsm(_) => return,
         };
         if let Source::Connection { role: Role::Stranger, .. } = source {
@@ -382,6 +395,7 @@ impl Server {
                 None
             }
             (Kind::Hold, Role::Process(g, _)) => Some(self.hold(g, message, fds)?),
+            (Kind::Names, Role::Process(g, row)) if row != 0 => Some(self.names(g)),
             _ => Some(Reply::refused(libc::EINVAL, "not a request that this connection may make")),
         };
         if let Some(r) = reply {

@@ -80,7 +80,7 @@ impl Server {
         }
         let Some(engine_bell) = &self.nsm.engine_bell else { return Ok(()) };
         let argv = [c"nk".as_ptr(), c"nsm".as_ptr(), std::ptr::null()];
-        let pid = crate::spawn::child(theirs.as_raw_fd(), &argv)?;
+        let pid = crate::spawn::child(crate::spawn::THIS, theirs.as_raw_fd(), &argv)?;
         drop(theirs);
         crate::nsm::serve_broker(self.broker.clone(), broker)?;
         let mut m = Message::new(Kind::Nsm);

@@ -147,6 +147,7 @@ fn describe_guest(g: &Guest, s: &Stats) -> Value {
         },
         "processes": processes,
         "holds": g.holds.len(),
+        "names": super::names::describe(g),
         "engine": {
             "nqes_from_guest": operations(&s.from_guest),
             "nqes_to_guest": operations(&s.to_guest),

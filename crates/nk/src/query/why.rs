@@ -1,6 +1,6 @@
 //! Names for what a process counted as not redirected.
 
-use nk_device::row::{ExecRefused, Missed};
+use nk_device::row::{ExecRefused, Missed, NoAnswer};
 use serde_json::Value;
 
 fn family(n: u64) -> String {
@@ -107,6 +107,19 @@ fn refused(reason: u64) -> String {
     format!("a program that is {name}")
 }
 
+fn no_answer(reason: u64) -> &'static str {
+    let all = [
+        (NoAnswer::Busy, "too many questions at once"),
+        (NoAnswer::Forbidden, "the configuration gives this guest no names"),
+        (NoAnswer::Late, "no answer in time"),
+        (NoAnswer::Ended, "the resolver ended over it"),
+        (NoAnswer::Malformed, "an answer that could not be read"),
+        (NoAnswer::NoDaemon, "no daemon serves"),
+        (NoAnswer::Resources, "the process lacks descriptors or memory"),
+    ];
+    all.iter().find(|(r, _)| *r as u64 == reason).map_or("reason unknown", |(_, n)| n)
+}
+
 /// What one entry of the table says.
 fn describe(kind: u64, detail: u64) -> (&'static str, String) {
     let is = |k: Missed| kind == k as u64;
@@ -126,6 +139,8 @@ fn describe(kind: u64, detail: u64) -> (&'static str, String) {
         ("exec refused", refused(detail))
     } else if is(Missed::ControlMessage) {
         ("control message refused", format!("level {}, type {}", detail >> 16, detail & 0xffff))
+    } else if is(Missed::Name) {
+        ("name not answered", no_answer(detail).to_owned())
     } else {
         ("unknown", format!("{kind}:{detail:#x}"))
     }

@@ -1,0 +1,136 @@
+//! A resolver reads what name servers and guests send, so it runs with as little as glibc's functions need: the guest's network
+//! namespace, files that everybody may read, a user id that nothing else has.
+
+use std::ffi::CString;
+use std::fs;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use crate::sys::{self, check};
+
+/// Where `ip netns` keeps its names.
+const NAMES: &str = "/var/run/netns";
+/// Files of a named namespace, in the place of those in /etc.
+const ETC_NETNS: &str = "/etc/netns";
+/// Plus the guest's number: ids that no distribution, user or container manager gives away.
+const UID_BASE: u32 = 0x7e4b_0000;
+/// Where that one is not mapped (a daemon in a user namespace).
+const UID_NOBODY: u32 = 65534;
+const DESCRIPTORS_MAX: u64 = 1024;
+
+/// Enters the namespace, puts its own files in the place of /etc's as `ip netns exec` does, and gives up every privilege.
+pub(super) fn enter(netns: &OwnedFd, guest: u16) -> io::Result<()> {
+    let wanted = sys::identity(netns.as_raw_fd())?;
+    // Looked for before anything is mounted or entered.
+    let etc = etc_of(wanted);
+    let own = fs::metadata("/proc/self/ns/net")?;
+    if (own.dev(), own.ino()) != wanted {
+        // SAFETY: plain numbers; this process has one thread.
+        check(unsafe { libc::setns(netns.as_raw_fd(), libc::CLONE_NEWNET) })?;
+    }
+    // SAFETY: no arguments, cannot fail.
+    let root = unsafe { libc::geteuid() } == 0;
+    if let Some(etc) = etc.filter(|_| root) {
+        bind_etc(&etc)?;
+    }
+    limit()?;
+    if root {
+        drop_user(guest)?;
+    }
+    // SAFETY: plain numbers. Neither exec nor a debugger of the same user gets more than this process has.
+    unsafe {
+        check(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))?;
+        check(libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0))?;
+    }
+    Ok(())
+}
+
+/// The directory with the files of a named namespace. A namespace may have several names; the first that has files counts.
+fn etc_of(wanted: (u64, u64)) -> Option<PathBuf> {
+    let mut found: Vec<PathBuf> = fs::read_dir(NAMES)
+        .ok()?
+        .flatten()
+        .filter(|e| fs::metadata(e.path()).is_ok_and(|m| (m.dev(), m.ino()) == wanted))
+        .map(|e| Path::new(ETC_NETNS).join(e.file_name()))
+        .filter(|d| d.is_dir())
+        .collect();
+    found.sort();
+    found.into_iter().next()
+}
+
+/// Mounts each file of the directory over the one in /etc, in a mount namespace of our own.
+fn bind_etc(dir: &Path) -> io::Result<()> {
+    let c = |p: &Path| CString::new(p.as_os_str().as_bytes()).map_err(io::Error::other);
+    // SAFETY: plain numbers, and C strings that live during the calls.
+    unsafe {
+        check(libc::unshare(libc::CLONE_NEWNS))?;
+        let (none, all) = (std::ptr::null(), libc::MS_SLAVE | libc::MS_REC);
+        check(libc::mount(none, c"/".as_ptr(), none, all, std::ptr::null()))?;
+    }
+    for entry in fs::read_dir(dir)?.flatten() {
+        let (from, to) = (c(&entry.path())?, c(&Path::new("/etc").join(entry.file_name()))?);
+        // SAFETY: as above.
+        let r = unsafe {
+            let none = std::ptr::null();
+            check(libc::mount(from.as_ptr(), to.as_ptr(), none, libc::MS_BIND, std::ptr::null()))
+        };
+        if let Err(e) = r {
+            // As ip does: what has no counterpart in /etc is said and passed over.
+            let shown = entry.path();
+            tracing::warn!(file = %shown.display(), error = %e, "cannot be put into /etc's place");
+        }
+    }
+    Ok(())
+}
+
+fn limit() -> io::Result<()> {
+    let set = |what, max: u64| {
+        let r = libc::rlimit { rlim_cur: max, rlim_max: max };
+        // SAFETY: reads a local.
+        check(unsafe { libc::setrlimit(what, &raw const r) })
+    };
+    set(libc::RLIMIT_CORE, 0)?;
+    set(libc::RLIMIT_FSIZE, 0)?;
+    let mut now = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: writes a local.
+    check(unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut now) })?;
+    set(libc::RLIMIT_NOFILE, DESCRIPTORS_MAX.min(now.rlim_max))?;
+    Ok(())
+}
+
+/// Another user and group, and with root's the capabilities are gone. A resolver must not be reachable by a guest's signals, so
+/// each has an id of its own.
+fn drop_user(guest: u16) -> io::Result<()> {
+    // SAFETY: plain numbers. A daemon in a user namespace may not be allowed to; it then has no other groups that matter.
+    unsafe { libc::setgroups(0, std::ptr::null()) };
+    for id in [UID_BASE + u32::from(guest), UID_NOBODY] {
+        // SAFETY: plain numbers.
+        let group = check(unsafe { libc::setresgid(id, id, id) });
+        // SAFETY: plain numbers.
+        let user = group.and_then(|_| check(unsafe { libc::setresuid(id, id, id) }));
+        match user {
+            Ok(_) => return Ok(()),
+            Err(e) if e.raw_os_error() == Some(libc::EINVAL) => {}
+            Err(e) => return Err(e),
+        }
+    }
+    // Nobody else is mapped where this daemon runs. What is left is to give up the capabilities.
+    drop_capabilities()
+}
+
+fn drop_capabilities() -> io::Result<()> {
+    #[repr(C)]
+    struct Header {
+        version: u32,
+        pid: i32,
+    }
+    const VERSION_3: u32 = 0x2008_0522;
+    let header = Header { version: VERSION_3, pid: 0 };
+    let none = [0u32; 6];
+    // SAFETY: a header and two data structs of three words each, as version 3 wants.
+    check(unsafe { libc::syscall(libc::SYS_capset, &raw const header, none.as_ptr()) as i32 })?;
+    Ok(())
+}

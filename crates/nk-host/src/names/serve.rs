@@ -1,0 +1,204 @@
+//! A resolver's connections: each carries one question and one answer. Worker threads, made as they are needed, take them in
+//! turn; what is more than they and the queue hold is told so at once.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use nk_attach::names::{ANSWER_MAX, BUSY, Outcome, QUESTION_MAX, Question};
+use nk_attach::{Kind, RecvError};
+
+use super::{Counter, Counters, lookup};
+use crate::sys;
+
+/// Lookups at once. They wait for name servers most of the time.
+pub(super) const WORKERS_MAX: usize = 32;
+/// Connections that wait for a worker.
+pub(super) const QUEUE_MAX: usize = 256;
+/// How long a connection may take until its question is there: the guest sends it at once.
+const QUESTION_MAX_MS: i32 = 2_000;
+/// A lookup that takes longer hangs, and whoever asked has given up. The process ends; the next question starts another.
+const LOOKUP_MAX: Duration = Duration::from_secs(300);
+/// How long nobody asks before the process ends.
+const IDLE_MAX: Duration = Duration::from_secs(15);
+/// How often it looks for lookups that hang, while there are lookups.
+const LOOK_EVERY: Duration = Duration::from_secs(10);
+const STACK_SIZE: usize = 1 << 20;
+
+#[derive(Debug, Default)]
+struct State {
+    queue: VecDeque<OwnedFd>,
+    idle_workers: usize,
+    /// By worker: since when it has been at its question.
+    busy_since: Vec<Option<Instant>>,
+    ended: bool,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    state: Mutex<State>,
+    work: Condvar,
+}
+
+fn lock(s: &Shared) -> MutexGuard<'_, State> {
+    s.state.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl State {
+    fn is_idle(&self) -> bool {
+        self.queue.is_empty() && self.busy_since.iter().all(Option::is_none)
+    }
+}
+
+/// Serves until the other end of `control` is closed, or nobody has asked for a while.
+///
+/// # Errors
+/// A lookup hangs; or a message is none that a resolver knows.
+pub fn serve(control: &OwnedFd, counters: &Arc<Counters>) -> io::Result<()> {
+    let shared = Arc::new(Shared::default());
+    let result = take(control.as_raw_fd(), &shared, counters);
+    lock(&shared).ended = true;
+    shared.work.notify_all();
+    result
+}
+
+fn take(control: RawFd, shared: &Arc<Shared>, counters: &Arc<Counters>) -> io::Result<()> {
+    loop {
+        let was_idle = lock(shared).is_idle();
+        if !wait(control, if was_idle { IDLE_MAX } else { LOOK_EVERY }) {
+            let state = lock(shared);
+            if was_idle && state.is_idle() {
+                return Ok(());
+            }
+            if state.busy_since.iter().flatten().any(|t| t.elapsed() > LOOKUP_MAX) {
+                return Err(io::Error::other("a lookup hangs"));
+            }
+            continue;
+        }
+        match nk_attach::recv(control, true) {
+            Ok((m, mut fds, _)) if Kind::from_u32(m.kind) == Some(Kind::Names) => {
+                if let Some(fd) = fds.take(0).map(sys::own) {
+                    submit(fd, shared, counters);
+                }
+            }
+            Ok(_) => return Err(io::Error::other("an odd message from the daemon")),
+            Err(RecvError::Os(libc::EAGAIN)) => {}
+            Err(RecvError::Closed) => return Ok(()),
+            Err(e) => return Err(io::Error::other(format!("the daemon's connection: {e:?}"))),
+        }
+    }
+}
+
+/// Waits until the descriptor is readable or closed; `false` when the time is up.
+fn wait(fd: RawFd, limit: Duration) -> bool {
+    let ms = i32::try_from(limit.as_millis()).unwrap_or(i32::MAX);
+    let mut p = libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
+    // SAFETY: one entry of ours.
+    unsafe { libc::poll(&raw mut p, 1, ms) != 0 }
+}
+
+fn submit(connection: OwnedFd, shared: &Arc<Shared>, counters: &Arc<Counters>) {
+    let mut state = lock(shared);
+    let new = if state.idle_workers > state.queue.len() {
+        None
+    } else if state.busy_since.len() < WORKERS_MAX {
+        state.busy_since.push(None);
+        Some(state.busy_since.len() - 1)
+    } else if state.queue.len() < QUEUE_MAX {
+        None
+    } else {
+        drop(state);
+        return refuse(&connection, counters);
+    };
+    state.queue.push_back(connection);
+    shared.work.notify_one();
+    drop(state);
+    if let Some(number) = new {
+        let (mine, counts) = (shared.clone(), counters.clone());
+        let made = std::thread::Builder::new()
+            .name("nk-lookup".into())
+            .stack_size(STACK_SIZE)
+            .spawn(move || work(number, &mine, &counts));
+        if made.is_err() {
+            let mut state = lock(shared);
+            // Its slot was the last one.
+            state.busy_since.pop();
+            if state.busy_since.is_empty() {
+                // Nobody would ever come for it.
+                let all: Vec<OwnedFd> = state.queue.drain(..).collect();
+                drop(state);
+                for connection in all {
+                    refuse(&connection, counters);
+                }
+            }
+        }
+    }
+}
+
+fn refuse(connection: &OwnedFd, counters: &Counters) {
+    counters.count(Counter::Busy);
+    let mut out = [0; 64];
+    if let Some(len) = (Outcome { code: BUSY, ..Outcome::default() }).write(&mut out).finish() {
+        send(connection.as_raw_fd(), out.get(..len).unwrap_or_default());
+    }
+}
+
+fn work(number: usize, shared: &Shared, counters: &Counters) {
+    let mut answer = vec![0; ANSWER_MAX];
+    loop {
+        let mut state = lock(shared);
+        if let Some(b) = state.busy_since.get_mut(number) {
+            *b = None;
+        }
+        let connection = loop {
+            if state.ended {
+                return;
+            }
+            if let Some(c) = state.queue.pop_front() {
+                break c;
+            }
+            state.idle_workers += 1;
+            state = shared.work.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state.idle_workers -= 1;
+        };
+        if let Some(b) = state.busy_since.get_mut(number) {
+            *b = Some(Instant::now());
+        }
+        drop(state);
+        if talk(&connection, &mut answer, counters).is_none() {
+            counters.count(Counter::Malformed);
+        }
+    }
+}
+
+/// One question and its answer. `None`: there was no question.
+fn talk(connection: &OwnedFd, answer: &mut [u8], counters: &Counters) -> Option<()> {
+    let fd = connection.as_raw_fd();
+    let mut p = libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
+    let mut packet = [0u8; QUESTION_MAX + 1];
+    // SAFETY: one entry of ours; then at most the buffer's length into the buffer. The guest cannot make either wait longer.
+    let n = unsafe {
+        if libc::poll(&raw mut p, 1, QUESTION_MAX_MS) != 1 {
+            return None;
+        }
+        libc::recv(fd, packet.as_mut_ptr().cast(), packet.len(), libc::MSG_DONTWAIT)
+    };
+    if p.revents & libc::POLLHUP != 0 {
+        // Whoever asked did not wait for its turn.
+        return Some(());
+    }
+    let question = Question::parse(packet.get(..usize::try_from(n).ok()?)?)?;
+    let (len, again) = lookup::answer(&question, answer);
+    counters.count(if again { Counter::TryAgain } else { Counter::Answered });
+    send(fd, answer.get(..len)?);
+    Some(())
+}
+
+/// A guest that does not want its answer, or is gone, does without.
+fn send(fd: RawFd, packet: &[u8]) {
+    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+    // SAFETY: reads the packet.
+    unsafe { libc::send(fd, packet.as_ptr().cast(), packet.len(), flags) };
+}

@@ -1,0 +1,176 @@
+//! Questions about names, as the control thread sees them: it makes a connection between a guest's process and the guest's resolver,
+//! starts the resolver when there is none, and never looks at what is asked. Nothing here waits for either.
+
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use nk_attach::{Kind, Message};
+use nk_engine::GuestId;
+use serde_json::{Value, json};
+
+use super::{Reply, Server, Source, Token};
+use crate::guest::{Guest, Names, Resolver};
+use crate::names::{Counter, Counters};
+use crate::sys;
+
+/// A guest's resolvers are started no faster than this: one that dies at once must not keep the control thread forking.
+const START_REST: Duration = Duration::from_millis(100);
+
+/// Why there was no connection.
+enum Refused {
+    /// Asking again later may help.
+    Later(&'static str),
+    Failed(&'static str, io::Error),
+}
+
+impl Server {
+    /// A process of the guest wants to ask.
+    pub(super) fn names(&mut self, id: GuestId) -> Reply {
+        let Some(g) = self.guests.get_mut(&id.0) else {
+            return Reply::refused(libc::EINVAL, "the guest has ended");
+        };
+        g.names.asked += 1;
+        if self.config.guest.get(&g.name).is_some_and(|c| c.names == Some(false)) {
+            g.names.refused += 1;
+            return Reply::refused(libc::EPERM, "the configuration gives this guest no names");
+        }
+        let reply = match self.connect_resolver(id) {
+            Ok(near) => return Reply::ok(0, 0, 0, 0).with_fds(vec![near]),
+            Err(Refused::Later(why)) => Reply::refused(libc::EAGAIN, why),
+            Err(Refused::Failed(what, e)) => {
+                tracing::error!(guest = id.0, error = %e, "{what}");
+                Reply::refused(libc::EAGAIN, what)
+            }
+        };
+        if let Some(g) = self.guests.get_mut(&id.0) {
+            g.names.refused += 1;
+        }
+        reply
+    }
+
+    /// The process's end of a fresh connection whose other end the resolver has.
+    fn connect_resolver(&mut self, id: GuestId) -> Result<OwnedFd, Refused> {
+        let fail = |what| move |e| Refused::Failed(what, e);
+        let (near, far) = sys::seqpacket_pair().map_err(fail("cannot make a connection"))?;
+        let message = Message::new(Kind::Names);
+        // One that has just ended, because nobody had asked for a while, is replaced at once.
+        for _ in 0..3 {
+            let control = match self.guests.get(&id.0).and_then(|g| g.names.resolver.as_ref()) {
+                Some(r) => r.control.as_raw_fd(),
+                None => {
+                    self.start_resolver(id)?;
+                    continue;
+                }
+            };
+            match nk_attach::try_send(control, &message, &[far.as_raw_fd()]) {
+                Ok(()) => return Ok(near),
+                Err(libc::EPIPE | libc::ECONNRESET) => self.let_go_of_resolver(id),
+                Err(_) => return Err(Refused::Later("too many questions wait for the resolver")),
+            }
+        }
+        Err(Refused::Later("the resolver ended"))
+    }
+
+    fn start_resolver(&mut self, id: GuestId) -> Result<(), Refused> {
+        let fail = |what| move |e| Refused::Failed(what, e);
+        let Some(g) = self.guests.get_mut(&id.0) else {
+            return Err(Refused::Later("the guest has ended"));
+        };
+        if g.names.started.is_some_and(|t| t.elapsed() < START_REST) {
+            return Err(Refused::Later("the last resolver has just ended"));
+        }
+        g.names.started = Some(Instant::now());
+        if g.names.counters.is_none() {
+            g.names.counters = Some(Counters::new().map_err(fail("no memory for counters"))?);
+        }
+        let Some(counters) = &g.names.counters else { return Err(Refused::Later("no counters")) };
+        let (control, theirs) = sys::seqpacket_pair().map_err(fail("cannot make a connection"))?;
+        let mut m = Message::new(Kind::Names);
+        m.a = id.0.into();
+        let fds = [g.netns.as_raw_fd(), counters.memfd.as_raw_fd()];
+        nk_attach::try_send(control.as_raw_fd(), &m, &fds)
+            .map_err(|e| Refused::Failed("cannot send", io::Error::from_raw_os_error(e)))?;
+        let argv = [c"nk".as_ptr(), c"resolver".as_ptr(), std::ptr::null()];
+        let pid = crate::spawn::child(self.resolver, theirs.as_raw_fd(), &argv)
+            .map_err(fail("cannot start a resolver"))?;
+        let fd = match sys::pidfd(pid) {
+            Ok(fd) => fd,
+            Err(e) => {
+                kill(pid);
+                reap(pid, 0);
+                return Err(Refused::Failed("cannot watch a resolver", e));
+            }
+        };
+        let raw = fd.as_raw_fd();
+        let token = self.sources.insert(Source::Resolver { fd, pid, guest: id });
+        if let Err(e) = self.epoll.add(raw, libc::EPOLLIN, token.word()) {
+            self.sources.remove(token);
+            kill(pid);
+            reap(pid, 0);
+            return Err(Refused::Failed("cannot watch a resolver", e));
+        }
+        if let Some(g) = self.guests.get_mut(&id.0) {
+            tracing::debug!(guest = g.name, pid, "resolver started");
+            g.names.resolver = Some(Resolver { pid, token, control });
+        }
+        Ok(())
+    }
+
+    /// It closed its end, so it is about to end; its pidfd stays watched.
+    fn let_go_of_resolver(&mut self, id: GuestId) {
+        if let Some(g) = self.guests.get_mut(&id.0) {
+            g.names.resolver = None;
+        }
+    }
+
+    /// A resolver is gone: because nobody had asked for a while, or it was killed. Whoever waits for an answer sees its connection end.
+    pub(super) fn resolver_ended(&mut self, token: Token) {
+        let Some(Source::Resolver { pid, guest, .. }) = self.sources.get(token) else { return };
+        let (pid, guest) = (*pid, *guest);
+        self.drop_source(token);
+        let status = reap(pid, libc::WNOHANG);
+        if status != 0 {
+            tracing::warn!(guest = guest.0, pid, status, "a resolver failed");
+        }
+        if let Some(g) = self.guests.get_mut(&guest.0)
+            && g.names.resolver.as_ref().is_some_and(|r| r.token == token)
+        {
+            g.names.resolver = None;
+        }
+    }
+}
+
+/// Its guest has ended. The pidfd tells when it is gone.
+pub(super) fn end_resolver(names: &Names) {
+    if let Some(r) = &names.resolver {
+        kill(r.pid);
+    }
+}
+
+fn kill(pid: i32) {
+    // SAFETY: a child of ours that was not waited for.
+    unsafe { libc::kill(pid, libc::SIGKILL) };
+}
+
+/// Its wait status.
+fn reap(pid: i32, flags: i32) -> i32 {
+    let mut status = 0;
+    // SAFETY: a child of ours, and a place for its status.
+    unsafe { libc::waitpid(pid, &raw mut status, flags) };
+    status
+}
+
+/// For `nk guests`.
+pub(super) fn describe(g: &Guest) -> Value {
+    let n = &g.names;
+    let read = |c| n.counters.as_ref().map_or(0, |m| m.read(c));
+    json!({
+        "asked": n.asked,
+        "refused": n.refused + read(Counter::Busy),
+        "answered": read(Counter::Answered),
+        "try_again": read(Counter::TryAgain),
+        "malformed": read(Counter::Malformed),
+        "resolver_pid": n.resolver.as_ref().map(|r| r.pid),
+    })
+}
