@@ -14,6 +14,7 @@
 //! | [`row`] | one guest process |
 //! | [`qset`] | one queue set |
 //! | [`header`] | version, geometry, doorbells |
+//! | [`patience`] | the waiting policy: when to look again rather than sleep |
 //! | [`device`] | a mapped region: bounds-checked access to all of these |
 //!
 //! Every field has one writer while a socket, row or queue set is in use: `guest`, `service` (ServiceLib in the NSM) or
@@ -32,6 +33,7 @@ pub mod header;
 #[cfg(loom)]
 pub mod model;
 pub mod nqe;
+pub mod patience;
 pub mod qset;
 pub mod ring;
 pub mod row;

@@ -39,12 +39,15 @@ atomic_trait!(Word64, u64, "A 64-bit atomic cell.");
 macro_rules! atomic_impl {
     ($trait:ident, $int:ty, $atomic:ty) => {
         impl $trait for $atomic {
+            #[inline]
             fn load(&self, order: Ordering) -> $int {
                 <$atomic>::load(self, order)
             }
+            #[inline]
             fn store(&self, value: $int, order: Ordering) {
                 <$atomic>::store(self, value, order);
             }
+            #[inline]
             fn compare_exchange(
                 &self,
                 current: $int,

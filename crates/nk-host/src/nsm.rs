@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, TryRecvError};
 
 use nk_attach::{Fds, Kind, Message};
+use nk_device::patience::Patience;
 use nk_device::{Addr, Layout};
 use nk_servicelib::{self as servicelib, Errno, GuestPool, GuestStats, Key, Service, Stack};
 use nk_stack_kernel::{KernelStack, ListenerKeeper};
@@ -240,6 +241,8 @@ fn first(fds: &mut Fds) -> Option<OwnedFd> {
 
 impl Worker {
     fn run(&mut self) {
+        let patience = Patience::new();
+        let mut wait = patience.wait();
         loop {
             let engine_bell = self.engine_bell.as_raw_fd();
             let mut ring = || {
@@ -262,6 +265,11 @@ impl Worker {
                 }
             }
             if busy {
+                wait.found();
+                wait = patience.wait();
+                continue;
+            }
+            if sys::yields(&mut wait) {
                 continue;
             }
             if self.service.prepare_sleep() {
@@ -271,6 +279,7 @@ impl Worker {
                 self.service.poll(now_ms(), wait_ms, &mut ring);
             }
             self.service.finish_sleep();
+            wait = patience.wait();
         }
     }
 

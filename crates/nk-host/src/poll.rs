@@ -9,6 +9,7 @@ use std::sync::mpsc::{self, Receiver, Sender, TryRecvError};
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
+use nk_device::patience::Patience;
 use nk_engine::Engine;
 use nk_servicelib::{Service, Stack};
 use nk_stack_kernel::KernelStack;
@@ -150,6 +151,8 @@ fn run(state: &mut PollState, commands: &Receiver<Command>) {
     }
     let mut timer_ms: Option<u64> = None;
     let mut woken = Vec::new();
+    let patience = Patience::new();
+    let mut wait = patience.wait();
     while !state.end {
         let e = state.engine.poll(BUDGET, &mut state.notify);
         let mut busy = e.worked > 0 || e.pending;
@@ -171,6 +174,11 @@ fn run(state: &mut PollState, commands: &Receiver<Command>) {
             }
         }
         if busy {
+            wait.found();
+            wait = patience.wait();
+            continue;
+        }
+        if sys::yields(&mut wait) {
             continue;
         }
         if state.engine.prepare_sleep() {
@@ -189,5 +197,6 @@ fn run(state: &mut PollState, commands: &Receiver<Command>) {
             }
         }
         state.engine.finish_sleep();
+        wait = patience.wait();
     }
 }

@@ -118,10 +118,16 @@ pub fn map_private(len: usize) -> *mut c_void {
 /// Monotonic time in µs.
 #[must_use]
 pub fn now_us() -> u64 {
+    now_ns() / 1000
+}
+
+/// CLOCK_MONOTONIC in ns.
+#[must_use]
+pub fn now_ns() -> u64 {
     let mut t = timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: writes a local; clock_gettime is not one of our names and needs no lock.
     unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut t) };
-    t.tv_sec as u64 * 1_000_000 + t.tv_nsec as u64 / 1000
+    t.tv_sec as u64 * 1_000_000_000 + t.tv_nsec as u64
 }
 
 /// µs as a timespec.

@@ -19,10 +19,7 @@ pub(super) struct Limit {
 }
 
 fn now_ns() -> i64 {
-    let mut t = timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: writes a local.
-    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut t) };
-    t.tv_sec.saturating_mul(NS_PER_S).saturating_add(t.tv_nsec)
+    sys::now_ns() as i64
 }
 
 impl Limit {
