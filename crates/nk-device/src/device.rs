@@ -151,6 +151,7 @@ impl Device {
     }
 
     /// The geometry.
+    #[inline]
     #[must_use]
     pub fn layout(&self) -> Layout {
         self.layout
@@ -162,6 +163,7 @@ impl Device {
         self.base
     }
 
+    #[inline]
     fn at<T>(&self, start: usize, index: u32, count: u32) -> Option<&T> {
         if index >= count {
             return None;
@@ -172,27 +174,32 @@ impl Device {
     }
 
     /// The header.
+    #[inline]
     #[must_use]
     pub fn header(&self) -> &Header {
         // SAFETY: every layout starts with a header; atomics only.
         unsafe { self.base.cast::<Header>().as_ref() }
     }
     /// A row.
+    #[inline]
     #[must_use]
     pub fn row(&self, row: u16) -> Option<&Row> {
         self.at(self.layout.rows_at(), u32::from(row), self.layout.rows)
     }
     /// A queue set.
+    #[inline]
     #[must_use]
     pub fn qset(&self, qset: u16) -> Option<&Qset> {
         self.at(self.layout.qsets_at(), u32::from(qset), self.layout.qsets)
     }
     /// A cell.
+    #[inline]
     #[must_use]
     pub fn cell(&self, socket: u32) -> Option<&Cell> {
         self.at(self.layout.cells_at(), socket, self.layout.cells)
     }
     /// Start of a chunk: [`CHUNK_SIZE`] bytes that anybody may write at any time. Copy with raw pointers only.
+    #[inline]
     #[must_use]
     pub fn chunk(&self, chunk: u32) -> Option<NonNull<u8>> {
         if chunk >= self.layout.chunks {

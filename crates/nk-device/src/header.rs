@@ -54,6 +54,7 @@ pub struct Header {
 
 impl Header {
     /// Guest: something was pushed on the queue set's job or send ring. `true` when the engine's doorbell must be rung.
+    #[inline]
     #[must_use]
     pub fn ring_bell(&self, qset: u16) -> bool {
         let Some(w) = self.bell.get(usize::from(qset) / 64) else { return false };
@@ -64,14 +65,14 @@ impl Header {
         self.engine_sleeping.load(Ordering::SeqCst) != 0
     }
 
-    /// Engine: asks for the doorbell. `true`: nothing was rung meanwhile, sleep until the doorbell; whatever it says,
-    /// [`Header::finish_sleep`] follows.
+    /// Engine: asks for the doorbell. `true`: nothing was rung meanwhile in the first `words` of the bitmap, sleep until the doorbell;
+    /// whatever it says, [`Header::finish_sleep`] follows.
     #[must_use]
-    pub fn prepare_sleep(&self) -> bool {
+    pub fn prepare_sleep(&self, words: usize) -> bool {
         self.engine_sleeping.store(1, Ordering::SeqCst);
         // A guest sets its bell, fences, then reads engine_sleeping.
         fence(Ordering::SeqCst);
-        !self.has_bells()
+        !self.has_bells(words)
     }
     /// Engine: awake again.
     pub fn finish_sleep(&self) {
@@ -79,6 +80,7 @@ impl Header {
     }
 
     /// Engine: takes all set bits of one word.
+    #[inline]
     #[must_use]
     pub fn take_bells(&self, word: usize) -> u64 {
         match self.bell.get(word) {
@@ -87,9 +89,9 @@ impl Header {
         }
     }
 
-    /// Engine: whether any bit is set (within [`Header::prepare_sleep`]).
+    /// Engine: whether any bit is set in the first `words` (within [`Header::prepare_sleep`]).
     #[must_use]
-    pub fn has_bells(&self) -> bool {
-        self.bell.iter().any(|w| w.load(Ordering::SeqCst) != 0)
+    pub fn has_bells(&self, words: usize) -> bool {
+        self.bell.iter().take(words).any(|w| w.load(Ordering::SeqCst) != 0)
     }
 }

@@ -65,6 +65,7 @@ pub enum Op {
 
 impl Op {
     /// Parses an operation; `None` when the byte names none.
+    #[inline]
     #[must_use]
     pub fn from_u8(v: u8) -> Option<Op> {
         Some(match v {
@@ -95,6 +96,7 @@ impl Op {
     }
 
     /// Whether a guest may put this operation on a job ring.
+    #[inline]
     #[must_use]
     pub fn is_guest_job(self) -> bool {
         (self as u8) < 32
@@ -133,12 +135,14 @@ pub struct Nqe {
 
 impl Nqe {
     /// An element with the operation and the socket, the rest 0.
+    #[inline]
     #[must_use]
     pub fn new(op: Op, socket: u32, generation: u16) -> Nqe {
         Nqe { op: op as u8, socket, generation, ..Nqe::default() }
     }
 
     /// The four words, with the phase bit clear.
+    #[inline]
     #[must_use]
     pub fn to_words(&self) -> [u64; 4] {
         let flags = (u64::from(self.flags & 1) << 1) | (u64::from(self.ticket & TICKET_MAX) << 2);
@@ -155,6 +159,7 @@ impl Nqe {
     }
 
     /// Parses four words; the phase bit is ignored. Any words give some element.
+    #[inline]
     #[must_use]
     pub fn from_words(w: [u64; 4]) -> Nqe {
         let flags = (w[0] >> 8) as u8;
@@ -170,6 +175,53 @@ impl Nqe {
             op_data: w[2],
             data: w[3],
         }
+    }
+}
+
+/// One queue element as it lies in a ring (its phase bit aside): for those who look at little of it and pass it on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PackedNqe(pub(crate) [u64; 4]);
+
+impl PackedNqe {
+    /// All fields.
+    #[inline]
+    #[must_use]
+    pub fn unpack(&self) -> Nqe {
+        Nqe::from_words(self.0)
+    }
+    /// [`Nqe::socket`].
+    #[inline]
+    #[must_use]
+    pub fn socket(&self) -> u32 {
+        self.0[1] as u32
+    }
+    /// [`Nqe::generation`].
+    #[inline]
+    #[must_use]
+    pub fn generation(&self) -> u16 {
+        (self.0[0] >> 48) as u16
+    }
+    /// Whether it is this operation, and asks for no reply.
+    #[inline]
+    #[must_use]
+    pub fn is_untold(&self, op: Op) -> bool {
+        // Operation and ticket; not the phase bit and the error flag.
+        self.0[0] & 0xfcff == op as u64
+    }
+    /// The same element with its origin and operation data set by who knows them, and no flags.
+    #[inline]
+    #[must_use]
+    pub fn stamped(&self, guest: u16, qset: u16, op_data: u64) -> PackedNqe {
+        let [w0, w1, _, w3] = self.0;
+        let origin = u64::from(guest) << 16 | u64::from(qset) << 32;
+        PackedNqe([w0 & 0xffff_0000_0000_00ff | origin, w1, op_data, w3])
+    }
+}
+
+impl From<&Nqe> for PackedNqe {
+    #[inline]
+    fn from(nqe: &Nqe) -> PackedNqe {
+        PackedNqe(nqe.to_words())
     }
 }
 
@@ -197,6 +249,21 @@ mod tests {
             let back = e.to_words();
             prop_assert_eq!(back[0], w[0] & !(1 << 8));
             prop_assert_eq!(&back[1..], &w[1..]);
+        }
+
+        #[test]
+        fn a_packed_element_says_what_the_parsed_one_says(w in any::<[u64; 4]>()) {
+            let (packed, nqe) = (PackedNqe(w), Nqe::from_words(w));
+            prop_assert_eq!(packed.socket(), nqe.socket);
+            prop_assert_eq!(packed.generation(), nqe.generation);
+            for op in [Op::Send, Op::Close] {
+                let untold = nqe.op == op as u8 && nqe.ticket == 0;
+                prop_assert_eq!(packed.is_untold(op), untold);
+            }
+            let stamped = packed.stamped(7, 9, 11).unpack();
+            let by_hand =
+                Nqe { guest: 7, qset: 9, op_data: 11, flags: 0, ticket: 0, ..nqe };
+            prop_assert_eq!(stamped, by_hand);
         }
 
         #[test]

@@ -66,21 +66,25 @@ pub type SharedRing<'a> = Ring<'a, AtomicU32, AtomicU64>;
 
 impl Qset {
     /// Guest to stack: control operations.
+    #[inline]
     #[must_use]
     pub fn job(&self) -> SharedRing<'_> {
         Ring { tail: &self.job_tail, head: &self.job_head, slots: &self.job }
     }
     /// Guest to stack: operations with data.
+    #[inline]
     #[must_use]
     pub fn send(&self) -> SharedRing<'_> {
         Ring { tail: &self.send_tail, head: &self.send_head, slots: &self.send }
     }
     /// Stack to guest: results.
+    #[inline]
     #[must_use]
     pub fn completion(&self) -> SharedRing<'_> {
         Ring { tail: &self.completion_tail, head: &self.completion_head, slots: &self.completion }
     }
     /// Stack to guest: events.
+    #[inline]
     #[must_use]
     pub fn receive(&self) -> SharedRing<'_> {
         Ring { tail: &self.receive_tail, head: &self.receive_head, slots: &self.receive }
@@ -96,10 +100,12 @@ impl Qset {
         !receive.is_ready(&self.receive())
     }
     /// Guest: awake again.
+    #[inline]
     pub fn finish_sleep(&self) {
         self.sleeping.store(0, Ordering::SeqCst);
     }
     /// Engine: after a push on the receive ring, whether the doorbell must be rung. Reads the flag and never clears it.
+    #[inline]
     #[must_use]
     pub fn wants_doorbell(&self) -> bool {
         fence(Ordering::SeqCst);

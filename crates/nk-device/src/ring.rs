@@ -4,7 +4,7 @@
 //! there when its phase is right. Producers reserve a slot by CAS on `tail`, which also makes the push safe in a signal
 //! handler that interrupted another push. The consumer publishes `head` when it likes ([`Consumer::commit`]).
 
-use crate::nqe::Nqe;
+use crate::nqe::{Nqe, PackedNqe};
 use crate::sync::{Ordering, Word32, Word64};
 
 const PHASE: u64 = 1 << 8;
@@ -31,15 +31,19 @@ impl<A32, A64> Copy for Ring<'_, A32, A64> {}
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Full;
 
+#[inline]
 fn phase(index: u32, capacity: u32) -> u64 {
-    if (index / capacity) & 1 == 0 { PHASE } else { 0 }
+    // Which lap, odd or even: the capacity is a power of two.
+    if index & capacity == 0 { PHASE } else { 0 }
 }
 
 impl<'a, A32: Word32, A64: Word64> Ring<'a, A32, A64> {
+    #[inline]
     fn capacity(&self) -> u32 {
         (self.slots.len() / 4) as u32
     }
 
+    #[inline]
     fn slot(&self, index: u32) -> Option<&'a [A64]> {
         let base = (index & (self.capacity().wrapping_sub(1))) as usize * 4;
         self.slots.get(base..base + 4)
@@ -50,6 +54,7 @@ impl<'a, A32: Word32, A64: Word64> Ring<'a, A32, A64> {
     ///
     /// # Errors
     /// [`Full`] when the consumer is a whole ring behind (or its index is nonsense).
+    #[inline]
     pub fn push(&self, nqe: &Nqe) -> Result<(), Full> {
         let capacity = self.capacity();
         let mut tail = self.tail.load(Ordering::Relaxed);
@@ -73,17 +78,18 @@ impl<'a, A32: Word32, A64: Word64> Ring<'a, A32, A64> {
                 Err(found) => tail = found,
             }
         }
-        self.write(tail, nqe);
+        self.write(tail, &nqe.into());
         Ok(())
     }
 
-    fn write(&self, index: u32, nqe: &Nqe) {
-        let [w0, w1, w2, w3] = nqe.to_words();
+    #[inline]
+    fn write(&self, index: u32, nqe: &PackedNqe) {
+        let [w0, w1, w2, w3] = nqe.0;
         if let Some([s0, s1, s2, s3]) = self.slot(index) {
             s1.store(w1, Ordering::Relaxed);
             s2.store(w2, Ordering::Relaxed);
             s3.store(w3, Ordering::Relaxed);
-            s0.store(w0 | phase(index, self.capacity()), Ordering::Release);
+            s0.store(w0 & !PHASE | phase(index, self.capacity()), Ordering::Release);
         }
     }
 }
@@ -92,31 +98,80 @@ impl<'a, A32: Word32, A64: Word64> Ring<'a, A32, A64> {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Producer {
     tail: u32,
+    /// `head` when last looked: the line is the consumer's, and is not fetched while the ring has room by this.
+    head: u32,
 }
 
 impl Producer {
     /// A producer that goes on at `tail` (0 on a fresh ring).
     #[must_use]
     pub fn at(tail: u32) -> Producer {
-        Producer { tail }
+        // Half round the index space: no room until the consumer's index is read.
+        Producer { tail, head: tail.wrapping_sub(1 << 31) }
     }
 
     /// Pushes one element.
     ///
     /// # Errors
     /// [`Full`] when the consumer is a whole ring behind (or its index is nonsense).
+    #[inline]
     pub fn push<A32: Word32, A64: Word64>(
         &mut self,
         ring: &Ring<'_, A32, A64>,
         nqe: &Nqe,
     ) -> Result<(), Full> {
-        if self.tail.wrapping_sub(ring.head.load(Ordering::Acquire)) >= ring.capacity() {
+        if self.room(ring, 1) == 0 {
             return Err(Full);
         }
+        self.put(ring, &nqe.into());
+        self.publish(ring);
+        Ok(())
+    }
+
+    /// Free slots, so far as `wanted` makes a look at the consumer's index necessary; 0 when that is nonsense.
+    #[inline]
+    pub fn room<A32: Word32, A64: Word64>(
+        &mut self,
+        ring: &Ring<'_, A32, A64>,
+        wanted: u32,
+    ) -> u32 {
+        let capacity = ring.capacity();
+        let free = |head: u32| capacity.saturating_sub(self.tail.wrapping_sub(head));
+        let known = free(self.head);
+        if known >= wanted {
+            return known;
+        }
+        let head = ring.head.load(Ordering::Acquire);
+        let free = free(head);
+        // A head that is nonsense is not kept: it could pass for a good one when the tail has moved on.
+        if free > 0 {
+            self.head = head;
+        }
+        free
+    }
+
+    /// Has the next `count` slots' lines fetched for writing: they are in the consumer's cache, and stores that miss go one after
+    /// the other.
+    #[inline]
+    pub fn fetch<A32: Word32, A64: Word64>(&self, ring: &Ring<'_, A32, A64>, count: u32) {
+        for ahead in (0..count).step_by(2) {
+            if let Some([first, ..]) = ring.slot(self.tail.wrapping_add(ahead)) {
+                crate::sync::prefetch_for_write(first);
+            }
+        }
+    }
+
+    /// Writes one element, which the consumer may see at once, into a slot that [`Producer::room`] found free.
+    #[inline]
+    pub fn put<A32: Word32, A64: Word64>(&mut self, ring: &Ring<'_, A32, A64>, nqe: &PackedNqe) {
         ring.write(self.tail, nqe);
         self.tail = self.tail.wrapping_add(1);
+    }
+
+    /// Writes `tail`, after one or several [`Producer::put`]. Only for who looks from outside: consumers go by the phase bit.
+    #[inline]
+    pub fn publish<A32: Word32, A64: Word64>(&self, ring: &Ring<'_, A32, A64>) {
         ring.tail.store(self.tail, Ordering::Release);
-        Ok(())
     }
 }
 
@@ -134,7 +189,17 @@ impl Consumer {
     }
 
     /// Takes the next element, if one was published.
+    #[inline]
     pub fn pop<A32: Word32, A64: Word64>(&mut self, ring: &Ring<'_, A32, A64>) -> Option<Nqe> {
+        self.pop_packed(ring).map(|nqe| nqe.unpack())
+    }
+
+    /// Takes the next element, if one was published, and parses nothing.
+    #[inline]
+    pub fn pop_packed<A32: Word32, A64: Word64>(
+        &mut self,
+        ring: &Ring<'_, A32, A64>,
+    ) -> Option<PackedNqe> {
         let [s0, s1, s2, s3] = ring.slot(self.head)? else { return None };
         let w0 = s0.load(Ordering::Acquire);
         if w0 & PHASE != phase(self.head, ring.capacity()) {
@@ -147,10 +212,11 @@ impl Consumer {
             s3.load(Ordering::Relaxed),
         ];
         self.head = self.head.wrapping_add(1);
-        Some(Nqe::from_words(words))
+        Some(PackedNqe(words))
     }
 
     /// Whether the next element is there.
+    #[inline]
     pub fn is_ready<A32: Word32, A64: Word64>(&self, ring: &Ring<'_, A32, A64>) -> bool {
         ring.slot(self.head).and_then(|s| s.first()).is_some_and(|s0| {
             s0.load(Ordering::Acquire) & PHASE == phase(self.head, ring.capacity())
@@ -158,6 +224,7 @@ impl Consumer {
     }
 
     /// Gives the slots read so far back to the producers.
+    #[inline]
     pub fn commit<A32: Word32, A64: Word64>(&self, ring: &Ring<'_, A32, A64>) {
         ring.head.store(self.head, Ordering::Release);
     }

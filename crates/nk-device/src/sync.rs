@@ -63,6 +63,18 @@ macro_rules! atomic_impl {
 atomic_impl!(Word32, u32, AtomicU32);
 atomic_impl!(Word64, u64, AtomicU64);
 
+/// Has the line of a value fetched for writing, where the processor knows how. Only a hint: nothing is read or written.
+#[inline]
+pub fn prefetch_for_write<T>(value: &T) {
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
+    // SAFETY: a prefetch neither faults nor changes what any program can see; processors without it run it as a NOP.
+    unsafe {
+        core::arch::asm!("prefetchw [{}]", in(reg) value, options(nostack, preserves_flags, readonly));
+    }
+    #[cfg(not(all(target_arch = "x86_64", not(miri))))]
+    let _ = value;
+}
+
 /// loom's atomics, with a switch that weakens them: a model that still passes then proves nothing.
 #[cfg(loom)]
 pub mod modelled {

@@ -9,7 +9,7 @@ use nk_device::{Addr, Cell, Device, Nqe, Op};
 
 use crate::deliver::ALL;
 use crate::engine::{Engine, Parts};
-use crate::guest::{Listener, NONE, Socket, State};
+use crate::guest::{Listener, Socket, State};
 use crate::nsm::Nsm;
 use crate::out::Out;
 use crate::ports::Space;
@@ -92,7 +92,7 @@ impl Engine {
         notify: &mut dyn Notify,
     ) -> Result<(), ControlError> {
         self.control(guest, notify, |p, out| {
-            let ours = |s: &Socket| s.generation == generation && s.state == State::Open;
+            let ours = |s: &Socket| s.generation == generation && s.state() == State::Open;
             if !p.guest.socket(socket).is_some_and(ours) {
                 return Err(ControlError::Socket);
             }
@@ -133,8 +133,8 @@ impl Parts<'_> {
             self.ports.release(self.guest.space(id), self.guest.id, id, a.port);
         }
         let g = &mut *self.guest;
+        g.set_state(id, State::Dead);
         let Some(s) = g.sockets.get_mut(id as usize) else { return };
-        s.state = State::Dead;
         if s.listener.take().is_some() {
             g.listeners = g.listeners.saturating_sub(1);
         }
@@ -147,7 +147,7 @@ impl Parts<'_> {
         for id in 0..self.guest.sockets.len() as u32 {
             let queued = self.guest.is_queued(id);
             let Some(s) = self.guest.socket(id) else { break };
-            match s.state {
+            match s.state() {
                 State::GrantedNsm => {
                     self.guest.nsm_granted = self.guest.nsm_granted.saturating_sub(1);
                     self.guest.free_id(id);
@@ -175,7 +175,7 @@ impl Parts<'_> {
         let guest = self.guest.id;
         for id in 0..self.guest.sockets.len() as u32 {
             let (Some(s), Some(cell)) = (self.guest.socket_mut(id), device.cell(id)) else { break };
-            if s.state != State::Open {
+            if s.state() != State::Open {
                 continue;
             }
             let generation = s.generation;
@@ -223,7 +223,7 @@ impl Parts<'_> {
         header.engine_state.store(ENGINE_UP, Ordering::SeqCst);
         for id in 0..self.guest.sockets.len() as u32 {
             let Some(s) = self.guest.socket(id) else { break };
-            if s.state == State::Dead {
+            if s.state() == State::Dead {
                 let generation = s.generation;
                 self.deliver(id, generation, ALL, false, out);
             }
@@ -254,14 +254,10 @@ impl Parts<'_> {
             cell.release(0);
         }
         let kind = u64::from(cell.kind.load(Ordering::Relaxed));
-        let mut s = Socket {
-            generation,
-            host_holds,
-            parent: NONE,
-            family: kind as u16,
-            state: State::Open,
-            ..Socket::default()
-        };
+        let mut s = Socket::new(generation);
+        s.host_holds = host_holds;
+        s.family = kind as u16;
+        let mut becomes = State::Open;
         let on_ring = self.granted_to(id);
         let datagram = is_datagram(kind);
         s.datagram = datagram;
@@ -270,11 +266,11 @@ impl Parts<'_> {
         if cell.is_unheld() {
             if let (Some((row, index)), true) = (on_ring, cell.in_use.load(Ordering::Relaxed) != 0)
             {
-                s.state = State::GrantedRow;
+                becomes = State::GrantedRow;
                 s.row = row;
                 s.grant_index = index;
             } else {
-                s.state = State::Free;
+                becomes = State::Free;
                 cell.reset(generation.checked_add(1).unwrap_or(1));
             }
         } else if let Some(l) = kept {
@@ -290,7 +286,7 @@ impl Parts<'_> {
             let lost =
                 called || state & (SF_CONNECTED | SF_CONNECTING | SF_LISTENING | SF_DEAD) != 0;
             if lost && (!datagram || state & SF_DEAD != 0) {
-                s.state = State::Dead;
+                becomes = State::Dead;
                 reset_cell(cell);
             } else {
                 let mut nqe = Nqe::new(Op::Socket, id, generation);
@@ -308,7 +304,7 @@ impl Parts<'_> {
                 jobs = renewal(nqe, s.local, s.peer);
             }
         }
-        self.guest.insert_adopted(id, s);
+        self.guest.insert_adopted(id, s, becomes);
         for nqe in jobs.into_iter().flatten() {
             self.nsm.push(&nqe);
         }

@@ -13,7 +13,7 @@ use crate::nsm::Nsm;
 use crate::out::Out;
 use crate::{ControlError, GuestId, GuestSetup, NewRow, Notify, NsmId};
 
-/// Working polls between two looks at a socket that nobody seems to hold, before it counts as lost.
+/// Polls between two looks at a socket that nobody seems to hold, before it counts as lost.
 const SUSPICION: u64 = 4096;
 /// Flag in `data` of [`Op::RowDead`]: the row lives on in a new image; the low half is the head of its chunk grants then.
 pub const ROW_EXECED: u64 = 1 << 32;
@@ -236,7 +236,7 @@ impl Engine {
         let p = self.parts(guest)?;
         let s = p.guest.socket(socket).ok_or(ControlError::Socket)?;
         if s.generation != generation
-            || !matches!(s.state, State::Open | State::Dead | State::GrantedRow)
+            || !matches!(s.state(), State::Open | State::Dead | State::GrantedRow)
         {
             return Err(ControlError::Socket);
         }
@@ -310,11 +310,11 @@ impl Parts<'_> {
         let gone = QsetSet::of(qsets);
         for id in 0..self.guest.sockets.len() as u32 {
             let (Some(s), Some(cell)) = (self.guest.socket(id), device.cell(id)) else { break };
-            if matches!(s.state, State::Free | State::Closing) {
+            if matches!(s.state(), State::Free | State::Closing) {
                 continue;
             }
             let generation = s.generation;
-            let (listens, open) = (s.listener.is_some(), s.state == State::Open);
+            let (listens, open) = (s.listener.is_some(), s.state() == State::Open);
             let watched = gone.clear(cell);
             let held = cell.is_held_by(row);
             if dead && held {
@@ -327,7 +327,7 @@ impl Parts<'_> {
             }
             if dead
                 && (held || claimed)
-                && matches!(s.state, State::Open | State::Dead)
+                && matches!(s.state(), State::Open | State::Dead)
                 && cell.is_unheld()
             {
                 self.close_if_unheld(id, out);
@@ -372,7 +372,7 @@ impl Parts<'_> {
                 .sockets
                 .iter()
                 .enumerate()
-                .filter(|(_, s)| s.state == State::GrantedRow && s.row == row)
+                .filter(|(_, s)| s.state() == State::GrantedRow && s.row == row)
                 .map(|(id, _)| id as u32)
                 .collect(),
         };
@@ -392,7 +392,7 @@ impl Parts<'_> {
     fn close_abandoned(&mut self, out: &mut Out<'_>) {
         for id in 0..self.guest.sockets.len() as u32 {
             let Some(s) = self.guest.socket(id) else { break };
-            if s.host_holds == 0 && matches!(s.state, State::Open | State::Dead) {
+            if s.host_holds == 0 && matches!(s.state(), State::Open | State::Dead) {
                 self.close_now(id, false, out);
             }
         }
@@ -401,7 +401,7 @@ impl Parts<'_> {
     /// Closes a socket if the engine's own look finds that nobody holds it, and it does not wait to be accepted.
     pub(crate) fn close_if_unheld(&mut self, id: u32, out: &mut Out<'_>) {
         let Some(s) = self.guest.socket(id) else { return };
-        if !matches!(s.state, State::Open | State::Dead) || self.guest.is_queued(id) {
+        if !matches!(s.state(), State::Open | State::Dead) || self.guest.is_queued(id) {
             return;
         }
         if self.guest.cell(id).is_some_and(Cell::is_unheld) {
@@ -413,7 +413,7 @@ impl Parts<'_> {
     pub(crate) fn close_now(&mut self, id: u32, abort: bool, out: &mut Out<'_>) {
         let guest = self.guest.id.0;
         let Some(s) = self.guest.socket_mut(id) else { return };
-        let on_stack = s.state == State::Open;
+        let on_stack = s.state() == State::Open;
         let generation = s.generation;
         s.parent = NONE;
         let is_listener = s.listener.is_some();
@@ -436,16 +436,14 @@ impl Parts<'_> {
                     && c.parent == id
                 {
                     c.parent = NONE;
-                    if ours && matches!(c.state, State::Open | State::Dead) {
+                    if ours && matches!(c.state(), State::Open | State::Dead) {
                         self.close_now(child, true, out);
                     }
                 }
             }
         }
         if on_stack && self.nsm.up {
-            if let Some(s) = self.guest.socket_mut(id) {
-                s.state = State::Closing;
-            }
+            self.guest.set_state(id, State::Closing);
             let mut nqe = Nqe::new(Op::Close, id, generation);
             nqe.guest = guest;
             nqe.op_data = u64::from(abort);
@@ -470,7 +468,7 @@ impl Parts<'_> {
             let live = self.guest.live;
             let queued = self.guest.is_queued(id);
             let Some(s) = self.guest.socket_mut(id) else { return };
-            if !matches!(s.state, State::Open | State::Dead) || queued {
+            if !matches!(s.state(), State::Open | State::Dead) || queued {
                 s.suspect_since = 0;
                 continue;
             }

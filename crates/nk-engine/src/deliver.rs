@@ -90,7 +90,7 @@ impl Parts<'_> {
         let device = self.guest.device;
         let Some(cell) = device.cell(id) else { return };
         if self.guest.socket(id).is_none_or(|s| {
-            s.generation != generation || !matches!(s.state, State::Open | State::Dead)
+            s.generation != generation || !matches!(s.state(), State::Open | State::Dead)
         }) {
             return;
         }
@@ -166,13 +166,13 @@ impl Parts<'_> {
         let is_granted = self
             .guest
             .socket(nqe.socket)
-            .is_some_and(|s| s.state == State::GrantedNsm && s.generation == nqe.generation);
+            .is_some_and(|s| s.state() == State::GrantedNsm && s.generation == nqe.generation);
         if !is_granted {
             return;
         }
         self.guest.open_id(nqe.socket, true);
         let listens = self.guest.socket(parent).is_some_and(|l| {
-            l.generation == parent_generation && l.state == State::Open && l.listener.is_some()
+            l.generation == parent_generation && l.state() == State::Open && l.listener.is_some()
         });
         if !listens {
             // The listener was closed meanwhile: nobody will ever pop it.
@@ -197,7 +197,7 @@ impl Parts<'_> {
         let is_closing = self
             .guest
             .socket(nqe.socket)
-            .is_some_and(|s| s.state == State::Closing && s.generation == nqe.generation);
+            .is_some_and(|s| s.state() == State::Closing && s.generation == nqe.generation);
         if !is_closing {
             return;
         }
@@ -237,7 +237,7 @@ impl Parts<'_> {
         let g = &mut *self.guest;
         let space = g.space(nqe.socket);
         let Some(s) = g.sockets.get_mut(nqe.socket as usize) else { return };
-        if s.generation != nqe.generation || s.state != State::Open {
+        if s.generation != nqe.generation || s.state() != State::Open {
             return;
         }
         let addr = Addr::from_words(s.family, nqe.size, nqe.op_data, nqe.data);
@@ -262,7 +262,7 @@ impl Parts<'_> {
         self.bound(nqe);
         let g = &mut *self.guest;
         let Some(s) = g.sockets.get_mut(nqe.socket as usize) else { return };
-        if s.generation != nqe.generation || s.state != State::Open {
+        if s.generation != nqe.generation || s.state() != State::Open {
             return;
         }
         if s.listener.is_none() {

@@ -11,8 +11,11 @@ use crate::{ControlError, GuestId, Notify, NsmId, PollResult};
 
 /// NQEs taken from an NSM in one turn.
 const NSM_TURN: u32 = 1024;
-/// Sockets looked at by each working poll for holder bits of the dead and closes that were lost.
+/// Sockets of each guest that are looked at, for holder bits of the dead and closes that were lost, when a poll finds no more work
+/// after others did.
 const SWEEP: usize = 4;
+/// While work does not end, NQEs between two such looks: their cells are cold, and each costs as much as many NQEs.
+const SWEEP_NQES: u32 = 256;
 
 /// CoreEngine.
 #[derive(Debug, Default)]
@@ -24,6 +27,10 @@ pub struct Engine {
     pub(crate) ports: Ports,
     next: usize,
     round: u64,
+    /// NQEs moved since the last sweep.
+    unswept: u32,
+    /// Whose turn it is to be swept while work does not end.
+    sweep_next: usize,
     bells: Vec<(GuestId, u16)>,
 }
 
@@ -83,20 +90,35 @@ impl Engine {
             worked += self.drain_nsm(i, &mut out);
         }
         worked += self.serve_guests(budget, &mut out);
-        if worked > 0 {
-            for i in 0..self.order.len() {
-                if let Some(&id) = self.order.get(i)
-                    && let Ok(mut p) = self.parts(id)
-                {
-                    p.sweep(SWEEP, &mut out);
-                }
-            }
-        }
+        self.sweep(worked, &mut out);
         for nsm in &mut self.nsms {
             nsm.wake(out.notify);
         }
         self.bells = out.flush();
         PollResult { worked, pending: self.has_work() }
+    }
+
+    fn sweep(&mut self, worked: u32, out: &mut Out<'_>) {
+        if worked == 0 && self.unswept > 0 {
+            self.unswept = 0;
+            for i in 0..self.order.len() {
+                self.sweep_guest(i, SWEEP, out);
+            }
+        }
+        self.unswept = self.unswept.saturating_add(worked);
+        while self.unswept > SWEEP_NQES {
+            self.unswept -= SWEEP_NQES;
+            self.sweep_next = (self.sweep_next + 1) % self.order.len().max(1);
+            self.sweep_guest(self.sweep_next, 1, out);
+        }
+    }
+
+    fn sweep_guest(&mut self, index: usize, sockets: usize, out: &mut Out<'_>) {
+        if let Some(&id) = self.order.get(index)
+            && let Ok(mut p) = self.parts(id)
+        {
+            p.sweep(sockets, out);
+        }
     }
 
     /// Everything an NSM has to say.
@@ -152,8 +174,10 @@ impl Engine {
             })
     }
 
-    fn headers(&self) -> impl Iterator<Item = &Header> {
-        self.order.iter().filter_map(|id| self.guest(*id)).map(|g| g.device.header())
+    /// The header of each guest's device, and how many words of its bell bitmap count.
+    fn headers(&self) -> impl Iterator<Item = (&Header, usize)> {
+        let guests = self.order.iter().filter_map(|id| self.guest(*id));
+        guests.map(|g| (g.device.header(), g.bell_words))
     }
 
     /// Before the poll thread sleeps: asks all peers for the doorbell and looks again. `true`: sleep (the guests' engine eventfd
@@ -161,8 +185,8 @@ impl Engine {
     #[must_use]
     pub fn prepare_sleep(&mut self) -> bool {
         let mut idle = true;
-        for h in self.headers() {
-            idle &= h.prepare_sleep();
+        for (h, words) in self.headers() {
+            idle &= h.prepare_sleep(words);
         }
         for n in &self.nsms {
             let why = if n.is_congested() { WANTS_ROOM } else { 1 };
@@ -174,7 +198,7 @@ impl Engine {
 
     /// After the sleep (or instead of it).
     pub fn finish_sleep(&mut self) {
-        for h in self.headers() {
+        for (h, _) in self.headers() {
             h.finish_sleep();
         }
         for n in &self.nsms {

@@ -52,7 +52,8 @@ pub(crate) struct Listener {
 #[derive(Debug, Default)]
 pub(crate) struct Socket {
     pub(crate) generation: u16,
-    pub(crate) state: State,
+    /// Changed by [`Guest::set_state`] alone, which keeps `Guest::open_generations` true.
+    state: State,
     /// While granted to a row: which, and the index on its grant ring.
     pub(crate) row: u16,
     pub(crate) grant_index: u32,
@@ -74,6 +75,16 @@ pub(crate) struct Socket {
     pub(crate) host_holds: u32,
     /// The sweep that first found it held by nobody.
     pub(crate) suspect_since: u64,
+}
+
+impl Socket {
+    /// Nobody's.
+    pub(crate) fn new(generation: u16) -> Socket {
+        Socket { generation, parent: NONE, ..Socket::default() }
+    }
+    pub(crate) fn state(&self) -> State {
+        self.state
+    }
 }
 
 /// A row.
@@ -121,6 +132,9 @@ pub(crate) struct Guest {
     pub(crate) qsets: Vec<QueueSet>,
     qsets_free: VecDeque<u16>,
     pub(crate) sockets: Vec<Socket>,
+    /// Of each socket that is [`State::Open`] its generation, of all others 0, which is no generation. All that the switch looks
+    /// at for most NQEs: two bytes a socket stay in the caches.
+    open_generations: Vec<u16>,
     ids_free: VecDeque<u32>,
     /// Ids that are not free.
     pub(crate) ids_used: u32,
@@ -128,6 +142,8 @@ pub(crate) struct Guest {
     pub(crate) nsm_granted: u32,
     pub(crate) listeners: u32,
     pub(crate) active: VecDeque<u16>,
+    /// Words of the bell bitmap that can name a queue set ever used.
+    pub(crate) bell_words: usize,
     /// Rows that found no id when the guest was at its limit.
     pub(crate) starved: Vec<u16>,
     pub(crate) live: [u64; HOLDER_WORDS],
@@ -157,11 +173,13 @@ impl Guest {
             qsets: (0..qsets).map(|_| QueueSet::default()).collect(),
             qsets_free: (u16::from(s.vm)..qsets).collect(),
             sockets: Vec::new(),
+            open_generations: Vec::new(),
             ids_free: VecDeque::new(),
             ids_used: 0,
             nsm_granted: 0,
             listeners: 0,
             active: VecDeque::new(),
+            bell_words: 0,
             starved: Vec::new(),
             live: {
                 let mut live = [0; HOLDER_WORDS];
@@ -195,6 +213,21 @@ impl Guest {
         self.sockets.get_mut(id as usize)
     }
 
+    pub(crate) fn set_state(&mut self, id: u32, state: State) {
+        if let (Some(s), Some(open)) =
+            (self.sockets.get_mut(id as usize), self.open_generations.get_mut(id as usize))
+        {
+            s.state = state;
+            *open = if state == State::Open { s.generation } else { 0 };
+        }
+    }
+
+    /// The generation of an open socket; 0 of any other.
+    #[inline]
+    pub(crate) fn open_generation(&self, id: u32) -> u16 {
+        self.open_generations.get(id as usize).copied().unwrap_or(0)
+    }
+
     // ---- ids ----
 
     /// Takes a free id: its cell is zeroed and has the next generation. `None` at the limit.
@@ -207,12 +240,13 @@ impl Guest {
         let id = if self.ids_free.len() >= ROTATION || fresh >= cells {
             self.ids_free.pop_front()?
         } else {
-            self.sockets.push(Socket { parent: NONE, ..Socket::default() });
+            self.sockets.push(Socket::new(0));
+            self.open_generations.push(0);
             fresh
         };
         let s = self.sockets.get_mut(id as usize)?;
         let generation = s.generation.checked_add(1).unwrap_or(1);
-        *s = Socket { generation, parent: NONE, ..Socket::default() };
+        *s = Socket::new(generation);
         let cell = self.device.cell(id)?;
         cell.reset(generation);
         cell.in_use.store(1, Ordering::SeqCst);
@@ -236,7 +270,8 @@ impl Guest {
             self.listeners = self.listeners.saturating_sub(1);
         }
         let generation = s.generation;
-        *s = Socket { generation, parent: NONE, ..Socket::default() };
+        *s = Socket::new(generation);
+        self.set_state(id, State::Free);
         self.ids_used = self.ids_used.saturating_sub(1);
         if let Some(cell) = self.device.cell(id) {
             cell.reset(generation.checked_add(1).unwrap_or(1));
@@ -257,8 +292,8 @@ impl Guest {
             State::GrantedNsm => self.nsm_granted = self.nsm_granted.saturating_sub(1),
             _ => return,
         }
-        s.state = State::Open;
         s.connection = connection;
+        self.set_state(id, State::Open);
         self.open += 1;
         if connection {
             self.stats.connections_open += 1;
@@ -267,11 +302,11 @@ impl Guest {
     }
 
     /// Enters an id that another engine had handed out; ids come in order.
-    pub(crate) fn insert_adopted(&mut self, id: u32, s: Socket) {
+    pub(crate) fn insert_adopted(&mut self, id: u32, s: Socket, state: State) {
         if id as usize != self.sockets.len() {
             return;
         }
-        match s.state {
+        match state {
             State::Free => self.ids_free.push_back(id),
             State::GrantedRow => {
                 if let Some(r) = self.rows.get_mut(usize::from(s.row)) {
@@ -281,9 +316,11 @@ impl Guest {
             State::GrantedNsm => {}
             State::Open | State::Dead | State::Closing => self.open += 1,
         }
-        self.ids_used += u32::from(s.state != State::Free);
+        self.ids_used += u32::from(state != State::Free);
         self.listeners += u32::from(s.listener.is_some());
         self.sockets.push(s);
+        self.open_generations.push(0);
+        self.set_state(id, state);
     }
 
     /// Tops up the ids granted to a row; how many were added.
@@ -298,10 +335,10 @@ impl Guest {
                 }
                 break;
             };
+            self.set_state(id, State::GrantedRow);
             let Some(r) = self.rows.get_mut(usize::from(row)) else { break };
             let index = r.grant_tail;
             if let Some(s) = self.sockets.get_mut(id as usize) {
-                s.state = State::GrantedRow;
                 s.row = row;
                 s.grant_index = index;
             }
@@ -323,10 +360,9 @@ impl Guest {
         }
         while self.nsm_granted < NSM_IDS {
             let Some(id) = self.take_id() else { return };
-            let Some(s) = self.sockets.get_mut(id as usize) else { return };
-            s.state = State::GrantedNsm;
+            self.set_state(id, State::GrantedNsm);
+            let Some(generation) = self.socket(id).map(|s| s.generation) else { return };
             self.nsm_granted += 1;
-            let generation = s.generation;
             let op_data = u64::from(id);
             nsm.push(&Nqe {
                 guest: self.id.0,
@@ -440,6 +476,7 @@ impl Guest {
                 continue;
             }
             *state = QueueSet { in_use: true, row, ..QueueSet::default() };
+            self.bell_words = self.bell_words.max(usize::from(q) / 64 + 1);
             self.qsets_free.retain(|f| *f != q);
             qs.reset();
             qs.in_use.store(1, Ordering::SeqCst);
@@ -459,6 +496,7 @@ impl Guest {
         let shared = device.qset(q).ok_or(ControlError::Qset)?;
         let state = self.qsets.get_mut(usize::from(q)).ok_or(ControlError::Qset)?;
         *state = QueueSet { in_use: true, row, ..QueueSet::default() };
+        self.bell_words = self.bell_words.max(usize::from(q) / 64 + 1);
         shared.reset();
         shared.in_use.store(1, Ordering::SeqCst);
         Ok(q)

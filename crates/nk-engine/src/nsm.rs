@@ -2,8 +2,7 @@
 
 use std::collections::VecDeque;
 
-use nk_device::nqe::Nqe;
-use nk_device::qset::SharedRing;
+use nk_device::nqe::{Nqe, PackedNqe};
 use nk_device::ring::{Consumer, Producer};
 use nk_device::sync::{Ordering, fence};
 use nk_device::{Device, Op};
@@ -85,6 +84,31 @@ impl Nsm {
         }
     }
 
+    /// How many SENDs it takes now, `wanted` at most; 0 while it is stuck.
+    #[inline]
+    pub(crate) fn send_room(&mut self, wanted: u32) -> u32 {
+        match self.device.qset(0) {
+            Some(q) if !self.is_stuck() => {
+                let room = self.send.room(&q.send(), wanted).min(wanted);
+                self.send.fetch(&q.send(), room);
+                room
+            }
+            _ => 0,
+        }
+    }
+
+    /// Pushes SENDs for which [`Nsm::send_room`] found room.
+    #[inline]
+    pub(crate) fn push_sends(&mut self, sends: impl Iterator<Item = PackedNqe>) {
+        let Some(q) = self.device.qset(0) else { return };
+        let ring = q.send();
+        for nqe in sends {
+            self.send.put(&ring, &nqe);
+        }
+        self.send.publish(&ring);
+        self.dirty = true;
+    }
+
     /// Moves what waited for room.
     pub(crate) fn flush(&mut self) {
         while let Some(nqe) = self.backlog.front().copied() {
@@ -123,7 +147,10 @@ impl Nsm {
             && (self.receive.is_ready(&q.receive())
                 || self.completion.is_ready(&q.completion())
                 || self.backlog.front().is_some_and(|n| {
-                    has_room(&if n.op == Op::Send as u8 { q.send() } else { q.job() })
+                    // Copies: a look changes nothing.
+                    let (mut job, mut send) = (self.job, self.send);
+                    let is_send = n.op == Op::Send as u8;
+                    0 < if is_send { send.room(&q.send(), 1) } else { job.room(&q.job(), 1) }
                 }))
     }
 
@@ -137,10 +164,4 @@ impl Nsm {
             notify.nsm_doorbell(self.id);
         }
     }
-}
-
-/// Whether a ring of the NSM's device, whose tail only the engine writes, has a free slot.
-fn has_room(ring: &SharedRing<'_>) -> bool {
-    let used = ring.tail.load(Ordering::Relaxed).wrapping_sub(ring.head.load(Ordering::Acquire));
-    (used as usize) < ring.slots.len() / 4
 }

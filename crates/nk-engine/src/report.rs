@@ -12,7 +12,7 @@ impl Guest {
         let mut s = self.stats.clone();
         (s.bytes_sent, s.bytes_received) = self.bytes;
         for (id, socket) in self.sockets.iter().enumerate() {
-            match socket.state {
+            match socket.state() {
                 State::Free => {}
                 State::GrantedRow | State::GrantedNsm => s.ids_granted += 1,
                 State::Open | State::Dead | State::Closing => {
@@ -32,7 +32,7 @@ impl Guest {
 
     fn flow(&self, id: u32) -> Option<Flow> {
         let s = self.socket(id)?;
-        if !matches!(s.state, State::Open | State::Dead | State::Closing) {
+        if !matches!(s.state(), State::Open | State::Dead | State::Closing) {
             return None;
         }
         let c = self.cell(id)?;
@@ -54,7 +54,7 @@ impl Guest {
             local: c.local.load(),
             peer: c.peer.load(),
             datagram: s.datagram,
-            closing: s.state == State::Closing,
+            closing: s.state() == State::Closing,
             queued: self.is_queued(id),
             holders,
             bytes: (c.tx_bytes.load(Ordering::Relaxed), c.rx_bytes.load(Ordering::Relaxed)),

@@ -31,7 +31,7 @@ pub fn engine_sleep_and_bell() {
         let threads = [spawn(1), spawn(2)];
         let (mut consumer, mut seen) = (Consumer::default(), 0);
         while seen < 2 {
-            if d.device().header().prepare_sleep() {
+            if d.device().header().prepare_sleep(1) {
                 bell.wait();
             }
             d.device().header().finish_sleep();
