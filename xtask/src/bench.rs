@@ -1,71 +1,126 @@
-//! `cargo xtask bench`: guest against native, interleaved, and the idle cost of 1,000 connections. Prints the Markdown
-//! of docs/performance.md.
+//! `cargo xtask bench [SUITE…]`: guest against native, in turn, as the Markdown of docs/performance.md.
+//!
+//! | module | suites |
+//! |---|---|
+//! | [`http`] | `rate`, `open`: nginx |
+//! | [`stream`] | `iperf`, `writes`, `gigabyte`: one iperf3 stream |
+//! | [`store`] | `redis` |
+//! | [`trip`] | `trip`: 64-byte round trips |
+//! | [`idle`] | `idle`, `memory`: connections on which nothing happens |
+//! | [`table`] | both sides in turn, and the lines of the tables |
+//! | [`place`] | on which CPUs what runs |
+//!
+//! All of it runs in a network namespace of its own, whose congestion control is the same for both sides and whose sockets are
+//! nobody else's.
+
+mod http;
+mod idle;
+mod place;
+mod store;
+mod stream;
+mod table;
+mod trip;
 
 use std::fs;
-use std::io::{Read, Write};
-use std::net::{Ipv4Addr, TcpStream};
-use std::time::{Duration, Instant};
+use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use nk_programs::load::WrkLoad;
-use nk_programs::nginx::{Nginx, WORKERS};
-use nk_programs::procfs;
-use nk_programs::world::{Nsm, Options, Side, World};
+use nk_programs::world::{Nsm, Options, World};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-use crate::measure::{Sample, Spread, background, cpus, sample, spread};
+use crate::measure::{background, cpus};
 use crate::{packages, workspace};
 
-const CONNECTIONS: u32 = 100;
-const IDLE_CONNECTIONS: usize = 1000;
-const IDLE_SECONDS: u64 = 20;
+/// Set in the process that has the namespace.
+const INSIDE: &str = "NK_BENCH_NAMESPACE";
+
+struct Suite {
+    name: &'static str,
+    about: &'static str,
+    body: fn(&Plan) -> Result<()>,
+}
+
+const SUITES: &[Suite] = &[
+    Suite { name: "rate", about: "nginx: most requests per second", body: http::rate },
+    Suite {
+        name: "open",
+        about: "nginx: CPU per request and p99 at half of native's best rate, open loop",
+        body: http::open,
+    },
+    Suite { name: "iperf", about: "iperf3, one stream, by placement", body: stream::iperf },
+    Suite { name: "writes", about: "1 KB and 8 KB writes, one stream", body: stream::writes },
+    Suite { name: "gigabyte", about: "CPU per GB, 64 KB writes", body: stream::gigabyte },
+    Suite { name: "redis", about: "redis-benchmark, 50 connections", body: store::redis },
+    Suite { name: "trip", about: "64-byte round trips on one connection", body: trip::trip },
+    Suite { name: "memory", about: "memory per idle connection", body: idle::memory },
+    Suite { name: "idle", about: "CPU of 1,000 idle connections", body: idle::idle },
+    Suite { name: "switch", about: "`nk bench switch`", body: switch },
+];
 
 /// What to do, from the command line.
-#[derive(Debug)]
-struct Plan {
+pub(crate) struct Plan {
+    suites: Vec<&'static Suite>,
     rounds: usize,
     seconds: u32,
     server_cpus: Option<String>,
+    daemon_cpus: Option<String>,
     client_cpus: Option<String>,
+    congestion: String,
     nsm: Nsm,
 }
 
 pub(crate) fn run(words: &[String]) -> Result<()> {
+    if words.iter().any(|word| word == "--list") {
+        for suite in SUITES {
+            println!("{:9} {}", suite.name, suite.about);
+        }
+        return Ok(());
+    }
     let plan = Plan::parse(words)?;
-    packages::ensure_programs(&[packages::PROGRAMS])?;
-    workspace::build_release()?;
+    if std::env::var_os(INSIDE).is_none() {
+        packages::ensure_programs(&[packages::PROGRAMS, packages::FOR_BENCH])?;
+        workspace::build_release()?;
+        return enter_namespace(&plan, words);
+    }
     raise_descriptor_limit()?;
-    let options = Options {
-        nk: Some(workspace::release("nk")?),
-        nsm: plan.nsm,
-        host_prefix: pinned(plan.server_cpus.as_deref()),
-        ..Options::default()
-    };
-    let world = World::new(&options)?;
-    let prefix = pinned(plan.server_cpus.as_deref());
-    let prefix: Vec<&str> = prefix.iter().map(String::as_str).collect();
-    let native = Nginx::start_by(&world, Side::Plain, &prefix)?;
-    let guest = Nginx::start_by(&world, Side::Guest, &prefix)?;
     describe(&plan, words)?;
-    loads(&world, &plan, [&native, &guest])?;
-    idle(&world, [&native, &guest])?;
-    guest.stop()?;
-    native.stop()?;
-    world.close()
+    for suite in &plan.suites {
+        println!("\n### {}: {}\n", suite.name, suite.about);
+        (suite.body)(&plan).with_context(|| suite.name)?;
+    }
+    Ok(())
 }
 
 impl Plan {
     fn parse(words: &[String]) -> Result<Self> {
-        let mut plan =
-            Plan { rounds: 5, seconds: 5, server_cpus: None, client_cpus: None, nsm: Nsm::Inline };
+        let mut plan = Plan {
+            suites: Vec::new(),
+            rounds: 5,
+            seconds: 2,
+            server_cpus: None,
+            daemon_cpus: None,
+            client_cpus: None,
+            congestion: "cubic".to_owned(),
+            nsm: Nsm::Inline,
+        };
         let mut words = words.iter();
         while let Some(word) = words.next() {
+            if !word.starts_with('-') {
+                let suite = SUITES.iter().find(|suite| suite.name == word);
+                plan.suites.push(suite.with_context(|| {
+                    format!("bench has no suite {word:?}; `bench --list` names them")
+                })?);
+                continue;
+            }
             let value = words.next().with_context(|| format!("{word} needs a value"))?;
             match word.as_str() {
                 "--rounds" => plan.rounds = value.parse().context("--rounds")?,
                 "--seconds" => plan.seconds = value.parse().context("--seconds")?,
                 "--server-cpus" => plan.server_cpus = Some(value.clone()),
+                "--daemon-cpus" => plan.daemon_cpus = Some(value.clone()),
                 "--client-cpus" => plan.client_cpus = Some(value.clone()),
+                "--congestion" => plan.congestion.clone_from(value),
                 "--nsm" => {
                     plan.nsm = match value.as_str() {
                         "inline" => Nsm::Inline,
@@ -77,19 +132,75 @@ impl Plan {
             }
         }
         ensure!(plan.rounds > 0 && plan.seconds > 0, "at least one round of one second");
+        if plan.suites.is_empty() {
+            plan.suites = SUITES.iter().collect();
+        }
         Ok(plan)
+    }
+
+    /// A daemon of its own, placed as asked.
+    fn world(&self) -> Result<World> {
+        World::new(&Options {
+            nk: Some(workspace::release("nk")?),
+            nsm: self.nsm,
+            host_prefix: place::pinned(self.daemon_cpus.as_deref()),
+            ..Options::default()
+        })
     }
 }
 
-fn pinned(cpus: Option<&str>) -> Vec<String> {
-    cpus.map_or_else(Vec::new, |cpus| ["/usr/bin/taskset", "-c", cpus].map(str::to_owned).to_vec())
+/// This command again, in a network namespace with one congestion control for all.
+fn enter_namespace(plan: &Plan, words: &[String]) -> Result<()> {
+    ensure!(
+        rustix::process::geteuid().is_root(),
+        "bench makes a network namespace: run it as root"
+    );
+    let script = "ip link set lo up && \
+                  echo \"$CONGESTION\" > /proc/sys/net/ipv4/tcp_congestion_control && \
+                  exec \"$@\"";
+    let _allowed = Allowed::also(&plan.congestion)?;
+    let mut command = Command::new("/usr/bin/unshare");
+    command
+        .args(["--net", "--", "/bin/sh", "-c", script, "sh"])
+        .arg(std::env::current_exe()?)
+        .arg("bench")
+        .args(words)
+        .env("CONGESTION", &plan.congestion)
+        .env(INSIDE, "1");
+    workspace::run(&mut command)
 }
 
-/// 1,000 connections are more descriptors than a shell allows by default.
+/// While it lives, namespaces may choose this congestion control; what was allowed before is put back.
+struct Allowed {
+    before: String,
+}
+
+impl Allowed {
+    const FILE: &str = "/proc/sys/net/ipv4/tcp_allowed_congestion_control";
+
+    fn also(wanted: &str) -> Result<Self> {
+        let before = fs::read_to_string(Self::FILE)?.trim().to_owned();
+        if !before.split(' ').any(|allowed| allowed == wanted) {
+            fs::write(Self::FILE, format!("{before} {wanted}"))
+                .with_context(|| format!("this kernel has no congestion control {wanted:?}"))?;
+        }
+        Ok(Allowed { before })
+    }
+}
+
+impl Drop for Allowed {
+    fn drop(&mut self) {
+        let _ = fs::write(Self::FILE, &self.before);
+    }
+}
+
+/// Thousands of connections are more descriptors than a shell allows by default.
 fn raise_descriptor_limit() -> Result<()> {
     let limit = getrlimit(Resource::Nofile);
-    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit })
-        .context("descriptor limit")
+    let enough = limit.maximum.is_none_or(|most| most >= 16_384);
+    let current = if enough { limit.maximum } else { Some(16_384) };
+    let maximum = if enough { limit.maximum } else { Some(16_384) };
+    setrlimit(Resource::Nofile, Rlimit { current, maximum }).context("descriptor limit")
 }
 
 /// Where and how, so that the figures can be placed.
@@ -97,15 +208,11 @@ fn describe(plan: &Plan, words: &[String]) -> Result<()> {
     let read = |path: &str| fs::read_to_string(path).map(|text| text.trim().to_owned());
     let cpu = read("/proc/cpuinfo")?;
     let model = cpu.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or("unknown");
-    let place = |cpus: &Option<String>| {
+    let placed = |cpus: &Option<String>| {
         cpus.as_ref().map_or("unpinned".to_owned(), |c| format!("CPUs {c}"))
     };
-    let others = background(Duration::from_secs(2))?;
-    println!(
-        "Command: `cargo xtask bench{}`.",
-        words.iter().map(|w| format!(" {w}")).collect::<String>()
-    );
-    println!();
+    let command: String = words.iter().map(|w| format!(" {w}")).collect();
+    println!("Command: `cargo xtask bench{command}`.\n");
     println!(
         "- machine: {} CPUs, {}, Linux {}",
         cpus(),
@@ -113,9 +220,10 @@ fn describe(plan: &Plan, words: &[String]) -> Result<()> {
         rustix::system::uname().release().to_string_lossy()
     );
     println!(
-        "- placement: nginx ({WORKERS} workers), daemon, NSM: {}; wrk: {}; NSM {}",
-        place(&plan.server_cpus),
-        place(&plan.client_cpus),
+        "- placement where a table says no other: servers {}; daemon {}; clients {}; NSM {}",
+        placed(&plan.server_cpus),
+        placed(&plan.daemon_cpus),
+        placed(&plan.client_cpus),
         if plan.nsm == Nsm::Inline { "inline" } else { "a process of its own" }
     );
     println!(
@@ -123,119 +231,43 @@ fn describe(plan: &Plan, words: &[String]) -> Result<()> {
         read("/proc/sys/net/ipv4/tcp_congestion_control")?
     );
     println!(
-        "- load: wrk -t2 -c{CONNECTIONS} over 127.0.0.1, 64-byte answers; {} rounds of {} s, guest and native in turn",
+        "- {} rounds, guest and native in turn in each, samples of {} s over 127.0.0.1; median (least to greatest)",
         plan.rounds, plan.seconds
     );
     println!(
-        "- CPU per request: all of the machine that was not idle (/proc/stat), wrk and kernel included"
+        "- CPU: all of the machine that was not idle (/proc/stat), clients and kernel included"
     );
     println!(
         "- the machine was {:.1} % busy with other things before the first round",
-        others * 100.0
+        background(Duration::from_secs(2))? * 100.0
     );
-    println!();
     Ok(())
 }
 
-fn loads(world: &World, plan: &Plan, servers: [&Nginx; 2]) -> Result<()> {
-    println!(
-        "| load | figure | native: median (least to greatest) | guest: median (least to greatest) | guest/native |"
-    );
-    println!("|---|---|---|---|---|");
-    let client = pinned(plan.client_cpus.as_deref());
-    for (name, short) in [("keep-alive", false), ("one connection per request", true)] {
-        let mut samples: [Vec<Sample>; 2] = [Vec::new(), Vec::new()];
-        for round in 0..plan.rounds {
-            // Who goes first takes turns, too.
-            for turn in 0..2 {
-                let which = (round + turn) % 2;
-                let (Some(server), Some(samples)) = (servers.get(which), samples.get_mut(which))
-                else {
-                    bail!("no server {which}")
-                };
-                let url = server.url();
-                let load = WrkLoad {
-                    url: &url,
-                    connections: CONNECTIONS,
-                    threads: 2,
-                    seconds: plan.seconds,
-                    short,
-                };
-                samples.push(sample(world, &load, &client)?);
-            }
-        }
-        let [native, guest] = &samples;
-        let rates = |samples: &[Sample]| spread(samples.iter().map(|s| s.per_second));
-        let costs = |samples: &[Sample]| spread(samples.iter().map(|s| s.cpu_us_per_request));
-        line(name, "requests/s", rates(native)?, rates(guest)?, 0);
-        line(name, "machine's CPU, µs/request", costs(native)?, costs(guest)?, 1);
+fn switch(plan: &Plan) -> Result<()> {
+    let rounds = plan.rounds.to_string();
+    let mut command = Command::new(workspace::release("nk")?);
+    command.args(["bench", "switch", "--rounds", &rounds]);
+    workspace::run(&mut command)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn words(text: &str) -> Vec<String> {
+        text.split_whitespace().map(str::to_owned).collect()
     }
-    println!();
-    Ok(())
-}
 
-fn line(load: &str, figure: &str, native: Spread, guest: Spread, digits: usize) {
-    let show = |s: Spread| {
-        format!("{:.digits$} ({:.digits$} to {:.digits$})", s.median, s.least, s.greatest)
-    };
-    println!(
-        "| {load} | {figure} | {} | {} | {:.2} |",
-        show(native),
-        show(guest),
-        guest.median / native.median
-    );
-}
-
-/// CPU time of the processes that serve 1,000 connections on which nothing happens.
-fn idle(world: &World, servers: [&Nginx; 2]) -> Result<()> {
-    println!(
-        "| {IDLE_CONNECTIONS} idle connections over {IDLE_SECONDS} s | CPU, % of one core | its processes |"
-    );
-    println!("|---|---|---|");
-    let [native, guest] = servers;
-    for (name, server, mut pids) in
-        [("native", native, Vec::new()), ("guest, with daemon and keeper", guest, world.nk_pids()?)]
-    {
-        pids.push(server.running.pid());
-        pids.extend(server.workers()?);
-        let connections = idle_connections(server.port)?;
-        // What the last exchange left to do is not idle time.
-        std::thread::sleep(Duration::from_secs(2));
-        let used = |pids: &[u32]| pids.iter().map(|pid| procfs::cpu_time(*pid)).sum::<Duration>();
-        let (before, begun) = (used(&pids), Instant::now());
-        std::thread::sleep(Duration::from_secs(IDLE_SECONDS));
-        let spent =
-            used(&pids).saturating_sub(before).as_secs_f64() / begun.elapsed().as_secs_f64();
-        println!("| {name} | {:.3} | {} |", spent * 100.0, pids.len());
-        ensure!(connections.len() == IDLE_CONNECTIONS, "connections were lost");
-        for mut stream in connections {
-            exchange(&mut stream).context("an idle connection is dead")?;
+    #[test]
+    fn suites_and_options_are_told_apart() {
+        let plan = Plan::parse(&words("trip --rounds 7 rate --congestion reno")).unwrap();
+        let names: Vec<_> = plan.suites.iter().map(|suite| suite.name).collect();
+        assert_eq!((names, plan.rounds), (vec!["trip", "rate"], 7));
+        assert_eq!(plan.congestion, "reno");
+        assert_eq!(Plan::parse(&[]).unwrap().suites.len(), SUITES.len());
+        for wrong in ["trips", "--rounds", "--rounds 0", "--colour red", "--nsm both"] {
+            assert!(Plan::parse(&words(wrong)).is_err(), "{wrong}");
         }
     }
-    Ok(())
-}
-
-/// Connections that have each made one request.
-fn idle_connections(port: u16) -> Result<Vec<TcpStream>> {
-    (0..IDLE_CONNECTIONS)
-        .map(|_| {
-            let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
-            stream.set_read_timeout(Some(Duration::from_secs(10)))?;
-            exchange(&mut stream)?;
-            Ok(stream)
-        })
-        .collect()
-}
-
-fn exchange(stream: &mut TcpStream) -> Result<()> {
-    stream.write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")?;
-    let mut answer = Vec::new();
-    let mut buffer = [0; 4096];
-    // The body ends with a newline, and nothing else does after the header.
-    while !answer.ends_with(b"abcde\n") {
-        let count = stream.read(&mut buffer)?;
-        ensure!(count > 0, "the server closed the connection");
-        answer.extend_from_slice(buffer.get(..count).unwrap_or_default());
-    }
-    Ok(())
 }

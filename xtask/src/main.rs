@@ -28,8 +28,9 @@ usage: cargo xtask COMMAND
 
   test [STEP…]    run all checks, or those named; `test --list` names them
   demo            nginx and curl as guests, what the engine counted, native beside it
-  bench [--rounds N] [--seconds N] [--server-cpus LIST --client-cpus LIST]
-                  guest against native, interleaved, as a Markdown table";
+  bench [SUITE…] [--rounds N] [--seconds N] [--server-cpus LIST] [--daemon-cpus LIST] [--client-cpus LIST]
+        [--congestion NAME] [--nsm inline|separate]
+                  guest against native, interleaved, as Markdown; `bench --list` names the suites";
 
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();

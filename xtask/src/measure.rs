@@ -18,9 +18,8 @@ pub(crate) struct Sample {
 /// Runs wrk as a plain program against `load.url`; every request must succeed. `prefix`: words before wrk.
 pub(crate) fn sample(world: &World, load: &WrkLoad<'_>, prefix: &[String]) -> Result<Sample> {
     let words: Vec<String> = prefix.iter().cloned().chain(load.words()).collect();
-    let before = procfs::machine_busy()?;
-    let text = world.start("wrk", Side::Plain, &words)?.ok(load.limit())?;
-    let busy = procfs::machine_busy()?.saturating_sub(before);
+    let wrk = || world.start("wrk", Side::Plain, &words)?.ok(load.limit());
+    let (text, busy) = busy_during(wrk)?;
     let report = Wrk::parse(&text)?.flawless()?;
     Ok(Sample {
         per_second: report.per_second,
@@ -28,11 +27,20 @@ pub(crate) fn sample(world: &World, load: &WrkLoad<'_>, prefix: &[String]) -> Re
     })
 }
 
+/// What is done, and the CPU time that the machine was not idle meanwhile.
+pub(crate) fn busy_during<T>(work: impl FnOnce() -> Result<T>) -> Result<(T, Duration)> {
+    let before = procfs::machine_busy()?;
+    let done = work()?;
+    Ok((done, procfs::machine_busy()?.saturating_sub(before)))
+}
+
 /// The share of the machine that others use while nothing is measured: 0 to 1.
 pub(crate) fn background(over: Duration) -> Result<f64> {
-    let (before, begun) = (procfs::machine_busy()?, Instant::now());
-    std::thread::sleep(over);
-    let busy = procfs::machine_busy()?.saturating_sub(before);
+    let begun = Instant::now();
+    let ((), busy) = busy_during(|| {
+        std::thread::sleep(over);
+        Ok(())
+    })?;
     Ok(busy.as_secs_f64() / begun.elapsed().as_secs_f64() / cpus() as f64)
 }
 

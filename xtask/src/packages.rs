@@ -13,7 +13,7 @@ use crate::workspace::run;
 /// A program that is needed, and the package that has it.
 pub(crate) type Needed = (&'static str, &'static str);
 
-/// For the demo and the measurements.
+/// For the demo and all measurements.
 pub(crate) const PROGRAMS: &[Needed] = &[
     ("/usr/sbin/nginx", "nginx-light"),
     ("/usr/bin/curl", "curl"),
@@ -22,6 +22,16 @@ pub(crate) const PROGRAMS: &[Needed] = &[
     ("/usr/bin/taskset", "util-linux"),
     ("/usr/bin/prlimit", "util-linux"),
     ("/usr/bin/setpriv", "util-linux"),
+];
+
+/// For the measurements, in addition.
+pub(crate) const FOR_BENCH: &[Needed] = &[
+    ("/usr/bin/ab", "apache2-utils"),
+    ("/usr/bin/iperf3", "iperf3"),
+    ("/usr/bin/redis-server", "redis-server"),
+    ("/usr/bin/redis-benchmark", "redis-tools"),
+    ("/usr/bin/unshare", "util-linux"),
+    ("/bin/ip", "iproute2"),
 ];
 
 /// For the tests, in addition. What the VM test needs, it installs itself.

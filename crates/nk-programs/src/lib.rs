@@ -10,11 +10,13 @@
 //! | [`leaks`] | what must be the same before and after: processes, the daemon's descriptors, shared memory |
 //! | [`nginx`], [`redis`] | configured and started in the test's own directory |
 //! | [`load`] | wrk and ab, and what they report |
+//! | [`generator`] | loads that Debian has no program for, behind `nk-load` |
 //! | [`suite`] | the list of tests, and running them |
 //! | [`cases`], [`safety`] | the tests themselves |
 #![forbid(unsafe_code)]
 
 pub mod cases;
+pub mod generator;
 pub mod isolation;
 pub mod leaks;
 pub mod load;

@@ -112,12 +112,18 @@ pub struct AbLoad<'a> {
 
 impl AbLoad<'_> {
     pub fn run(&self, world: &World, side: Side) -> Result<Ab> {
-        let mut words = vec![
+        self.run_by(world, side, &[])
+    }
+
+    /// With words before the command, such as `taskset`.
+    pub fn run_by(&self, world: &World, side: Side, prefix: &[String]) -> Result<Ab> {
+        let mut words = prefix.to_vec();
+        words.extend([
             "/usr/bin/ab".to_owned(),
             "-q".to_owned(),
             format!("-n{}", self.requests),
             format!("-c{}", self.concurrency),
-        ];
+        ]);
         if self.keep_alive {
             words.push("-k".to_owned());
         }

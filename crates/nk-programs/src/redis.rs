@@ -23,11 +23,25 @@ pub struct Redis {
 impl Redis {
     /// An empty server, or one that loads the dump in `home`.
     pub fn start(world: &World, side: Side, home: Option<PathBuf>) -> Result<Self> {
+        Self::start_in(world, side, home, &[])
+    }
+
+    /// An empty server, with words before its command, such as `taskset`.
+    pub fn start_by(world: &World, side: Side, prefix: &[String]) -> Result<Self> {
+        Self::start_in(world, side, None, prefix)
+    }
+
+    fn start_in(
+        world: &World,
+        side: Side,
+        home: Option<PathBuf>,
+        prefix: &[String],
+    ) -> Result<Self> {
         let port = free_port()?;
         let home = home.unwrap_or_else(|| world.dir.join(format!("redis-{port}")));
         fs::create_dir_all(&home)?;
         let (port_text, home_text) = (port.to_string(), home.display().to_string());
-        let words = [
+        let own = [
             "/usr/bin/redis-server",
             "--port",
             &port_text,
@@ -45,6 +59,7 @@ impl Redis {
             "--daemonize",
             "no",
         ];
+        let words: Vec<&str> = prefix.iter().map(String::as_str).chain(own).collect();
         let mut running = world.start("redis", side, &words)?;
         wait_for_port(&mut running, port)?;
         let redis = Redis { running, port, home };

@@ -370,3 +370,20 @@ pub fn wait_for_port(server: &mut Running, port: u16) -> Result<()> {
         }
     }
 }
+
+/// Waits until somebody listens at the port of 127.0.0.1 or of all addresses, without connecting: some servers serve one
+/// connection only.
+pub fn wait_for_listener(server: &mut Running, port: u16) -> Result<()> {
+    let at_port = |line: &str| {
+        let mut fields = line.split_whitespace().skip(1);
+        let (local, state) = (fields.next()?, fields.nth(1)?);
+        let (_, hex) = local.rsplit_once(':')?;
+        (state == "0A" && u16::from_str_radix(hex, 16) == Ok(port)).then_some(())
+    };
+    eventually(Duration::from_secs(15), || {
+        server.must_live()?;
+        let tables = ["/proc/net/tcp", "/proc/net/tcp6"].map(fs::read_to_string);
+        let mut lines = tables.iter().flatten().flat_map(|table| table.lines());
+        lines.find_map(at_port).with_context(|| format!("nobody listens at port {port}"))
+    })
+}
