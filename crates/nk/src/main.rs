@@ -5,6 +5,7 @@
 //! | [`run`] | `nk run`: becomes the first process of a guest |
 //! | [`daemon`] | `nk daemon`, also the private one |
 //! | [`bench`] | `nk bench` |
+//! | [`doctor`] | `nk doctor` |
 //! | [`query`] | `nk guests`, `nk flows`, `nk why` |
 //!
 //! The program has no Rust runtime entry: that would ignore SIGPIPE, and a command run by `nk run` would inherit it.
@@ -12,6 +13,7 @@
 
 mod bench;
 mod daemon;
+mod doctor;
 mod query;
 mod run;
 
@@ -84,6 +86,13 @@ Exit status: the command's; 126 when it cannot be run as a guest, 127 when it is
         /// The process
         pid: i32,
     },
+    /// Say what this machine lacks and what that costs
+    #[command(after_help = "Exit status: 0 when nothing stops guests, 1 when something does.")]
+    Doctor {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// Measure parts of NetKernel by themselves; prints Markdown
     Bench {
         #[command(subcommand)]
@@ -147,6 +156,7 @@ fn start(cli: Cli) -> Result<(), Failure> {
         Command::Guests { from } => query::guests(&from),
         Command::Flows { from } => query::flows(&from),
         Command::Why { from, pid } => query::why(&from, pid),
+        Command::Doctor { json } => doctor::doctor(json),
         Command::Bench { command } => bench::bench(&command),
         Command::Config { command: ConfigCommand::Check { file } } => {
             Config::read(&file)?;

@@ -41,6 +41,13 @@ fn failed(what: &str, e: impl std::fmt::Display) -> Failure {
     Failure::new(STATUS_NK, format!("{what}: {e}"))
 }
 
+/// Where libnetkernel.so is; it loads.
+pub(crate) fn find_library() -> Result<String, Failure> {
+    let library = library::find()?;
+    library::check(&library)?;
+    Ok(library.display().to_string())
+}
+
 /// Returns only on failure.
 pub(crate) fn run(o: &Options) -> Result<(), Failure> {
     let Some(name) = o.command.first() else {
