@@ -266,3 +266,81 @@ impl Generator {
         self.idle.push(which);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::{BufRead, BufReader, Write};
+    use std::net::{TcpListener, TcpStream};
+
+    use super::*;
+
+    /// Answers each request; the first of all only after a while.
+    fn server(status: &'static str, first_takes: Duration) -> u16 {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("bind");
+        let port = listener.local_addr().expect("address").port();
+        std::thread::spawn(move || {
+            let mut takes = first_takes;
+            for stream in listener.incoming().flatten() {
+                let takes = std::mem::take(&mut takes);
+                std::thread::spawn(move || serve(stream, status, takes));
+            }
+        });
+        port
+    }
+
+    fn serve(mut stream: TcpStream, status: &str, mut takes: Duration) -> Option<()> {
+        let reader = BufReader::new(stream.try_clone().ok()?);
+        let mut close = false;
+        for line in reader.lines() {
+            let line = line.ok()?;
+            close |= line == "Connection: close";
+            if line.is_empty() {
+                std::thread::sleep(std::mem::take(&mut takes));
+                let answer = format!("HTTP/1.1 {status}\r\nContent-Length: 2\r\n\r\nok");
+                stream.write_all(answer.as_bytes()).ok()?;
+                if close {
+                    return None;
+                }
+            }
+        }
+        None
+    }
+
+    fn load(port: u16, connections: usize, rate: Option<f64>, short: bool) -> Load {
+        Load { port, connections, time: Duration::from_millis(200), rate, short, turn: (0, 1) }
+    }
+
+    #[test]
+    fn an_open_loop_asks_as_often_as_it_is_told() {
+        for short in [false, true] {
+            let port = server("200 OK", Duration::ZERO);
+            let outcome = Generator::new(load(port, 4, Some(200.0), short)).unwrap().run().unwrap();
+            assert_eq!((outcome.latencies_ns.len(), outcome.failed), (40, 0), "short: {short}");
+        }
+    }
+
+    #[test]
+    fn who_waits_for_a_stalled_server_is_counted_from_when_it_was_due() {
+        let stall = Duration::from_millis(100);
+        let port = server("200 OK", stall);
+        // One connection and short, so that the first request holds up those of the next 100 ms.
+        let outcome = Generator::new(load(port, 1, Some(100.0), true)).unwrap().run().unwrap();
+        assert_eq!((outcome.latencies_ns.len(), outcome.failed), (20, 0));
+        let late = outcome.latencies_ns.iter().filter(|ns| **ns > 45_000_000).count();
+        assert!(late >= 5, "the first six were due while the server stalled: {late}");
+    }
+
+    #[test]
+    fn a_closed_loop_goes_on_until_the_end() {
+        let port = server("200 OK", Duration::ZERO);
+        let outcome = Generator::new(load(port, 2, None, true)).unwrap().run().unwrap();
+        assert!(outcome.latencies_ns.len() > 2 && outcome.failed == 0, "{outcome:?}");
+    }
+
+    #[test]
+    fn a_bad_status_is_a_failure() {
+        let port = server("500 No", Duration::ZERO);
+        let outcome = Generator::new(load(port, 2, Some(100.0), true)).unwrap().run().unwrap();
+        assert_eq!((outcome.latencies_ns.len(), outcome.failed), (0, 20));
+    }
+}
