@@ -45,12 +45,13 @@ unsafe fn become_program(
     }
 }
 
-/// fork, setsid, fork, exec. stderr goes to `log`, or stays this process's where `log` is `None`. For callers with one thread.
+/// fork, setsid, fork, exec. stderr goes to `log`, or stays this process's where `log` is `None`. The caller may have threads.
 ///
 /// # Errors
 /// Those of fork.
 pub fn detached(passed: RawFd, argv: &[*const c_char], log: Option<&CStr>) -> io::Result<()> {
-    // SAFETY: the caller has one thread; between fork and exec only system calls on data made before.
+    // SAFETY: between fork and exec only system calls on data made before, which is sound with other threads. The second fork
+    // is one, too: the library's own is not for the child of a process with threads.
     unsafe {
         let child = libc::fork();
         if child < 0 {
@@ -58,7 +59,7 @@ pub fn detached(passed: RawFd, argv: &[*const c_char], log: Option<&CStr>) -> io
         }
         if child == 0 {
             libc::setsid();
-            if libc::fork() != 0 {
+            if libc::syscall(libc::SYS_clone, libc::SIGCHLD, 0usize, 0usize, 0usize, 0usize) != 0 {
                 libc::_exit(0);
             }
             become_program(THIS, passed, argv.as_ptr(), log);

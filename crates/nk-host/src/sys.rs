@@ -175,6 +175,15 @@ pub fn set_inheritable(fd: RawFd) -> io::Result<()> {
     Ok(())
 }
 
+/// Another descriptor, close-on-exec, for what this one is.
+///
+/// # Errors
+/// Those of fcntl.
+pub fn duplicate(fd: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: plain numbers.
+    Ok(own(check(unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 0) })?))
+}
+
 /// A descriptor that becomes readable when the process has ended.
 ///
 /// # Errors

@@ -1,8 +1,10 @@
 //! The keeper: a tiny process that holds what must outlive the daemon, and tells guests when the daemon died.
 //!
 //! It knows entries only: a class, a key, some words and descriptors. The daemon puts an entry before it answers the request
-//! that made it necessary, and a new daemon takes all of them back. This module is the daemon's end; [`process`] is the keeper.
+//! that made it necessary, and a new daemon takes all of them back. The daemon remembers them too, and when the keeper ends it
+//! starts another with the same. This module is the daemon's end; [`process`] is the keeper.
 
+mod ledger;
 mod listeners;
 pub mod process;
 
@@ -11,11 +13,12 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nk_attach::{Kind, Message};
 
 use crate::sys;
+use ledger::Ledger;
 pub use listeners::ListenerNotes;
 pub(crate) use listeners::{format_addr, parse_addr};
 
@@ -57,9 +60,24 @@ pub fn socket_path(attach: &Path) -> PathBuf {
     p.into()
 }
 
-/// The daemon's connection to its keeper. Shared by the control thread and the poll thread: a message is one system call.
+/// The daemon's end: the connection to its keeper, and a copy of what that one keeps. Shared by the control thread and the poll
+/// thread: a message is one system call.
 #[derive(Clone, Debug)]
-pub struct Keeper(Arc<OwnedFd>);
+pub struct Keeper(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    /// Of the keeper's socket.
+    path: PathBuf,
+    private: Option<PathBuf>,
+    link: Mutex<Link>,
+}
+
+#[derive(Debug)]
+struct Link {
+    connection: OwnedFd,
+    ledger: Ledger,
+}
 
 impl Keeper {
     /// Connects to the keeper that a dead daemon left; `None` when there is none.
@@ -68,9 +86,10 @@ impl Keeper {
     /// EADDRINUSE when a living daemon has it.
     pub fn find(path: &Path) -> io::Result<Option<(Keeper, Vec<Entry>)>> {
         let Ok(fd) = nk_attach::connect(path.as_os_str().as_bytes()) else { return Ok(None) };
-        let keeper = Keeper(Arc::new(sys::own(fd)));
-        match keeper.take_back() {
-            Ok(entries) => Ok(Some((keeper, entries))),
+        let connection = sys::own(fd);
+        let mut ledger = Ledger::default();
+        match take_back(&connection, &mut ledger) {
+            Ok(entries) => Ok(Some((Keeper::new(path, None, connection, ledger), entries))),
             Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => {
                 Err(io::Error::from_raw_os_error(libc::EADDRINUSE))
             }
@@ -83,73 +102,118 @@ impl Keeper {
     /// # Errors
     /// When its socket or the process cannot be made.
     pub fn start(path: &Path, private: Option<&Path>) -> io::Result<Keeper> {
-        let _ = std::fs::remove_file(path);
-        let listener = sys::listen_at(path, 0o600)?;
-        spawn(&listener, path, private)?;
-        let fd = nk_attach::connect(path.as_os_str().as_bytes())
-            .map_err(io::Error::from_raw_os_error)?;
-        let keeper = Keeper(Arc::new(sys::own(fd)));
-        keeper.take_back()?;
-        Ok(keeper)
+        let connection = start_process(path, private)?;
+        Ok(Keeper::new(path, private, connection, Ledger::default()))
     }
 
-    fn take_back(&self) -> io::Result<Vec<Entry>> {
-        let os = io::Error::from_raw_os_error;
-        let fd = self.0.as_raw_fd();
-        nk_attach::send(fd, &Message::new(Kind::Kept), &[]).map_err(|e| match e {
-            libc::EPIPE | libc::ECONNRESET => io::ErrorKind::UnexpectedEof.into(),
-            e => os(e),
-        })?;
-        let mut entries = Vec::new();
-        loop {
-            let (m, mut fds, _) = nk_attach::recv(fd, false).map_err(|e| match e {
-                nk_attach::RecvError::Closed | nk_attach::RecvError::Os(libc::ECONNRESET) => {
-                    io::ErrorKind::UnexpectedEof.into()
-                }
-                other => io::Error::other(format!("{other:?}")),
-            })?;
-            if m.a == 0 {
-                return Ok(entries);
-            }
-            entries.push(Entry {
-                class: m.a,
-                key: m.b,
-                c: m.c,
-                d: m.d,
-                text: m.text().unwrap_or("").to_owned(),
-                fds: (0..nk_attach::FDS_MAX).map_while(|i| fds.take(i)).map(sys::own).collect(),
-            });
-        }
+    /// Starts another in place of one that ended, and gives it everything.
+    ///
+    /// # Errors
+    /// When its socket or the process cannot be made, or it ends at once.
+    pub fn restart(&self) -> io::Result<()> {
+        let connection = start_process(&self.0.path, self.0.private.as_deref())?;
+        let mut link = self.link();
+        link.connection = connection;
+        link.ledger.send(link.connection.as_raw_fd()).map_err(io::Error::from_raw_os_error)
+    }
+
+    fn new(path: &Path, private: Option<&Path>, connection: OwnedFd, ledger: Ledger) -> Keeper {
+        let link = Mutex::new(Link { connection, ledger });
+        let private = private.map(Path::to_owned);
+        Keeper(Arc::new(Shared { path: path.to_owned(), private, link }))
+    }
+
+    fn link(&self) -> MutexGuard<'_, Link> {
+        self.0.link.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Keeps an entry.
     pub fn keep(&self, class: u64, key: u64, words: (u64, u64), text: &str, fds: &[RawFd]) {
         let mut m = Message::new(Kind::Keep).with_text(text);
         (m.a, m.b, m.c, m.d) = (class, key, words.0, words.1);
-        self.send(&m, fds);
+        let mut link = self.link();
+        match fds.iter().map(|fd| sys::duplicate(*fd)).collect() {
+            Ok(copies) => link.ledger.keep(m, copies),
+            Err(e) => {
+                tracing::error!(error = %e, "no descriptor left: another keeper would lack an entry");
+            }
+        }
+        link.send(&m, fds);
     }
 
     /// Keeps an entry no more.
     pub fn drop_entry(&self, class: u64, key: u64) {
         let mut m = Message::new(Kind::Drop);
         (m.a, m.b) = (class, key);
-        self.send(&m, &[]);
+        let mut link = self.link();
+        link.ledger.drop_entry(class, key);
+        link.send(&m, &[]);
     }
+}
 
+impl Link {
     fn send(&self, m: &Message, fds: &[RawFd]) {
-        if let Err(e) = nk_attach::send(self.0.as_raw_fd(), m, fds) {
-            tracing::error!(errno = e, "the keeper is gone: guests will not survive this daemon");
+        if let Err(e) = nk_attach::send(self.connection.as_raw_fd(), m, fds) {
+            tracing::debug!(errno = e, "the keeper is gone; the next one is told");
         }
     }
 }
 
 impl AsRawFd for Keeper {
+    /// The connection to the present keeper.
     fn as_raw_fd(&self) -> RawFd {
-        self.0.as_raw_fd()
+        self.link().connection.as_raw_fd()
     }
 }
 
-/// fork, setsid, fork, exec `nk keeper`. Called before the daemon has threads.
+/// Takes everything back from a keeper; the ledger gets a copy.
+fn take_back(keeper: &OwnedFd, ledger: &mut Ledger) -> io::Result<Vec<Entry>> {
+    let os = io::Error::from_raw_os_error;
+    let fd = keeper.as_raw_fd();
+    nk_attach::send(fd, &Message::new(Kind::Kept), &[]).map_err(|e| match e {
+        libc::EPIPE | libc::ECONNRESET => io::ErrorKind::UnexpectedEof.into(),
+        e => os(e),
+    })?;
+    let mut entries = Vec::new();
+    loop {
+        let (m, mut fds, _) = nk_attach::recv(fd, false).map_err(|e| match e {
+            nk_attach::RecvError::Closed | nk_attach::RecvError::Os(libc::ECONNRESET) => {
+                io::ErrorKind::UnexpectedEof.into()
+            }
+            other => io::Error::other(format!("{other:?}")),
+        })?;
+        if m.a == 0 {
+            return Ok(entries);
+        }
+        let fds: Vec<OwnedFd> =
+            (0..nk_attach::FDS_MAX).map_while(|i| fds.take(i)).map(sys::own).collect();
+        ledger.keep(m, fds.iter().map(OwnedFd::try_clone).collect::<io::Result<_>>()?);
+        entries.push(Entry {
+            class: m.a,
+            key: m.b,
+            c: m.c,
+            d: m.d,
+            text: m.text().unwrap_or("").to_owned(),
+            fds,
+        });
+    }
+}
+
+/// Starts the process and returns the connection to it, once it has answered.
+fn start_process(path: &Path, private: Option<&Path>) -> io::Result<OwnedFd> {
+    let _ = std::fs::remove_file(path);
+    let listener = sys::listen_at(path, 0o600)?;
+    spawn(&listener, path, private)?;
+    let connection = sys::own(
+        nk_attach::connect(path.as_os_str().as_bytes()).map_err(io::Error::from_raw_os_error)?,
+    );
+    // From here on it is the keeper's alone: where that one cannot start, the connection breaks.
+    drop(listener);
+    take_back(&connection, &mut Ledger::default())?;
+    Ok(connection)
+}
+
+/// fork, setsid, fork, exec `nk keeper`.
 fn spawn(listener: &OwnedFd, path: &Path, private: Option<&Path>) -> io::Result<()> {
     let path = CString::new(path.as_os_str().as_bytes())?;
     let dir = private.map(|d| CString::new(d.as_os_str().as_bytes())).transpose()?;

@@ -3,7 +3,6 @@
 //! When the daemon's connection closes, it writes `engine_state` in every guest's header and wakes whoever sleeps there. It ends
 //! when there is no daemon and no guest's process left.
 
-use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::path::PathBuf;
@@ -13,19 +12,14 @@ use nk_device::header::{ENGINE_DOWN, ENGINE_GONE};
 use nk_device::sync::{Ordering, fence};
 use nk_device::{Cell, Qset, Row};
 
-use super::{CLASS_GUEST, CLASS_LISTENER, CLASS_PROCESS, CLASS_QSET};
+use super::ledger::Ledger;
+use super::{CLASS_GUEST, CLASS_PROCESS, CLASS_QSET};
 use crate::guest::{Region, layout};
 use crate::{sys, watchdog};
 
 #[derive(Debug)]
-struct Kept {
-    message: Message,
-    fds: Vec<OwnedFd>,
-}
-
-#[derive(Debug)]
 struct State {
-    entries: BTreeMap<(u64, u64), Kept>,
+    ledger: Ledger,
     daemon: Option<OwnedFd>,
     private: Option<PathBuf>,
 }
@@ -38,7 +32,7 @@ pub fn run(path: PathBuf, private: Option<PathBuf>) -> io::Result<()> {
     sys::name_thread(c"nk-keeper");
     sys::raise_fd_limit();
     let listener = sys::own(crate::spawn::PASSED_FD);
-    let mut s = State { entries: BTreeMap::new(), daemon: None, private };
+    let mut s = State { ledger: Ledger::default(), daemon: None, private };
     // The daemon that started this one connects at once.
     let mut served = false;
     loop {
@@ -61,7 +55,7 @@ pub fn run(path: PathBuf, private: Option<PathBuf>) -> io::Result<()> {
         let ready = |i: usize| fds.get(i).is_some_and(|f| f.revents != 0);
         for (i, (key, _)) in waiting.iter().enumerate() {
             if ready(i + 2) {
-                s.entries.remove(&(CLASS_PROCESS, *key));
+                s.ledger.drop_entry(CLASS_PROCESS, *key);
             }
         }
         if ready(1) {
@@ -89,14 +83,14 @@ pub fn run(path: PathBuf, private: Option<PathBuf>) -> io::Result<()> {
 
 impl State {
     fn has_process(&self) -> bool {
-        self.entries.keys().any(|k| k.0 == CLASS_PROCESS)
+        self.ledger.of(CLASS_PROCESS).next().is_some()
     }
 
     /// Keys and pidfds of processes; the pidfd is a process's last descriptor.
     fn pidfds(&self) -> Vec<(u64, RawFd)> {
-        self.entries
-            .range((CLASS_PROCESS, 0)..=(CLASS_PROCESS, u64::MAX))
-            .filter_map(|(k, e)| Some((k.1, e.fds.last()?.as_raw_fd())))
+        self.ledger
+            .of(CLASS_PROCESS)
+            .filter_map(|(k, e)| Some((k, e.fds.last()?.as_raw_fd())))
             .collect()
     }
 
@@ -118,35 +112,13 @@ impl State {
             Some(Kind::Keep) => {
                 let fds =
                     (0..nk_attach::FDS_MAX).map_while(|i| fds.take(i)).map(sys::own).collect();
-                self.entries.insert((m.a, m.b), Kept { message: m, fds });
+                self.ledger.keep(m, fds);
             }
-            Some(Kind::Drop) => self.drop_entry(m.a, m.b),
+            Some(Kind::Drop) => self.ledger.drop_entry(m.a, m.b),
             Some(Kind::Kept) => {
                 let _ = sys::set_blocking(daemon);
-                for e in self.entries.values() {
-                    let fds: Vec<RawFd> = e.fds.iter().map(AsRawFd::as_raw_fd).collect();
-                    if nk_attach::send(daemon, &e.message, &fds).is_err() {
-                        break;
-                    }
-                }
+                let _ = self.ledger.send(daemon);
                 let _ = nk_attach::send(daemon, &Message::new(Kind::Kept), &[]);
-            }
-            _ => {}
-        }
-    }
-
-    /// With a guest goes all that was its.
-    fn drop_entry(&mut self, class: u64, key: u64) {
-        self.entries.remove(&(class, key));
-        match class {
-            CLASS_GUEST => self.entries.retain(|(c, k), _| match *c {
-                CLASS_PROCESS => k >> 16 != key,
-                CLASS_QSET => k >> 32 != key,
-                super::CLASS_HOLD | CLASS_LISTENER => k >> 48 != key,
-                _ => true,
-            }),
-            CLASS_PROCESS => {
-                self.entries.retain(|(c, k), _| *c != CLASS_QSET || k >> 16 != key);
             }
             _ => {}
         }
@@ -157,7 +129,7 @@ impl State {
             eprintln!("nk keeper: no timer: a hostile guest's doorbell may block it: {e}");
         }
         let state = if self.private.is_some() { ENGINE_GONE } else { ENGINE_DOWN };
-        for e in self.entries.range((CLASS_GUEST, 0)..=(CLASS_GUEST, u64::MAX)).map(|e| e.1) {
+        for e in self.ledger.of(CLASS_GUEST).map(|e| e.1) {
             let Some(memfd) = e.fds.first().and_then(|f| f.try_clone().ok()) else { continue };
             // Text: uid, flags, ...
             let text = e.message.text().unwrap_or("");
@@ -167,7 +139,7 @@ impl State {
                 Err(e) => eprintln!("nk keeper: cannot map a guest's region: {e}"),
             }
         }
-        for e in self.entries.range((CLASS_QSET, 0)..=(CLASS_QSET, u64::MAX)).map(|e| e.1) {
+        for e in self.ledger.of(CLASS_QSET).map(|e| e.1) {
             if let Some(bell) = e.fds.first() {
                 watchdog::watch();
                 // One that blocks is a hostile guest's: the next.

@@ -1,12 +1,18 @@
-//! What the control thread tells the keeper: everything that another daemon would need, before it is promised to anybody.
+//! What the control thread tells the keeper: everything that another daemon would need, before it is promised to anybody. And
+//! the keeper's own end: another is started and told all of it again.
 
+use std::io;
 use std::os::fd::{AsRawFd, RawFd};
+use std::time::{Duration, Instant};
 
 use nk_engine::GuestId;
 
 use super::{Server, Source, Token};
 use crate::guest::Guest;
 use crate::keeper::{CLASS_GUEST, CLASS_HOLD, CLASS_PROCESS, CLASS_QSET};
+
+/// A keeper that ended sooner than this is not replaced at once.
+const RESTART_REST: Duration = Duration::from_secs(1);
 
 /// In a process's entry: its control connection is among the descriptors.
 pub(super) const HAS_CONTROL: u64 = 1;
@@ -31,6 +37,43 @@ fn guest_text(g: &Guest) -> String {
 }
 
 impl Server {
+    /// Watches the keeper for its end.
+    pub(super) fn watch_keeper(&mut self) -> io::Result<()> {
+        let Some(fd) = self.keeper.as_ref().map(AsRawFd::as_raw_fd) else { return Ok(()) };
+        self.keeper_started = Instant::now();
+        let token = self.sources.insert(Source::Keeper);
+        self.epoll.add(fd, libc::EPOLLIN, token.word())
+    }
+
+    /// The keeper closed its connection: until there is another, guests would not survive this daemon.
+    pub(super) fn keeper_ended(&mut self, token: Token) {
+        self.sources.remove(token);
+        let Some(k) = &self.keeper else { return };
+        self.epoll.remove(k.as_raw_fd());
+        tracing::error!("the keeper ended; another is started");
+        self.keeper_restart_at = Some(self.keeper_started + RESTART_REST);
+    }
+
+    /// When another keeper is due; starts it when it is.
+    pub(super) fn keeper_timer(&mut self, now: Instant) -> io::Result<Option<Instant>> {
+        let Some(at) = self.keeper_restart_at.filter(|at| *at <= now) else {
+            return Ok(self.keeper_restart_at);
+        };
+        self.keeper_restart_at = None;
+        let Some(k) = &self.keeper else { return Ok(None) };
+        match k.restart() {
+            Ok(()) => {
+                tracing::info!("the next keeper has everything");
+                self.watch_keeper()?;
+            }
+            Err(e) => {
+                tracing::error!(error = %e, "no other keeper could be started: guests would not survive this daemon");
+                self.keeper_restart_at = Some(at.max(now) + RESTART_REST);
+            }
+        }
+        Ok(self.keeper_restart_at)
+    }
+
     pub(super) fn raw(&self, token: Option<Token>) -> Option<RawFd> {
         match self.sources.get(token?)? {
             Source::Connection { fd, .. }

@@ -129,6 +129,8 @@ pub struct Server {
     started: Instant,
     had_guest: bool,
     keeper: Option<Keeper>,
+    keeper_started: Instant,
+    keeper_restart_at: Option<Instant>,
     nsm: nsm::NsmState,
     resolver: &'static CStr,
 }
@@ -180,15 +182,14 @@ impl Server {
             started: Instant::now(),
             had_guest: false,
             keeper: setup.keeper,
+            keeper_started: Instant::now(),
+            keeper_restart_at: None,
             nsm: nsm::NsmState::new(nsm),
             resolver: setup.resolver,
         };
-        if let Some(k) = &server.keeper {
-            let token = server.sources.insert(Source::Keeper);
-            server.epoll.add(k.as_raw_fd(), libc::EPOLLIN, token.word())?;
-            if let Some(fd) = server.raw(Some(server.listener)) {
-                k.keep(CLASS_ATTACH, 0, (0, 0), "", &[fd]);
-            }
+        server.watch_keeper()?;
+        if let (Some(k), Some(fd)) = (&server.keeper, server.raw(Some(server.listener))) {
+            k.keep(CLASS_ATTACH, 0, (0, 0), "", &[fd]);
         }
         if !inline {
             server.start_nsm()?;
@@ -239,11 +240,7 @@ impl Server {
                 Ok(())
             }
             Some(Source::Keeper) => {
-                tracing::error!("the keeper ended: guests will not survive this daemon");
-                if let Some(k) = self.keeper.take() {
-                    self.epoll.remove(k.as_raw_fd());
-                }
-                self.sources.remove(token);
+                self.keeper_ended(token);
                 Ok(())
             }
             Some(Source::Nsm(part)) => {

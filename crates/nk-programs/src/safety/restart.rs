@@ -1,4 +1,4 @@
-//! The daemon, and an NSM of its own, are killed with -9 and come back: the guests' processes live on, connections
+//! The daemon, its keeper, and an NSM of its own, are killed with -9 and come back: the guests' processes live on, connections
 //! break with ECONNRESET, listeners answer again, and nothing is left.
 
 use std::time::Duration;
@@ -27,6 +27,7 @@ pub(super) fn tests() -> Vec<Test> {
     };
     vec![
         test("the daemon is killed and comes back", daemon_restarts),
+        test("the keeper is killed, then the daemon", keeper_restarts),
         test("the NSM is killed and comes back", nsm_restarts),
     ]
 }
@@ -105,16 +106,44 @@ fn daemon_restarts(world: &mut World, mode: Mode) -> Result<String> {
     guests.end(ROUNDS)
 }
 
+/// The next keeper must hold all that the first one held, and what came since: the daemon dies after it.
+fn keeper_restarts(world: &mut World, mode: Mode) -> Result<String> {
+    let guests = Guests::start(world, mode)?;
+    for round in 0..ROUNDS {
+        let keeper = part_pid(world, "keeper")?;
+        signal_pid(keeper, Signal::KILL);
+        eventually(RECOVERY, || {
+            let new = part_pid(world, "keeper")?;
+            ensure!(new != keeper, "the keeper is not replaced");
+            Ok(())
+        })?;
+        // Nobody noticed.
+        guests.answers()?;
+        guests.talks(round + 1)?;
+        let since = Redis::start(world, mode.server, None)?;
+        world.kill_daemon()?;
+        world.start_daemon()?;
+        guests.answers()?;
+        guests.talks(round + 2)?;
+        eventually(RECOVERY, || {
+            ensure!(since.ask("PING")? == "+PONG", "a guest made since does not answer");
+            Ok(())
+        })?;
+        since.stop()?;
+    }
+    guests.end(ROUNDS)
+}
+
 fn nsm_restarts(world: &mut World, mode: Mode) -> Result<String> {
     if world.options.nsm == Nsm::Inline {
         return Ok("not with an inline NSM: it has no process of its own".to_owned());
     }
     let guests = Guests::start(world, mode)?;
     for round in 0..ROUNDS {
-        let nsm = nsm_pid(world)?;
+        let nsm = part_pid(world, "nsm")?;
         signal_pid(nsm, Signal::KILL);
         eventually(RECOVERY, || {
-            let new = nsm_pid(world)?;
+            let new = part_pid(world, "nsm")?;
             ensure!(new != nsm, "the NSM is not started again");
             Ok(())
         })?;
@@ -124,7 +153,8 @@ fn nsm_restarts(world: &mut World, mode: Mode) -> Result<String> {
     guests.end(ROUNDS)
 }
 
-fn nsm_pid(world: &World) -> Result<u32> {
-    let is_nsm = |pid: &u32| procfs::command_line(*pid).split(' ').nth(1) == Some("nsm");
-    world.nk_pids()?.into_iter().find(is_nsm).context("no NSM process")
+/// The pid of a part of the daemon that is a process of its own.
+fn part_pid(world: &World, part: &str) -> Result<u32> {
+    let is_it = |pid: &u32| procfs::command_line(*pid).split(' ').nth(1) == Some(part);
+    world.nk_pids()?.into_iter().find(is_it).with_context(|| format!("no {part} process"))
 }

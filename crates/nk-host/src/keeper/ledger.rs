@@ -1,0 +1,92 @@
+//! What is kept, as both ends know it: the keeper's process has it so that it outlives the daemon, and the daemon has a copy so
+//! that another keeper can be given everything when one dies.
+
+use std::collections::BTreeMap;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+
+use nk_attach::Message;
+
+use super::{CLASS_GUEST, CLASS_HOLD, CLASS_LISTENER, CLASS_PROCESS, CLASS_QSET};
+
+/// One entry: the message that made it, and its descriptors.
+#[derive(Debug)]
+pub(super) struct Kept {
+    pub(super) message: Message,
+    pub(super) fds: Vec<OwnedFd>,
+}
+
+/// All entries, by class and key.
+#[derive(Debug, Default)]
+pub(super) struct Ledger(BTreeMap<(u64, u64), Kept>);
+
+impl Ledger {
+    /// Enters what a message of [`nk_attach::Kind::Keep`] says.
+    pub(super) fn keep(&mut self, message: Message, fds: Vec<OwnedFd>) {
+        self.0.insert((message.a, message.b), Kept { message, fds });
+    }
+
+    /// Takes an entry out; with a guest goes all that was its, with a process its queue sets.
+    pub(super) fn drop_entry(&mut self, class: u64, key: u64) {
+        self.0.remove(&(class, key));
+        match class {
+            CLASS_GUEST => self.0.retain(|(c, k), _| match *c {
+                CLASS_PROCESS => k >> 16 != key,
+                CLASS_QSET => k >> 32 != key,
+                CLASS_HOLD | CLASS_LISTENER => k >> 48 != key,
+                _ => true,
+            }),
+            CLASS_PROCESS => {
+                self.0.retain(|(c, k), _| *c != CLASS_QSET || k >> 16 != key);
+            }
+            _ => {}
+        }
+    }
+
+    /// The entries of a class, with their keys.
+    pub(super) fn of(&self, class: u64) -> impl Iterator<Item = (u64, &Kept)> {
+        self.0.range((class, 0)..=(class, u64::MAX)).map(|(k, e)| (k.1, e))
+    }
+
+    /// Sends every entry.
+    pub(super) fn send(&self, to: RawFd) -> Result<(), i32> {
+        for e in self.0.values() {
+            let fds: Vec<RawFd> = e.fds.iter().map(AsRawFd::as_raw_fd).collect();
+            nk_attach::send(to, &e.message, &fds)?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nk_attach::Kind;
+
+    #[test]
+    fn with_a_guest_goes_what_is_its() {
+        let mut ledger = Ledger::default();
+        let mut enter = |class, key| {
+            let mut m = Message::new(Kind::Keep);
+            (m.a, m.b) = (class, key);
+            ledger.keep(m, Vec::new());
+        };
+        for guest in [1u64, 2] {
+            enter(CLASS_GUEST, guest);
+            for row in [3u64, 4] {
+                enter(CLASS_PROCESS, guest << 16 | row);
+                enter(CLASS_QSET, guest << 32 | row << 16 | 9);
+            }
+            enter(CLASS_HOLD, guest << 48 | 7);
+            enter(CLASS_LISTENER, guest << 48 | 8);
+        }
+        ledger.drop_entry(CLASS_PROCESS, 2 << 16 | 3);
+        assert_eq!(ledger.of(CLASS_PROCESS).count(), 3);
+        assert_eq!(ledger.of(CLASS_QSET).count(), 3);
+        ledger.drop_entry(CLASS_GUEST, 1);
+        for class in [CLASS_GUEST, CLASS_PROCESS, CLASS_QSET, CLASS_HOLD, CLASS_LISTENER] {
+            assert_eq!(ledger.of(class).count(), 1, "class {class}");
+        }
+        ledger.drop_entry(CLASS_GUEST, 2);
+        assert!(ledger.0.is_empty());
+    }
+}
