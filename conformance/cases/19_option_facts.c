@@ -28,6 +28,9 @@ int main(void) {
         char big[100];
         R("a long one", getsockopt(ends[0], SOL_SOCKET, SO_TYPE, big, &length));
         T("length %u", length);
+        length = sizeof big;
+        R("bound to no device", getsockopt(ends[0], SOL_SOCKET, SO_BINDTODEVICE, big, &length));
+        T("length %u", length);
         R("set SO_TYPE", set_int(ends[0], SOL_SOCKET, SO_TYPE, 1));
         R("set SO_ERROR", set_int(ends[0], SOL_SOCKET, SO_ERROR, 1));
         R("set SO_ACCEPTCONN", set_int(ends[0], SOL_SOCKET, SO_ACCEPTCONN, 1));

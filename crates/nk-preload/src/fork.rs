@@ -26,7 +26,8 @@ static PENDING_QSET: AtomicI32 = AtomicI32::new(0);
 static PENDING_CONTROL: AtomicI32 = AtomicI32::new(-1);
 static PENDING_DOORBELL: AtomicI32 = AtomicI32::new(-1);
 
-fn fork_as_guest(p: &Process) -> pid_t {
+/// A fork by whatever makes the process: `native` gives 0 in the child.
+pub(crate) fn fork_as_guest(p: &Process, native: impl FnOnce() -> pid_t) -> pid_t {
     let signals = SignalsBlocked::new();
     gate::close();
     events::before_fork();
@@ -36,8 +37,7 @@ fn fork_as_guest(p: &Process) -> pid_t {
         PENDING_CONTROL.store(child.control_fd, Ordering::Relaxed);
         PENDING_DOORBELL.store(child.doorbell_fd, Ordering::Relaxed);
         PENDING.store(true, Ordering::Release);
-        // SAFETY: takes nothing.
-        let pid = unsafe { native_fork() };
+        let pid = native();
         if pid == 0 {
             finish_in_child();
             return 0;
@@ -145,7 +145,8 @@ pub(crate) fn finish_in_child() -> bool {
 #[unsafe(no_mangle)]
 pub extern "C" fn fork() -> pid_t {
     match process() {
-        Some(p) => fork_as_guest(p),
+        // SAFETY: takes nothing.
+        Some(p) => fork_as_guest(p, || unsafe { native_fork() }),
         // SAFETY: takes nothing.
         None => unsafe { native_fork() },
     }

@@ -16,6 +16,7 @@ pub mod messages;
 pub mod names;
 pub mod options;
 pub mod print;
+pub mod raw;
 pub mod records;
 pub mod rights;
 pub mod socket;

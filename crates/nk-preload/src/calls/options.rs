@@ -272,6 +272,10 @@ fn get(
         Policy::ForwardSync if (level, name) == (SOL_SOCKET, libc::SO_TIMESTAMPNS) => {
             return get_local(s, name, value, len);
         }
+        // Bound to none, and Linux says so by an empty name.
+        Policy::Refuse(_) if (level, name) == (SOL_SOCKET, libc::SO_BINDTODEVICE) => {
+            return write_value([].as_ptr(), 0, value, len);
+        }
         Policy::Local | Policy::Refuse(_) => {
             missed(s, Missed::GetSockOpt, level, name);
             return Err(libc::ENOPROTOOPT);
