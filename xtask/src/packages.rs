@@ -60,6 +60,10 @@ pub(crate) const FOR_TESTS: &[Needed] = &[
     ("/usr/bin/lftp", "lftp"),
     ("/usr/bin/wget2", "wget2"),
     ("/usr/bin/diff", "diffutils"),
+    ("/usr/lib/postgresql/15/bin/pgbench", "postgresql-15"),
+    ("/usr/sbin/sshd", "openssh-server"),
+    ("/usr/bin/ssh", "openssh-client"),
+    ("/usr/sbin/vsftpd", "vsftpd"),
 ];
 
 /// Installs the packages of those programs that are not there.

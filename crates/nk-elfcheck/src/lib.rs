@@ -96,6 +96,13 @@ pub fn check_path(path: &CStr) -> Result<Verdict, i32> {
     Err(libc::ELOOP)
 }
 
+/// What [`explain`]'s text is about, to be put before it: the file, or the interpreter that it names.
+#[must_use]
+pub fn subject(path: &CStr) -> &'static str {
+    let verdict = File::open(path).and_then(|f| look(f, Some(path)));
+    if matches!(verdict, Ok(Verdict::Script(_))) { "its interpreter: " } else { "" }
+}
+
 /// Why the file is refused and what to do, for people.
 #[must_use]
 pub fn explain(reason: ExecRefused) -> &'static str {

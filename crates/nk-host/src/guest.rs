@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use nk_attach::CREATE_VM;
 use nk_device::sync::Ordering;
-use nk_device::{Device, Layout, row};
+use nk_device::{Device, Layout, Row, row};
 use nk_engine::{GuestId, Limits};
 
 use crate::names::Counters;
@@ -119,6 +119,8 @@ pub(crate) struct Guest {
     pub(crate) was_attached: bool,
     /// Since when it has had no process.
     pub(crate) empty_since: Option<Instant>,
+    /// What its processes that ended had counted as not redirected.
+    pub(crate) missed: Missed,
     /// Who answers its questions about names.
     pub(crate) names: Names,
 }
@@ -146,6 +148,33 @@ pub(crate) struct Resolver {
     pub(crate) control: OwnedFd,
 }
 
+/// Counts of what was not redirected, by kind and detail as processes count it in their rows: information that a guest can write,
+/// so there is a bound.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Missed(BTreeMap<u64, u64>);
+
+/// Different things that are counted for one guest.
+const MISSED_MAX: usize = 256;
+
+impl Missed {
+    /// Adds what a process counted.
+    pub(crate) fn add(&mut self, row: &Row) {
+        for (key, count) in row.missed_keys.iter().zip(&row.missed_counts) {
+            let key = key.load(Ordering::Relaxed);
+            let count = u64::from(count.load(Ordering::Relaxed));
+            if key != 0 && (self.0.len() < MISSED_MAX || self.0.contains_key(&key)) {
+                let sum = self.0.entry(key).or_default();
+                *sum = sum.saturating_add(count);
+            }
+        }
+    }
+
+    /// Key and count of each.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
+        self.0.iter().map(|(k, n)| (*k, *n))
+    }
+}
+
 /// The process that made a guest and is about to become its first process.
 #[derive(Debug)]
 pub(crate) struct Creator {
@@ -161,6 +190,17 @@ impl Guest {
     /// Whether it is a VM: row 0 stands for its kernel, and the connection that made it for its life.
     pub(crate) fn is_vm(&self) -> bool {
         self.flags & CREATE_VM != 0
+    }
+
+    /// What all its processes counted as not redirected, also those that ended.
+    pub(crate) fn all_missed(&self) -> Missed {
+        let mut all = self.missed.clone();
+        for row in self.processes.keys() {
+            if let Some(r) = self.region.device.row(*row) {
+                all.add(r);
+            }
+        }
+        all
     }
 
     /// The row of a process, by pid.

@@ -1,6 +1,7 @@
 //! Real programs, one module per program.
 
 mod curl;
+mod forking;
 mod iperf3;
 mod more;
 mod nginx;
@@ -26,6 +27,7 @@ pub(crate) fn tests() -> Vec<Test> {
         redis::tests(),
         python::tests(),
         more::tests(),
+        forking::tests(),
         iperf3::tests(),
         transfer::tests(),
         runtimes::tests(),

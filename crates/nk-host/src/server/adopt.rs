@@ -10,7 +10,7 @@ use nk_servicelib::{GuestPool, Key};
 
 use super::keep::{HAS_CONTROL, HAS_PIDFD};
 use super::{NSM, Role, Server, Source};
-use crate::guest::{Guest, Names, Process, Region, layout};
+use crate::guest::{Guest, Missed, Names, Process, Region, layout};
 use crate::keeper::{
     CLASS_GUEST, CLASS_HOLD, CLASS_LISTENER, CLASS_PROCESS, CLASS_QSET, Entry, Keeper, parse_addr,
 };
@@ -109,6 +109,7 @@ impl Server {
             creator: None,
             was_attached: true,
             empty_since: None,
+            missed: Missed::default(),
             names: Names::default(),
         };
         let mut adoption = Adoption::default();

@@ -13,7 +13,7 @@ use super::attach::{NO_DOORBELL, doorbell};
 use super::names::end_resolver;
 use super::{GUESTS_MAX, NSM, Reply, Role, Server, Source, Token};
 use crate::config::GuestConfig;
-use crate::guest::{Creator, Guest, Names, Region, layout};
+use crate::guest::{Creator, Guest, Missed, Names, Region, layout};
 use crate::sys;
 
 fn is_name(name: &str) -> bool {
@@ -205,6 +205,7 @@ impl Server {
                 creator: Some(creator),
                 was_attached: false,
                 empty_since: None,
+                missed: Missed::default(),
                 names: Names::default(),
             },
         );

@@ -4,7 +4,6 @@ use std::io;
 
 use nk_attach::{Credentials, Message};
 use nk_device::cell;
-use nk_device::row::MISSED_SLOTS;
 use nk_device::sync::Ordering;
 use nk_engine::{Flow, GuestId, Stats};
 use serde_json::{Value, json};
@@ -103,14 +102,11 @@ impl Server {
             let g = self.guests.get(&id.0)?;
             Some((g, g.row_of(pid)?))
         })?;
-        let cells = guest.region.device.row(row)?;
-        let missed: Vec<Value> = (0..MISSED_SLOTS)
-            .filter_map(|i| {
-                let key = cells.missed_keys.get(i)?.load(Ordering::Relaxed);
-                let count = cells.missed_counts.get(i)?.load(Ordering::Relaxed);
-                (key != 0).then(
-                    || json!({"kind": key >> 56, "detail": key & ((1 << 56) - 1), "count": count}),
-                )
+        let missed: Vec<Value> = guest
+            .all_missed()
+            .iter()
+            .map(|(key, count)| {
+                json!({"kind": key >> 56, "detail": key & ((1 << 56) - 1), "count": count})
             })
             .collect();
         Some(json!({"guest": guest.name, "pid": pid, "row": row, "missed": missed}))

@@ -21,6 +21,7 @@ fn refuse(p: &Process, path: &CStr, why: ExecRefused) -> c_int {
         b"netkernel: not running ",
         path.to_bytes(),
         b": ",
+        nk_elfcheck::subject(path).as_bytes(),
         nk_elfcheck::explain(why).as_bytes(),
         b"\n",
     ]);

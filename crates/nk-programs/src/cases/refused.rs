@@ -6,7 +6,9 @@ use std::os::unix::fs::{PermissionsExt, chown};
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
+use rustix::process::Signal;
 
+use crate::process::eventually;
 use crate::suite::{GUESTS_ONLY, Group, Test};
 use crate::world::{Mode, Side, World};
 
@@ -32,7 +34,9 @@ fn refused(world: &mut World, mode: Mode) -> Result<String> {
     world.run(Side::Plain, &["/usr/bin/gcc", "-static", "-o", &fixed, &source], LIMIT)?;
     world.run(Side::Plain, &["/usr/bin/gcc", "-o", &plain, &source], LIMIT)?;
     ensure!(world.run(mode.client, &[&plain], LIMIT)? == "ran\n", "an ordinary program must run");
-    let mut programs = vec![(fixed, "static")];
+    let script = world.write("script", format!("#!{fixed}\n"))?;
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o755))?;
+    let mut programs = vec![(fixed.clone(), "static"), (script, "its interpreter: it is static")];
     if rustix::process::geteuid().is_root() {
         // Another user's, so that it is set-uid in effect even for root.
         fs::copy(&plain, &setuid)?;
@@ -60,5 +64,19 @@ fn refused(world: &mut World, mode: Mode) -> Result<String> {
             );
         }
     }
+    counted(world, mode, &fixed)?;
     Ok(format!("{} kinds", programs.len()))
+}
+
+/// `nk why` tells of what a child met that has ended.
+fn counted(world: &World, mode: Mode, program: &str) -> Result<()> {
+    let line = format!("{program}; echo refused; sleep 20");
+    let mut shell = world.start("shell", mode.client, &["/bin/sh", "-c", &line])?;
+    super::says(&mut shell, "refused", 1)?;
+    eventually(Duration::from_secs(5), || {
+        let why = world.control(&["why", &shell.pid().to_string()])?;
+        ensure!(why.contains("exec refused") && why.contains("statically linked"), "nk why: {why}");
+        Ok(())
+    })?;
+    shell.stop(Signal::TERM, LIMIT).map(drop)
 }

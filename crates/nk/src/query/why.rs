@@ -1,4 +1,4 @@
-//! Names for what a process counted as not redirected.
+//! Names for what a guest's processes counted as not redirected.
 
 use nk_device::row::{ExecRefused, Missed, NoAnswer};
 use serde_json::Value;
@@ -153,10 +153,10 @@ pub(super) fn print(v: &Value) {
     let guest = v.get("guest").and_then(Value::as_str).unwrap_or("-");
     let pid = number(v, "pid");
     if missed.is_empty() {
-        println!("process {pid} of guest {guest}: everything was redirected");
+        println!("guest {guest} (process {pid} and others): everything was redirected");
         return;
     }
-    println!("process {pid} of guest {guest}: not redirected");
+    println!("guest {guest} (process {pid} and others): not redirected");
     let rows: Vec<Vec<String>> = missed
         .iter()
         .map(|m| {

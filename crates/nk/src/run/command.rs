@@ -35,8 +35,9 @@ pub(super) fn find(name: &OsStr) -> Result<CString, Failure> {
 
 fn refused(path: &CStr, reason: ExecRefused) -> Failure {
     let text = format!(
-        "{}: cannot run as a guest: {}",
+        "{}: cannot run as a guest: {}{}",
         path.to_string_lossy(),
+        nk_elfcheck::subject(path),
         nk_elfcheck::explain(reason)
     );
     Failure::new(STATUS_CANNOT, text)
