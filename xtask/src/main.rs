@@ -5,6 +5,7 @@
 //! | [`mod@test`] | `cargo xtask test`: every check there is, by name |
 //! | [`demo`] | `cargo xtask demo`: what NetKernel does, in a minute |
 //! | [`mod@bench`] | `cargo xtask bench`: the figures of docs/performance.md |
+//! | [`mod@options`] | `cargo xtask options`: docs/socket-options.md |
 //! | [`measure`] | one measured load: requests and the machine's CPU |
 //! | [`edges`] | which crate may depend on which, and where unsafe code may be |
 //! | [`packages`] | Debian packages and Rust components that are missing |
@@ -15,6 +16,7 @@ mod bench;
 mod demo;
 mod edges;
 mod measure;
+mod options;
 mod packages;
 mod test;
 mod workspace;
@@ -27,6 +29,7 @@ const USAGE: &str = "\
 usage: cargo xtask COMMAND
 
   test [STEP…]    run all checks, or those named; `test --list` names them
+  options         writes docs/socket-options.md: what happens to each socket option
   demo            nginx and curl as guests, what the engine counted, native beside it
   bench [SUITE…] [--rounds N] [--seconds N] [--server-cpus LIST] [--daemon-cpus LIST] [--client-cpus LIST]
         [--congestion NAME] [--nsm inline|separate]
@@ -51,6 +54,7 @@ fn run(words: &[String]) -> Result<bool> {
     match command {
         "test" => test::run(rest),
         "demo" => demo::run(rest).map(|()| true),
+        "options" => options::write().map(|()| true),
         "bench" => bench::run(rest).map(|()| true),
         "" | "help" | "--help" | "-h" => {
             println!("{USAGE}");

@@ -7,7 +7,7 @@ use anyhow::{Result, bail};
 use nk_programs::world::{Nsm, Options, Side, World};
 
 use crate::workspace::{build_release, cargo, release, root, run as run_command, target};
-use crate::{edges, packages};
+use crate::{edges, options, packages};
 
 /// One step.
 struct Step {
@@ -38,6 +38,11 @@ const STEPS: &[Step] = &[
         name: "conformance-nsm",
         about: "the same with the NSM in a process",
         body: conformance_nsm,
+    },
+    Step {
+        name: "options",
+        about: "every socket option and ioctl, natively and as a guest",
+        body: options::check,
     },
     Step {
         name: "programs",

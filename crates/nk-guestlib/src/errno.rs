@@ -6,6 +6,8 @@ pub const EPERM: i32 = 1;
 pub const ENOENT: i32 = 2;
 /// Try again.
 pub const EAGAIN: i32 = 11;
+/// Permission denied.
+pub const EACCES: i32 = 13;
 /// Bad address.
 pub const EFAULT: i32 = 14;
 /// Invalid argument.
@@ -16,6 +18,8 @@ pub const EPIPE: i32 = 32;
 pub const ENOPROTOOPT: i32 = 92;
 /// Operation not supported.
 pub const EOPNOTSUPP: i32 = 95;
+/// No such address here.
+pub const EADDRNOTAVAIL: i32 = 99;
 /// Connection reset by peer.
 pub const ECONNRESET: i32 = 104;
 /// Already connected.

@@ -333,7 +333,7 @@ impl<S: Stack> Ctx<'_, S> {
             (Some(Policy::Forward | Policy::ForwardSync), Some(value)) => {
                 self.on(&s, |stack, h| stack.set_option(h, level, name, value))
             }
-            (Some(Policy::ReadOnly(e) | Policy::Refuse(e)), _) => Err(Errno(e)),
+            (Some(Policy::ReadOnly(e) | Policy::Off(e) | Policy::Refuse(e)), _) => Err(Errno(e)),
             (Some(Policy::Local) | None, _) => Err(Errno(libc::ENOPROTOOPT)),
             (_, None) => Err(Errno(libc::EINVAL)),
         };
@@ -351,10 +351,10 @@ impl<S: Stack> Ctx<'_, S> {
         let allowed = match lookup(level, name).map(|o| o.policy) {
             Some(Policy::Forward | Policy::ForwardSync | Policy::ReadOnly(_)) => Ok(()),
             Some(Policy::Refuse(e)) => Err(Errno(e)),
-            Some(Policy::Local) | None => Err(Errno(libc::ENOPROTOOPT)),
+            Some(Policy::Local | Policy::Off(_)) | None => Err(Errno(libc::ENOPROTOOPT)),
         };
-        // 0 and 255 ask for as much as there is: the length has a byte only.
-        let room = if matches!(length, 0 | 255) { REPLY_BYTES } else { usize::from(length) };
+        // 255 asks for as much as there is: the length has a byte only.
+        let room = if length == 255 { REPLY_BYTES } else { usize::from(length) };
         let r = allowed.and_then(|()| {
             let out = out.get_mut(..room).ok_or(Errno(libc::EINVAL))?;
             self.on(&s, |stack, h| stack.get_option(h, level, name, out))

@@ -228,7 +228,7 @@ pub extern "C" fn nk_core_option(level: c_int, name: c_int) -> c_int {
         Some(Policy::Local) => 0,
         Some(Policy::Forward) => 1,
         Some(Policy::ForwardSync) => 2,
-        Some(Policy::ReadOnly(e) | Policy::Refuse(e)) => refuse(e),
+        Some(Policy::ReadOnly(e) | Policy::Off(e) | Policy::Refuse(e)) => refuse(e),
         None => refuse(ENOPROTOOPT),
     }
 }

@@ -8,6 +8,7 @@ use nk_device::cell::SF_LISTENING;
 use nk_device::row::Missed;
 use nk_guestlib::{datagram, recv, send};
 
+use super::options::kind;
 use super::{Target, descriptors, native, target};
 use crate::fdtable::{self, Entry};
 use crate::io::Open;
@@ -15,6 +16,29 @@ use crate::sys;
 
 const SIOCOUTQNSD: c_ulong = 0x894b;
 const SIOCATMARK: c_ulong = 0x8905;
+const FIOSETOWN: c_ulong = 0x8901;
+const SIOCSPGRP: c_ulong = 0x8902;
+const FIOGETOWN: c_ulong = 0x8903;
+const SIOCGPGRP: c_ulong = 0x8904;
+const SIOCGSTAMP_OLD: c_ulong = 0x8906;
+const SIOCGSTAMPNS_OLD: c_ulong = 0x8907;
+const SIOCGSTAMP_NEW: c_ulong = 0x8010_8906;
+const SIOCGSTAMPNS_NEW: c_ulong = 0x8010_8907;
+const SIOCADDRT: c_ulong = 0x890b;
+const SIOCDELRT: c_ulong = 0x890c;
+/// From here to [`INTERFACE_LAST`] requests are about interfaces.
+const INTERFACE_FIRST: c_ulong = 0x8910;
+const INTERFACE_LAST: c_ulong = 0x8995;
+const SIOCGIFADDR: c_ulong = 0x8915;
+const SIOCSIFADDR: c_ulong = 0x8916;
+const SIOCGIFDSTADDR: c_ulong = 0x8917;
+const SIOCSIFDSTADDR: c_ulong = 0x8918;
+const SIOCGIFBRDADDR: c_ulong = 0x8919;
+const SIOCSIFBRDADDR: c_ulong = 0x891a;
+const SIOCGIFNETMASK: c_ulong = 0x891b;
+const SIOCSIFNETMASK: c_ulong = 0x891c;
+const SIOCDIFADDR: c_ulong = 0x8936;
+const SIOCGIFINDEX: c_ulong = 0x8933;
 
 fn do_fcntl(fd: c_int, command: c_int, argument: usize) -> c_int {
     let entry = fdtable::get(fd);
@@ -66,15 +90,18 @@ fn write_int(argument: usize, value: usize) -> c_int {
     0
 }
 
+fn read_int(argument: usize) -> c_int {
+    // SAFETY: the program's pointer to an int, not null.
+    unsafe { (argument as *const c_int).read_unaligned() }
+}
+
 fn ioctl_socket(s: &Open, fd: c_int, request: c_ulong, argument: usize) -> c_int {
     let listening = s.cell.state.load(Ordering::Acquire) & SF_LISTENING != 0;
     match request {
         libc::FIONBIO => {
             let r = native!(libc::SYS_ioctl, fd, request, argument) as c_int;
             if r == 0 {
-                // SAFETY: the kernel has just read this int.
-                let on = unsafe { (argument as *const c_int).read_unaligned() } != 0;
-                mirror_nonblock(s, on);
+                mirror_nonblock(s, read_int(argument) != 0);
             }
             r
         }
@@ -86,13 +113,52 @@ fn ioctl_socket(s: &Open, fd: c_int, request: c_ulong, argument: usize) -> c_int
         libc::TIOCOUTQ | SIOCOUTQNSD => write_int(argument, send::queued(&s.socket())),
         // Urgent data is not served, so the mark is never reached.
         SIOCATMARK => write_int(argument, 0),
+        // Signals are not served; off is what it is.
+        libc::FIOASYNC if argument != 0 && read_int(argument) == 0 => 0,
+        // Whom they would go to, the stand-in keeps.
+        FIOSETOWN | SIOCSPGRP | FIOGETOWN | SIOCGPGRP => {
+            native!(libc::SYS_ioctl, fd, request, argument) as c_int
+        }
+        // No stream has the time at which anything arrived.
+        SIOCGSTAMP_OLD | SIOCGSTAMPNS_OLD | SIOCGSTAMP_NEW | SIOCGSTAMPNS_NEW
+            if !s.is_datagram() =>
+        {
+            sys::fail(libc::ENOENT)
+        }
+        SIOCADDRT | SIOCDELRT | INTERFACE_FIRST..=INTERFACE_LAST => {
+            interface(s, fd, request, argument)
+        }
         libc::FIOCLEX | libc::FIONCLEX => native!(libc::SYS_ioctl, fd, request, argument) as c_int,
         // What terminals answer: programs ask it of any descriptor, to see whether it is one.
         0x5400..=0x54ff if request != libc::FIOASYNC => sys::fail(libc::ENOTTY),
         _ => {
             s.p.count_missed(Missed::Ioctl, request);
-            sys::fail(if request == libc::FIOASYNC { libc::EINVAL } else { libc::ENOTTY })
+            sys::fail(libc::ENOTTY)
         }
+    }
+}
+
+/// A guest's interfaces are those of its own namespace, as netlink and /proc show them, too. The stand-in answers for them, but
+/// knows no addresses: there are none, and routes are not the guest's to change.
+fn interface(s: &Open, fd: c_int, request: c_ulong, argument: usize) -> c_int {
+    let r = native!(libc::SYS_ioctl, fd, request, argument) as c_int;
+    if r == 0 || sys::errno() != libc::ENOTTY {
+        return r;
+    }
+    s.p.count_missed(Missed::Ioctl, request);
+    match request {
+        SIOCGIFADDR | SIOCGIFDSTADDR | SIOCGIFBRDADDR | SIOCGIFNETMASK if kind(s).ipv4 => {
+            // It finds whether there is such an interface, into a copy: the request's own union is left alone.
+            // SAFETY: the kernel has just read a request of this size from there.
+            let mut copy = unsafe { (argument as *const libc::ifreq).read_unaligned() };
+            match native!(libc::SYS_ioctl, fd, SIOCGIFINDEX, &raw mut copy) {
+                0 => sys::fail(libc::EADDRNOTAVAIL),
+                _ => -1,
+            }
+        }
+        SIOCADDRT | SIOCDELRT | SIOCDIFADDR => sys::fail(libc::EPERM),
+        SIOCSIFADDR | SIOCSIFDSTADDR | SIOCSIFBRDADDR | SIOCSIFNETMASK => sys::fail(libc::EPERM),
+        _ => r,
     }
 }
 

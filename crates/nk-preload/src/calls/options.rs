@@ -8,7 +8,10 @@ use nk_device::cell::{GF_MTU_DISCOVER, GF_RXQ_OVFL, GF_TIMESTAMP, GF_TIMESTAMPNS
 use nk_device::nqe::pack_option;
 use nk_device::row::Missed;
 use nk_device::{Nqe, Op};
-use nk_guestlib::options::{Policy, SOL_IP, SOL_IPV6, SOL_SOCKET, SOL_TCP, lookup};
+use nk_guestlib::options::{
+    Policy, SOL_IP, SOL_IPV6, SOL_SOCKET, SocketKind, check_known, check_value, lookup,
+    too_short_for_switch,
+};
 
 use super::messages::is_listening;
 use super::socket::{family, protocol};
@@ -26,17 +29,24 @@ const MTU_DISCOVERY: [(c_int, c_int); 3] = [
 ];
 /// Linux refuses longer ones of those that we forward.
 const LINGER_SECONDS_MAX: u32 = i32::MAX as u32 / 1000;
+/// The same as the old ones, where a time has 64 bits.
+const SO_RCVTIMEO_NEW: c_int = 66;
+const SO_SNDTIMEO_NEW: c_int = 67;
+
+pub(super) fn kind(s: &Open) -> SocketKind {
+    SocketKind { ipv4: c_int::from(family(s.cell)) == libc::AF_INET, datagram: s.is_datagram() }
+}
 
 fn missed(s: &Open, kind: Missed, level: c_int, name: c_int) {
     s.p.count_missed(kind, (level as u64 & 0xffff) << 16 | (name as u64 & 0xffff));
 }
 
 fn read_value<T: Copy>(value: *const c_void, len: socklen_t) -> Result<T, c_int> {
-    if (len as usize) < size_of::<T>() || len as i32 <= 0 {
-        return Err(libc::EINVAL);
-    }
     if value.is_null() {
         return Err(libc::EFAULT);
+    }
+    if (len as usize) < size_of::<T>() {
+        return Err(libc::EINVAL);
     }
     // SAFETY: the program says that `len` bytes are there; T is plain data.
     Ok(unsafe { value.cast::<T>().read_unaligned() })
@@ -65,6 +75,9 @@ fn set_flag(s: &Open, bit: u32, on: bool) {
 /// The stack always tells in nanoseconds; which of the two the program gets is known here. The last one set wins.
 fn set_timestamps(s: &Open, name: c_int, on: bool) -> Result<(), c_int> {
     if !s.is_datagram() {
+        if !on {
+            return Ok(());
+        }
         missed(s, Missed::SetSockOpt, SOL_SOCKET, name);
         return Err(libc::ENOPROTOOPT);
     }
@@ -79,10 +92,10 @@ fn set_timestamps(s: &Open, name: c_int, on: bool) -> Result<(), c_int> {
 
 fn set_local(s: &Open, name: c_int, value: *const c_void, len: socklen_t) -> Result<(), c_int> {
     match name {
-        libc::SO_RCVTIMEO => {
+        libc::SO_RCVTIMEO | SO_RCVTIMEO_NEW => {
             s.cell.rcv_timeout_us.store(timeout_us(value, len)?, Ordering::Relaxed);
         }
-        libc::SO_SNDTIMEO => {
+        libc::SO_SNDTIMEO | SO_SNDTIMEO_NEW => {
             s.cell.snd_timeout_us.store(timeout_us(value, len)?, Ordering::Relaxed);
         }
         libc::SO_LINGER => {
@@ -102,8 +115,12 @@ fn set_local(s: &Open, name: c_int, value: *const c_void, len: socklen_t) -> Res
     Ok(())
 }
 
+/// The value's first bytes; zeros for a null pointer, where [`check_value`] lets one pass.
 fn words_of(value: *const c_void, len: usize) -> (u64, u64) {
     let mut bytes = [0u8; INLINE_MAX];
+    if value.is_null() {
+        return (0, 0);
+    }
     // SAFETY: the program says that `len` bytes are there; at most 16 are copied into a local of 16.
     unsafe {
         core::ptr::copy_nonoverlapping(value.cast::<u8>(), bytes.as_mut_ptr(), len.min(INLINE_MAX));
@@ -122,16 +139,18 @@ fn set(
     if (len as i32) < 0 {
         return Err(libc::EINVAL);
     }
-    if s.is_datagram() && level == SOL_TCP {
-        return Err(libc::ENOPROTOOPT);
+    let kind = kind(s);
+    if kind.has_level(level) {
+        check_value(level, name, len as usize, value.is_null())?;
     }
-    let Some(option) = lookup(level, name) else {
+    let Some(option) = lookup(level, name).filter(|_| kind.has_level(level)) else {
         missed(s, Missed::SetSockOpt, level, name);
         return Err(libc::ENOPROTOOPT);
     };
-    if (level, name) == (SOL_SOCKET, libc::SO_TIMESTAMP)
-        || (level, name) == (SOL_SOCKET, libc::SO_TIMESTAMPNS)
-    {
+    if !matches!(option.policy, Policy::ReadOnly(_) | Policy::Refuse(_)) {
+        check_known(level, len as usize, value.is_null())?;
+    }
+    if level == SOL_SOCKET && matches!(name, libc::SO_TIMESTAMP | libc::SO_TIMESTAMPNS) {
         return set_timestamps(s, name, read_value::<c_int>(value, len)? != 0);
     }
     if MTU_DISCOVERY.contains(&(level, name)) {
@@ -140,21 +159,18 @@ fn set(
     let wait = match option.policy {
         Policy::Local => return set_local(s, name, value, len),
         Policy::ReadOnly(e) => return Err(e),
-        Policy::Refuse(e) => {
+        Policy::Off(_) if !value.is_null() && too_short_for_switch(level, len as usize) => {
+            return Err(libc::EINVAL);
+        }
+        Policy::Off(_) if words_of(value, len as usize).0 as u32 == 0 => return Ok(()),
+        Policy::Off(e) | Policy::Refuse(e) => {
             missed(s, Missed::SetSockOpt, level, name);
             return Err(e);
         }
         Policy::Forward => false,
         Policy::ForwardSync => true,
     };
-    // Every option that is forwarded is an int, an u64 or a name; Linux wants an int's length at least, except for names
-    // and for the IP level, which takes one byte as well.
-    if !wait && (len as usize) < size_of::<c_int>() {
-        return Err(libc::EINVAL);
-    }
-    if value.is_null() && len > 0 {
-        return Err(libc::EFAULT);
-    }
+    // Every option that is forwarded is an int, an u64 or a name.
     let length = (len as usize).min(INLINE_MAX);
     let mut nqe = Nqe::new(Op::SetSockOpt, s.id, s.generation);
     nqe.size = pack_option(level as u8, name as u16, length as u8);
@@ -214,10 +230,10 @@ fn get_local(s: &Open, name: c_int, value: *mut c_void, len: *mut socklen_t) -> 
     let time =
         |us: u64| timeval { tv_sec: (us / 1_000_000) as i64, tv_usec: (us % 1_000_000) as i64 };
     match name {
-        libc::SO_RCVTIMEO => {
+        libc::SO_RCVTIMEO | SO_RCVTIMEO_NEW => {
             write_plain(time(s.cell.rcv_timeout_us.load(Ordering::Relaxed)), value, len)
         }
-        libc::SO_SNDTIMEO => {
+        libc::SO_SNDTIMEO | SO_SNDTIMEO_NEW => {
             write_plain(time(s.cell.snd_timeout_us.load(Ordering::Relaxed)), value, len)
         }
         libc::SO_LINGER => {
@@ -260,14 +276,13 @@ fn get(
     if (room as i32) < 0 {
         return Err(libc::EINVAL);
     }
-    if s.is_datagram() && level == SOL_TCP {
-        return Err(libc::ENOPROTOOPT);
-    }
-    let Some(option) = lookup(level, name) else {
+    let kind = kind(s);
+    let Some(option) = lookup(level, name).filter(|_| kind.has_level(level)) else {
         missed(s, Missed::GetSockOpt, level, name);
-        return Err(libc::ENOPROTOOPT);
+        return Err(kind.unknown_get(level));
     };
     match option.policy {
+        Policy::Off(_) => return write_plain(0 as c_int, value, len),
         Policy::Local if option.level == SOL_SOCKET => return get_local(s, name, value, len),
         Policy::ForwardSync if (level, name) == (SOL_SOCKET, libc::SO_TIMESTAMPNS) => {
             return get_local(s, name, value, len);

@@ -23,6 +23,7 @@ pub(super) fn tests() -> Vec<Test> {
         ("node cluster", node_cluster),
         ("node cluster that shares its listener", node_cluster_shared),
         ("java http, NIO, threads", java),
+        ("tokio", tokio),
     ])
 }
 
@@ -121,4 +122,24 @@ fn java(world: &mut World, mode: Mode) -> Result<String> {
     ensure!(ended.how() == "status 143", "the server ended with {}: {}", ended.how(), ended.err);
     ensure!(ended.err.is_empty(), "the server complains: {}", ended.err);
     Ok(String::new())
+}
+
+fn tokio(world: &mut World, mode: Mode) -> Result<String> {
+    // Built with this program, and beside it.
+    let program = std::env::current_exe()?.with_file_name("nk-tokio");
+    ensure!(program.exists(), "{} is not built", program.display());
+    let program = program.display().to_string();
+    let [port, closed] = [free_ports(2)?, free_port()?].map(|port| port.to_string());
+    let mut server = world.start("server", mode.server, &[&program, "server", &port])?;
+    says(&mut server, "listening", 1)?;
+    let client = world.start("client", mode.client, &[&program, "client", &port, &closed])?;
+    std::thread::sleep(Duration::from_millis(200));
+    if !client.ended_within(Duration::ZERO)? {
+        isolated(world, mode, &server, &client)?;
+    }
+    let said = client.ok(LIMIT)?;
+    server.must_live()?;
+    let ended = server.stop(Signal::TERM, Duration::from_secs(10))?;
+    ensure!(ended.status.success(), "the server ended with {}: {}", ended.how(), ended.err);
+    Ok(said.trim().to_owned())
 }
