@@ -75,7 +75,8 @@ impl KernelStack {
             if !self.congestion_allowed.iter().any(|a| a == name) {
                 let known = std::fs::read("/proc/sys/net/ipv4/tcp_available_congestion_control")
                     .unwrap_or_default();
-                let known = known.split(u8::is_ascii_whitespace).any(|a| a == name);
+                let known =
+                    !name.is_empty() && known.split(u8::is_ascii_whitespace).any(|a| a == name);
                 return Err(Errno(if known { libc::EPERM } else { libc::ENOENT }));
             }
         }

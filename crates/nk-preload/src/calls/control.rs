@@ -112,7 +112,7 @@ fn ioctl_socket(s: &Open, fd: c_int, request: c_ulong, argument: usize) -> c_int
         libc::FIONREAD => write_int(argument, recv::available(s.cell)),
         libc::TIOCOUTQ | SIOCOUTQNSD => write_int(argument, send::queued(&s.socket())),
         // Urgent data is not served, so the mark is never reached.
-        SIOCATMARK => write_int(argument, 0),
+        SIOCATMARK if !s.is_datagram() => write_int(argument, 0),
         // Signals are not served; off is what it is.
         libc::FIOASYNC if argument != 0 && read_int(argument) == 0 => 0,
         // Whom they would go to, the stand-in keeps.
