@@ -70,7 +70,7 @@ fn bytes(seed: u64, len: usize) -> Vec<u8> {
 /// Writes and reads at once; the end of one direction must not end the other.
 async fn there_and_back(port: u16, seed: u64, len: usize) -> Result<()> {
     let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await.context("connect")?;
-    stream.set_nodelay(seed % 2 == 0)?;
+    stream.set_nodelay(seed.is_multiple_of(2))?;
     let (mut from, mut to) = stream.into_split();
     let sent = bytes(seed, len);
     let expected = sent.clone();
