@@ -21,5 +21,13 @@ int main(void) {
     int r = getaddrinfo("localhost", "80", &hints, &found);
     T("any over tcp %s", eai(r));
     if (r == 0) show(found), freeaddrinfo(found);
+    static char name[20001];
+    int sizes[] = {63, 64, 255, 256, 1025, 5000, 20000};
+    for (int i = 0; i < 7; i++) {
+        memset(name, 'a', sizes[i]);
+        name[sizes[i]] = 0;
+        hints = (struct addrinfo){.ai_socktype = SOCK_STREAM};
+        T("%d bytes: %s, %d", sizes[i], eai(getaddrinfo(name, "80", &hints, &found)), gethostbyname(name) != NULL);
+    }
     return 0;
 }

@@ -50,6 +50,7 @@ pub(crate) const FOR_TESTS: &[Needed] = &[
     ("/usr/include/stdio.h", "libc6-dev"),
     ("/usr/lib/x86_64-linux-gnu/libc.a", "libc6-dev"),
     ("/bin/ip", "iproute2"),
+    ("/usr/sbin/dnsmasq", "dnsmasq-base"),
     ("/usr/bin/node", "nodejs"),
     ("/usr/bin/javac", "openjdk-17-jdk-headless"),
     ("/usr/bin/iperf3", "iperf3"),

@@ -53,6 +53,8 @@ pub enum NoAnswer {
     NoDaemon = 6,
     /// This process lacks descriptors or memory.
     Resources = 7,
+    /// It is longer than any name.
+    TooLong = 8,
 }
 
 /// Why an exec was refused.

@@ -73,7 +73,7 @@ pub(crate) fn ask(p: &Process, question: &Question<'_>) -> Result<Answer, NoAnsw
 
 fn try_ask(p: &Process, question: &Question<'_>) -> Result<Answer, NoAnswer> {
     let mut packet = [0u8; QUESTION_MAX];
-    let len = question.write(&mut packet).ok_or(NoAnswer::Resources)?;
+    let len = question.write(&mut packet).ok_or(NoAnswer::TooLong)?;
     let packet = packet.get(..len).unwrap_or_default();
     let mut answer = Answer::new().ok_or(NoAnswer::Resources)?;
     let deadline = sys::now_us() + ANSWER_MAX_US;

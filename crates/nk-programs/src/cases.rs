@@ -4,6 +4,7 @@ mod curl;
 mod forking;
 mod iperf3;
 mod more;
+mod names;
 mod nginx;
 mod python;
 mod redis;
@@ -28,6 +29,7 @@ pub(crate) fn tests() -> Vec<Test> {
         python::tests(),
         more::tests(),
         forking::tests(),
+        names::tests(),
         iperf3::tests(),
         transfer::tests(),
         runtimes::tests(),

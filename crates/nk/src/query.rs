@@ -155,12 +155,14 @@ pub(crate) fn guests(from: &From) -> Result<(), Failure> {
                 text(e, "connections_total"),
                 text(e, "bytes_sent"),
                 text(e, "bytes_received"),
+                text(g.get("names").unwrap_or(&none), "asked"),
                 pids.join(","),
             ]
         })
         .collect();
-    let header = ["GUEST", "ID", "UID", "SOCKETS", "OPEN", "EVER", "SENT", "RECEIVED", "PIDS"];
-    table(&header, &[1, 2, 3, 4, 5, 6, 7], &cells);
+    let header =
+        ["GUEST", "ID", "UID", "SOCKETS", "OPEN", "EVER", "SENT", "RECEIVED", "NAMES", "PIDS"];
+    table(&header, &[1, 2, 3, 4, 5, 6, 7, 8], &cells);
     Ok(())
 }
 

@@ -19,6 +19,7 @@ use crate::sys::{self, SignalsBlocked};
 
 /// Of <netdb.h>.
 pub(super) const NETDB_INTERNAL: c_int = -1;
+const HOST_NOT_FOUND: c_int = 1;
 pub(super) const TRY_AGAIN: c_int = 2;
 pub(super) const NO_RECOVERY: c_int = 3;
 /// Room for the result of the functions that give none: more than an answer has.
@@ -43,6 +44,7 @@ pub(super) fn error(why: NoAnswer) -> (c_int, c_int) {
             (libc::EAGAIN, TRY_AGAIN)
         }
         NoAnswer::Forbidden => (libc::EPERM, NO_RECOVERY),
+        NoAnswer::TooLong => (libc::EMSGSIZE, NO_RECOVERY),
         NoAnswer::NoDaemon => (libc::ENETDOWN, NETDB_INTERNAL),
         NoAnswer::Resources => (libc::EMFILE, NETDB_INTERNAL),
     }
@@ -162,6 +164,7 @@ unsafe fn fill(mut r: Reader<'_>, place: Place) -> Result<bool, c_int> {
 unsafe fn settle(answer: Result<Answer, NoAnswer>, place: Place) -> (Result<bool, c_int>, c_int) {
     let answer = match answer {
         Ok(a) => a,
+        Err(NoAnswer::TooLong) => return (Ok(false), HOST_NOT_FOUND),
         Err(why) => {
             let (errno, h_errno) = error(why);
             return (Err(errno), h_errno);
@@ -198,6 +201,8 @@ unsafe fn reentrant(
         found.write(if r == Ok(true) { place.host } else { null_mut() });
         if r != Ok(true) {
             h_errno.write(e);
+            // The C library's own leave it there, too, and programs look.
+            set_h_errno(e);
         }
         match r {
             Ok(_) => 0,

@@ -45,6 +45,7 @@ pub(super) fn eai(why: NoAnswer) -> c_int {
     };
     match why {
         NoAnswer::Busy | NoAnswer::Late | NoAnswer::Ended | NoAnswer::Malformed => libc::EAI_AGAIN,
+        NoAnswer::TooLong => libc::EAI_NONAME,
         NoAnswer::Forbidden => libc::EAI_FAIL,
         NoAnswer::NoDaemon => system(libc::ENETDOWN),
         NoAnswer::Resources => system(libc::EMFILE),

@@ -116,6 +116,7 @@ fn no_answer(reason: u64) -> &'static str {
         (NoAnswer::Malformed, "an answer that could not be read"),
         (NoAnswer::NoDaemon, "no daemon serves"),
         (NoAnswer::Resources, "the process lacks descriptors or memory"),
+        (NoAnswer::TooLong, "longer than any name"),
     ];
     all.iter().find(|(r, _)| *r as u64 == reason).map_or("reason unknown", |(_, n)| n)
 }
