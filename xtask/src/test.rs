@@ -218,7 +218,8 @@ fn fuzz() -> Result<()> {
 }
 
 /// Names in fuzz/Cargo.toml, and how long an input may be: see fuzz/README.md.
-const FUZZ_TARGETS: [(&str, u32); 3] = [("nqe", 32), ("device", 2048), ("attach", 512)];
+const FUZZ_TARGETS: [(&str, u32); 4] =
+    [("nqe", 32), ("device", 2048), ("attach", 512), ("names", 4096)];
 
 fn conformance() -> Result<()> {
     conformance_by(Nsm::Inline)
