@@ -39,6 +39,7 @@ const STEPS: &[Step] = &[
         about: "the same with the NSM in a process",
         body: conformance_nsm,
     },
+    Step { name: "conformance-epoll", about: "the same without io_uring", body: conformance_epoll },
     Step {
         name: "options",
         about: "every socket option and ioctl, natively and as a guest",
@@ -50,6 +51,11 @@ const STEPS: &[Step] = &[
         body: programs,
     },
     Step { name: "programs-nsm", about: "the same with the NSM in a process", body: programs_nsm },
+    Step {
+        name: "programs-epoll",
+        about: "those of nginx and redis, without io_uring",
+        body: programs_epoll,
+    },
     Step { name: "safety", about: "churn, kills, restarts, hostile guests", body: safety },
     Step {
         name: "safety-nsm",
@@ -222,16 +228,21 @@ const FUZZ_TARGETS: [(&str, u32); 4] =
     [("nqe", 32), ("device", 2048), ("attach", 512), ("names", 4096)];
 
 fn conformance() -> Result<()> {
-    conformance_by(Nsm::Inline)
+    conformance_by(Nsm::Inline, "io_uring")
 }
 
 fn conformance_nsm() -> Result<()> {
-    conformance_by(Nsm::Separate)
+    conformance_by(Nsm::Separate, "io_uring")
+}
+
+fn conformance_epoll() -> Result<()> {
+    conformance_by(Nsm::Inline, "epoll")
 }
 
 /// The runner is given the words that make a guest: those of a world with a daemon of its own.
-fn conformance_by(nsm: Nsm) -> Result<()> {
-    let options = Options { nk: Some(release("nk")?), nsm, ..Options::default() };
+fn conformance_by(nsm: Nsm, io: &str) -> Result<()> {
+    let io = Some(io.to_owned());
+    let options = Options { nk: Some(release("nk")?), nsm, io, ..Options::default() };
     let world = World::new(&options)?;
     let prefix = world.prefix(Side::Guest)?.join(" ");
     let build = target()?.join("conformance");
@@ -247,6 +258,13 @@ fn programs() -> Result<()> {
 
 fn programs_nsm() -> Result<()> {
     programs_by(&["--group", "programs", "--nsm", "separate"])
+}
+
+fn programs_epoll() -> Result<()> {
+    for program in ["nginx", "redis"] {
+        programs_by(&["--group", "programs", "--filter", program, "--io", "epoll"])?;
+    }
+    Ok(())
 }
 
 fn safety() -> Result<()> {

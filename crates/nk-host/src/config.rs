@@ -13,6 +13,7 @@
 //!
 //! [nsm.kernel]
 //! placement = "process"         # or "inline"
+//! io = "auto"                   # or "epoll", "io_uring"
 //! ```
 
 use std::collections::BTreeMap;
@@ -71,6 +72,35 @@ pub struct NsmConfig {
     /// Where it runs.
     #[serde(default)]
     pub placement: Placement,
+    /// How it calls the kernel.
+    #[serde(default)]
+    pub io: Io,
+}
+
+/// How the kernel-stack NSM calls the kernel.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Io {
+    /// With io_uring where it can be used.
+    #[default]
+    Auto,
+    /// Without io_uring.
+    Epoll,
+    /// With io_uring, or not at all.
+    IoUring,
+}
+
+impl Io {
+    /// As a word of a message.
+    #[must_use]
+    pub fn to_word(self) -> u64 {
+        self as u64
+    }
+    /// Undoes [`Io::to_word`].
+    #[must_use]
+    pub fn from_word(word: u64) -> Io {
+        [Io::Epoll, Io::IoUring].into_iter().find(|io| io.to_word() == word).unwrap_or_default()
+    }
 }
 
 /// Where an NSM runs.
@@ -221,6 +251,12 @@ impl Config {
     pub fn placement(&self) -> Placement {
         self.nsm.get("kernel").map_or(Placement::Inline, |n| n.placement)
     }
+
+    /// How the kernel-stack NSM calls the kernel.
+    #[must_use]
+    pub fn io(&self) -> Io {
+        self.nsm.get("kernel").map_or(Io::Auto, |n| n.io)
+    }
 }
 
 /// A configuration that cannot be used.
@@ -255,6 +291,7 @@ mod tests {
             .collect();
         let c = read(&text).expect("valid");
         assert_eq!(c.placement(), Placement::Process);
+        assert_eq!(c.io(), Io::Auto);
         assert_eq!(c.guest("web").limits(1000).port_min, 1024);
         assert_eq!(c.guest("web").namespace, Some(NamespaceName::Named("blue".into())));
         assert_eq!(c.guest("other").limits(0), Limits::default());
@@ -268,6 +305,8 @@ mod tests {
         assert!(e.contains("line 1") && e.contains("netns"), "{e}");
         let e = read("[nsm.own]\n").expect_err("no such NSM");
         assert!(e.contains("nsm.own"), "{e}");
+        let e = read("[nsm.kernel]\nio = \"uring\"\n").expect_err("no such io");
+        assert!(e.contains("line 2") && e.contains("io_uring"), "{e}");
         let e = read("[guest.a]\nprocesses_max = 0\n").expect_err("range");
         assert!(e.contains("guest.a.processes_max"), "{e}");
     }

@@ -17,13 +17,14 @@ use nk_servicelib::{self as servicelib, Errno, GuestPool, GuestStats, Key, Servi
 use nk_stack_kernel::{KernelStack, ListenerKeeper};
 
 use crate::broker::Broker;
+use crate::config::Io;
 use crate::guest::{Region, layout};
 use crate::poll::now_ms;
 use crate::sys;
 
 /// Commands of the daemon: word a of a [`Kind::Nsm`] message. Each but the first is answered with the same word.
 pub mod command {
-    /// The NSM's device, its doorbell, the engine's doorbell, the broker's socket.
+    /// b = how it calls the kernel; the NSM's device, its doorbell, the engine's doorbell, the broker's socket.
     pub const START: u64 = 1;
     /// b = guest, c = namespace, d = flags of its making; its memfd.
     pub const ADD_GUEST: u64 = 2;
@@ -46,12 +47,22 @@ pub mod note {
 /// The kernel stack over a broker; listeners are offered to the keeper where there is one.
 ///
 /// # Errors
-/// Those of epoll_create1.
+/// Those of epoll_create1; where io_uring is a must, those that keep it from being used.
 pub fn kernel_stack(
     broker: Box<dyn nk_stack_kernel::Broker + Send>,
     keeper: Option<Box<dyn ListenerKeeper + Send>>,
+    how: Io,
 ) -> io::Result<KernelStack> {
-    KernelStack::new(broker, keeper).map_err(|e| io::Error::from_raw_os_error(e.0))
+    let os = |e: Errno| io::Error::from_raw_os_error(e.0);
+    let mut stack = KernelStack::new(broker, keeper).map_err(os)?;
+    match (how, if how == Io::Epoll { Ok(()) } else { stack.use_io_uring().map_err(os) }) {
+        (_, Ok(())) => {}
+        (Io::Auto, Err(e)) => tracing::info!("io_uring cannot be used, epoll is: {e}"),
+        (_, Err(e)) => {
+            return Err(io::Error::new(e.kind(), format!("nsm.kernel.io = \"io_uring\": {e}")));
+        }
+    }
+    Ok(stack)
 }
 
 /// In a request to the broker: c of a datagram socket.
@@ -208,8 +219,9 @@ pub fn run() -> io::Result<()> {
         return Err(odd());
     }
     let region = Region::map(memfd, Layout::NSM)?;
-    let mut stack =
-        kernel_stack(Box::new(RemoteBroker(broker)), Some(Box::new(Notes(control.clone()))))?;
+    let notes = Notes(control.clone());
+    let how = Io::from_word(start.b);
+    let mut stack = kernel_stack(Box::new(RemoteBroker(broker)), Some(Box::new(notes)), how)?;
     let os = |e: Errno| io::Error::from_raw_os_error(e.0);
     use std::os::fd::AsFd;
     stack.add_waker(bell.as_fd()).map_err(os)?;

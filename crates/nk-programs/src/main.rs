@@ -23,6 +23,9 @@ struct Arguments {
     /// Where the NSM runs
     #[arg(long, value_enum, default_value_t = NsmChoice::Inline)]
     nsm: NsmChoice,
+    /// How the NSM calls the kernel: auto, epoll, io_uring
+    #[arg(long)]
+    io: Option<String>,
     /// Only tests of this group
     #[arg(long, value_enum)]
     group: Option<GroupChoice>,
@@ -85,8 +88,14 @@ fn run(arguments: &Arguments) -> Result<bool> {
         NsmChoice::Inline => Nsm::Inline,
         NsmChoice::Separate => Nsm::Separate,
     };
-    let options =
-        Options { nk, nsm, keep: arguments.keep, quick: arguments.quick, ..Options::default() };
+    let options = Options {
+        nk,
+        nsm,
+        io: arguments.io.clone(),
+        keep: arguments.keep,
+        quick: arguments.quick,
+        ..Options::default()
+    };
     let mut failed = Vec::new();
     let mut unsteady = Vec::new();
     let mut passed = 0u32;

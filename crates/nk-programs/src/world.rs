@@ -58,6 +58,8 @@ pub struct Options {
     /// The `nk` binary; none: everything runs natively, to try the tests themselves.
     pub nk: Option<PathBuf>,
     pub nsm: Nsm,
+    /// How the NSM calls the kernel: `io` of its configuration; none: as it does by default.
+    pub io: Option<String>,
     /// Guests start private daemons instead of sharing the test's.
     pub private: bool,
     /// Words before the daemon's command, such as `taskset`.
@@ -137,8 +139,11 @@ impl World {
         let config = self.dir.join("nk.toml");
         let placement = if self.options.nsm == Nsm::Inline { "inline" } else { "process" };
         let socket_text = socket.display().to_string();
-        let text =
+        let mut text =
             format!("socket = {socket_text:?}\n\n[nsm.kernel]\nplacement = \"{placement}\"\n");
+        if let Some(io) = &self.options.io {
+            text.push_str(&format!("io = {io:?}\n"));
+        }
         fs::write(&config, text)?;
         let mut words = self.options.host_prefix.clone();
         words.extend([nk, "daemon".into(), "--config".into(), config.display().to_string()]);

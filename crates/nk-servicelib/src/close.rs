@@ -23,17 +23,34 @@ impl<S: Stack> Ctx<'_, S> {
         }
         if !s.closing {
             self.receive(key, cell, &mut s);
-        } else if self.orphan_receives(&mut s) {
+        } else if !s.sending && self.orphan_receives(&mut s) {
             self.end(key, cell, s, true);
             return None;
         }
+        self.transmit_or_end(key, cell, s)
+    }
+
+    /// What there is to send; a closed socket ends when nothing is left.
+    pub(crate) fn transmit_or_end(
+        &mut self,
+        key: Key,
+        cell: &Cell,
+        mut s: Taken<S>,
+    ) -> Option<Taken<S>> {
         if !self.transmit(key, cell, &mut s) {
             self.break_off(key, cell, &mut s);
         }
         if s.closing && (s.tx_broken || s.is_drained(cell)) {
+            // Otherwise the stack resets by itself when it has unread bytes.
             let abort = s.tx_broken;
             self.end(key, cell, s, abort);
             return None;
+        }
+        if s.closing && !s.sending && !s.orphaned {
+            s.orphaned = true;
+            s.readable = true;
+            self.at(self.now_ms + ORPHAN_MS, key, Due::Orphan);
+            self.enqueue(key, &mut s);
         }
         if s.drain.is_some() {
             s = self.look_at_drain(key, cell, s);
@@ -89,18 +106,7 @@ impl<S: Stack> Ctx<'_, S> {
         self.free_rx(&mut s);
         // What is left goes now if the stack takes it, as it nearly always does: an orphan, with a timer of its own for minutes,
         // is what remains.
-        if !self.transmit(key, cell, &mut s) {
-            self.break_off(key, cell, &mut s);
-        }
-        if s.is_drained(cell) {
-            // The stack resets by itself when it has unread bytes.
-            self.end(key, cell, s, false);
-            return None;
-        }
-        s.readable = true;
-        self.at(self.now_ms + ORPHAN_MS, key, Due::Orphan);
-        self.enqueue(key, &mut s);
-        Some(s)
+        self.transmit_or_end(key, cell, s)
     }
 
     /// The last of a socket: chunks come back, the stack closes, the engine may use the id again.

@@ -4,6 +4,7 @@
 
 mod close;
 mod datagram;
+mod gather;
 mod guest;
 mod jobs;
 mod listener;
@@ -20,7 +21,7 @@ use core::ops::Range;
 use nk_device::Device;
 
 pub use service::Service;
-pub use stack::{Connect, Datagram, Errno, How, Key, Kind, RawSpan, Stack, StackEvent};
+pub use stack::{Connect, Datagram, Errno, How, Key, Kind, RawSpan, Sending, Stack, StackEvent};
 
 /// A guest to serve.
 #[derive(Clone, Debug)]

@@ -42,10 +42,12 @@ pub(crate) enum Due {
 /// ServiceLib over one stack and one NSM device.
 #[derive(Debug)]
 pub struct Service<S: Stack> {
-    stack: S,
+    pub(crate) stack: S,
     port: Port,
-    guests: Vec<Option<Box<Guest<S::Socket>>>>,
+    pub(crate) guests: Vec<Option<Box<Guest<S::Socket>>>>,
     run: VecDeque<Key>,
+    /// Who sends with the next [`Service::send_gathered`].
+    pub(crate) gathered: Vec<Key>,
     timers: BinaryHeap<Reverse<(u64, u64, Due)>>,
     events: Vec<StackEvent>,
 }
@@ -56,6 +58,7 @@ pub(crate) struct Ctx<'a, S: Stack> {
     pub(crate) port: &'a mut Port,
     pub(crate) guest: &'a mut Guest<S::Socket>,
     pub(crate) run: &'a mut VecDeque<Key>,
+    pub(crate) gathered: &'a mut Vec<Key>,
     pub(crate) timers: &'a mut BinaryHeap<Reverse<(u64, u64, Due)>>,
     pub(crate) now_ms: u64,
 }
@@ -117,6 +120,7 @@ impl<S: Stack> Service<S> {
             port: Port::new(device),
             guests: Vec::new(),
             run: VecDeque::new(),
+            gathered: Vec::new(),
             timers: BinaryHeap::new(),
             events: Vec::new(),
         }
@@ -147,6 +151,7 @@ impl<S: Stack> Service<S> {
             }
         }
         self.run.retain(|k| k.guest != guest);
+        self.gathered.retain(|k| k.guest != guest);
     }
 
     /// Runs something for a guest.
@@ -162,6 +167,7 @@ impl<S: Stack> Service<S> {
             port: &mut self.port,
             guest: g,
             run: &mut self.run,
+            gathered: &mut self.gathered,
             timers: &mut self.timers,
             now_ms,
         };
@@ -191,18 +197,24 @@ impl<S: Stack> Service<S> {
         worked += self.take_timers(now_ms);
         if !self.port.is_congested() {
             // What was done above may have to reach the engine before anybody waits.
-            let wait_ms = if worked > 0 || !self.run.is_empty() { 0 } else { wait_ms };
+            let wait_ms = if worked > 0 || self.has_turns() { 0 } else { wait_ms };
             worked += self.take_events(now_ms, wait_ms);
         }
         worked += self.work(now_ms);
+        worked += self.send_gathered(now_ms);
         self.recover(now_ms);
         self.port.flush();
         self.port.ring(engine_doorbell);
         PollResult {
             worked,
-            pending: self.port.has_work() || (!self.run.is_empty() && !self.port.is_congested()),
+            pending: self.port.has_work() || (self.has_turns() && !self.port.is_congested()),
             timer_ms: self.timers.peek().map(|Reverse((due, _, _))| *due),
         }
+    }
+
+    /// Sockets wait for a turn or to send.
+    fn has_turns(&self) -> bool {
+        !self.run.is_empty() || !self.gathered.is_empty()
     }
 
     fn take_nqes(&mut self, now_ms: u64) -> u32 {
@@ -210,6 +222,10 @@ impl<S: Stack> Service<S> {
         while n < NQES && !self.port.is_congested() {
             let Some(nqe) = self.port.pop_job() else { break };
             n += 1;
+            if matches!(Op::from_u8(nqe.op), Some(Op::Bind | Op::Listen | Op::Connect)) {
+                // A socket that was closed before this is to have given its port back.
+                self.send_gathered(now_ms);
+            }
             self.ctx(nqe.guest, now_ms, |c| c.job(&nqe));
         }
         let mut m = 0;
@@ -291,7 +307,7 @@ impl<S: Stack> Service<S> {
     /// [`Service::finish_sleep`] in both cases.
     #[must_use]
     pub fn prepare_sleep(&mut self) -> bool {
-        self.port.prepare_sleep() && self.run.is_empty()
+        self.port.prepare_sleep() && !self.has_turns()
     }
 
     /// After the wait.

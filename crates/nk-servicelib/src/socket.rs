@@ -51,6 +51,8 @@ pub(crate) struct Socket<T> {
     pub(crate) writable: bool,
     /// Nothing sent is of use any more: descriptors are only taken back.
     pub(crate) tx_broken: bool,
+    /// It is among those whose bytes go with the next [`crate::Service::send_gathered`].
+    pub(crate) sending: bool,
     pub(crate) shut_wr_wanted: bool,
     pub(crate) shut_wr: bool,
     // ---- from the stack ----
@@ -67,6 +69,8 @@ pub(crate) struct Socket<T> {
     // ---- life ----
     pub(crate) running: bool,
     pub(crate) closing: bool,
+    /// Closed, and the stack did not take all that was left.
+    pub(crate) orphaned: bool,
     pub(crate) drain: Option<Drain>,
     pub(crate) listener: Option<Box<Listener>>,
     /// A datagram socket's part.
@@ -90,6 +94,7 @@ impl<T> Socket<T> {
             tx_served: 0,
             writable: false,
             tx_broken: false,
+            sending: false,
             shut_wr_wanted: false,
             shut_wr: false,
             rx_tail: 0,
@@ -102,6 +107,7 @@ impl<T> Socket<T> {
             in_reap: false,
             running: false,
             closing: false,
+            orphaned: false,
             drain: None,
             listener: None,
             datagram: None,

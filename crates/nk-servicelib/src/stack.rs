@@ -126,6 +126,17 @@ pub struct Datagram {
     pub header: Header,
 }
 
+/// One of several sends, for [`Stack::send_all`].
+#[derive(Debug)]
+pub struct Sending<'a, T> {
+    /// Where to.
+    pub socket: &'a T,
+    /// What.
+    pub spans: &'a [RawSpan],
+    /// What [`Stack::send`] would have returned: the stack's to set.
+    pub result: Result<usize, Errno>,
+}
+
 /// A network stack. No call blocks, except [`Stack::poll`] for the time it is given.
 pub trait Stack {
     /// A socket of the stack; dropping one closes it.
@@ -181,6 +192,12 @@ pub trait Stack {
     fn peer(&self, socket: &Self::Socket) -> Result<Addr, Errno>;
     /// Sends from spans; EAGAIN when nothing fits. A short count means that an event follows when there is room.
     fn send(&mut self, socket: &Self::Socket, spans: &[RawSpan]) -> Result<usize, Errno>;
+    /// Sends on several sockets: as [`Stack::send`] for each, and like it done with the spans when it returns.
+    fn send_all(&mut self, sends: &mut [Sending<'_, Self::Socket>]) {
+        for s in sends {
+            s.result = self.send(s.socket, s.spans);
+        }
+    }
     /// Receives into spans; 0 at the end of the stream, EAGAIN when there is nothing. A short count means that nothing more is
     /// there now, except an end or an error that an event told.
     fn recv(&mut self, socket: &Self::Socket, spans: &[RawSpan]) -> Result<usize, Errno>;

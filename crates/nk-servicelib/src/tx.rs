@@ -6,10 +6,9 @@ use nk_device::sync::Ordering;
 use nk_device::{Cell, Nqe, STREAM_SLOTS};
 
 use crate::service::{ALL, Ctx, Due, HUP, OUT, Taken};
-use crate::span::span;
-use crate::{Errno, How, Key, RawSpan, Stack};
+use crate::{Errno, How, Key, Stack};
 
-/// Calls of the stack in one turn.
+/// Looks at the ring, or calls of the stack, in one turn.
 const ROUNDS: usize = 2;
 /// How long the stack gets when it is out of memory.
 const RETRY_MS: u64 = 20;
@@ -63,11 +62,15 @@ impl<S: Stack> Ctx<'_, S> {
             if !s.writable {
                 return true;
             }
+            if s.datagram.is_none() {
+                self.gather(key, s);
+                return true;
+            }
             if round >= ROUNDS {
                 self.enqueue(key, s);
                 return true;
             }
-            self.push_to_stack(key, cell, s);
+            self.push_datagrams(key, cell, s);
         }
         true
     }
@@ -121,23 +124,18 @@ impl<S: Stack> Ctx<'_, S> {
         }
     }
 
-    fn push_to_stack(&mut self, key: Key, cell: &Cell, s: &mut Taken<S>) {
-        if s.datagram.is_some() {
-            return self.push_datagrams(key, cell, s);
-        }
-        let Some(handle) = &s.handle else { return };
-        let mut spans = [RawSpan::EMPTY; STREAM_SLOTS];
-        let mut n = 0;
-        let mut total = 0;
-        for (to, from) in spans.iter_mut().zip(&s.tx) {
-            let Some(raw) = span(&self.guest.device, *from) else { break };
-            *to = raw;
-            n += 1;
-            total += raw.len();
-        }
-        match self.stack.send(handle, spans.get(..n).unwrap_or_default()) {
+    /// What the stack said to a send of so many bytes.
+    pub(crate) fn sent(
+        &mut self,
+        key: Key,
+        cell: &Cell,
+        s: &mut Taken<S>,
+        bytes: usize,
+        result: Result<usize, Errno>,
+    ) {
+        match result {
             Ok(sent) => {
-                if sent < total {
+                if sent < bytes {
                     s.writable = false;
                 }
                 self.consumed(key, cell, s, sent);

@@ -5,6 +5,7 @@
 //! | `stack` | [`KernelStack`] |
 //! | `sys` | the syscalls, each with its errno |
 //! | `datagram` | datagrams with their addresses and control messages |
+//! | `ring` | many sends with one system call: io_uring |
 //! | `address` | `sockaddr_storage` to and from [`nk_device::Addr`] |
 //!
 //! Sockets come from a [`Broker`], so that an NSM process needs no right to enter a network namespace; each listener is offered to
@@ -12,6 +13,7 @@
 
 mod address;
 mod datagram;
+mod ring;
 mod stack;
 mod sys;
 

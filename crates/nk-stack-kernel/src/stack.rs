@@ -4,9 +4,12 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use nk_device::Addr;
 use nk_device::datagram::Header;
-use nk_servicelib::{Connect, Datagram, Errno, How, Key, Kind, RawSpan, Stack, StackEvent};
+use nk_servicelib::{
+    Connect, Datagram, Errno, How, Key, Kind, RawSpan, Sending, Stack, StackEvent,
+};
 
 use crate::address::SockAddr;
+use crate::ring::Ring;
 use crate::{Broker, ListenerKeeper, datagram, sys};
 
 const EVENTS: u32 = (libc::EPOLLIN | libc::EPOLLOUT | libc::EPOLLRDHUP | libc::EPOLLET) as u32;
@@ -21,6 +24,7 @@ pub struct KernelStack {
     epoll: OwnedFd,
     broker: Box<dyn Broker + Send>,
     keeper: Option<Box<dyn ListenerKeeper + Send>>,
+    ring: Option<Ring>,
     batch: Box<[libc::epoll_event; BATCH]>,
     /// `tcp_allowed_congestion_control`: what a user without CAP_NET_ADMIN may choose, which the NSM may have.
     congestion_allowed: Vec<Vec<u8>>,
@@ -47,6 +51,7 @@ impl KernelStack {
             epoll: sys::epoll()?,
             broker,
             keeper,
+            ring: None,
             batch: Box::new([libc::epoll_event { events: 0, u64: 0 }; BATCH]),
             congestion_allowed: allowed
                 .split(|b| b.is_ascii_whitespace())
@@ -54,6 +59,15 @@ impl KernelStack {
                 .map(<[u8]>::to_vec)
                 .collect(),
         })
+    }
+
+    /// From now on sends that come together go with one system call, by io_uring. Readiness stays with epoll.
+    ///
+    /// # Errors
+    /// Why io_uring cannot be used: ENOSYS, EPERM where it is forbidden, ENOMEM, EINVAL or EOPNOTSUPP for a kernel before 5.18.
+    pub fn use_io_uring(&mut self) -> Result<(), Errno> {
+        self.ring = Some(Ring::new()?);
+        Ok(())
     }
 
     /// The epoll descriptor: readable when [`Stack::poll`] has something.
@@ -216,6 +230,21 @@ impl Stack for KernelStack {
 
     fn send(&mut self, socket: &OwnedFd, spans: &[RawSpan]) -> Result<usize, Errno> {
         sys::send(socket, spans)
+    }
+
+    fn send_all(&mut self, sends: &mut [Sending<'_, OwnedFd>]) {
+        // One alone is cheaper by itself.
+        if sends.len() > 1
+            && let Some(ring) = &mut self.ring
+        {
+            if !ring.send_all(sends) {
+                self.ring = None;
+            }
+            return;
+        }
+        for s in sends {
+            s.result = sys::send(s.socket, s.spans);
+        }
     }
 
     fn recv(&mut self, socket: &OwnedFd, spans: &[RawSpan]) -> Result<usize, Errno> {

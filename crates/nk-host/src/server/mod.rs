@@ -152,7 +152,8 @@ impl Server {
         let inline = setup.config.placement() == Placement::Inline;
         let service = if inline {
             let notes = setup.keeper.clone().map(|k| Box::new(ListenerNotes(k)) as Box<_>);
-            let stack = crate::nsm::kernel_stack(Box::new(broker.clone()), notes)?;
+            let how = setup.config.io();
+            let stack = crate::nsm::kernel_stack(Box::new(broker.clone()), notes, how)?;
             Some(Service::new(stack, nsm.device))
         } else {
             None

@@ -84,7 +84,7 @@ impl Server {
         drop(theirs);
         crate::nsm::serve_broker(self.broker.clone(), broker)?;
         let mut m = Message::new(Kind::Nsm);
-        m.a = command::START;
+        (m.a, m.b) = (command::START, self.config.io().to_word());
         let fds = [
             self.nsm.region.memfd.as_raw_fd(),
             nsm_bell.as_raw_fd(),

@@ -1,0 +1,104 @@
+//! What the turns of a poll have to send goes to the stack together: every send may wake its receiver, and a poll thread that goes back to
+//! user space after each is overtaken by each receiver in turn.
+
+use core::ops::Range;
+
+use crate::service::{Ctx, Taken};
+use crate::socket::Socket;
+use crate::span::span;
+use crate::{Errno, Key, RawSpan, Sending, Service, Stack};
+
+/// How often a poll goes back to those that published more meanwhile.
+const ROUNDS: usize = 2;
+/// Sends given to the stack at once.
+const SENDS: usize = 64;
+
+/// A socket that is out of its table while its send is with the stack.
+struct Out<S: Stack> {
+    key: Key,
+    socket: Taken<S>,
+    spans: Range<usize>,
+}
+
+impl<S: Stack> Ctx<'_, S> {
+    /// What the socket has to send goes with the others'. Until then it stays the socket's as before.
+    pub(crate) fn gather(&mut self, key: Key, s: &mut Socket<S::Socket>) {
+        if !s.sending {
+            s.sending = true;
+            self.gathered.push(key);
+        }
+    }
+}
+
+impl<S: Stack> Service<S> {
+    /// Sends what was gathered. What is gathered by that, beyond some rounds, is for the next poll.
+    pub(crate) fn send_gathered(&mut self, now_ms: u64) -> u32 {
+        let mut n = 0;
+        for _ in 0..ROUNDS {
+            let mut keys = core::mem::take(&mut self.gathered);
+            n += keys.len() as u32;
+            for some in keys.chunks(SENDS) {
+                self.send_some(some, now_ms);
+            }
+            keys.clear();
+            if self.gathered.is_empty() {
+                self.gathered = keys;
+                break;
+            }
+        }
+        n
+    }
+
+    fn send_some(&mut self, keys: &[Key], now_ms: u64) {
+        let mut spans: Vec<RawSpan> = Vec::new();
+        let mut out: Vec<Out<S>> = Vec::with_capacity(keys.len());
+        for key in keys {
+            // One that ended meanwhile took back what it had.
+            let Some((socket, spans)) = self.take_out(*key, &mut spans) else { continue };
+            out.push(Out { key: *key, socket, spans });
+        }
+        let sending = |o| {
+            let Out { socket, spans: range, .. }: &Out<S> = o;
+            let spans = spans.get(range.clone())?;
+            Some(Sending { socket: socket.handle.as_ref()?, spans, result: Ok(0) })
+        };
+        let mut sends: Vec<_> = out.iter().filter_map(sending).collect();
+        self.stack.send_all(&mut sends);
+        let results: Vec<_> = sends.into_iter().map(|s| s.result).collect();
+        for (o, result) in out.into_iter().zip(results) {
+            let bytes = spans.get(o.spans).unwrap_or_default().iter().map(RawSpan::len).sum();
+            self.put_back(o.key, o.socket, bytes, result, now_ms);
+        }
+    }
+
+    /// A socket with what it has to send.
+    fn take_out(&mut self, key: Key, spans: &mut Vec<RawSpan>) -> Option<(Taken<S>, Range<usize>)> {
+        let guest = self.guests.get_mut(usize::from(key.guest))?.as_deref_mut()?;
+        let mut socket = guest.take(key)?;
+        socket.sending = false;
+        if socket.handle.is_none() || socket.tx.is_empty() {
+            guest.put(key.socket, socket);
+            return None;
+        }
+        let first = spans.len();
+        spans.extend(socket.tx.iter().map_while(|s| span(&guest.device, *s)));
+        Some((socket, first..spans.len()))
+    }
+
+    fn put_back(
+        &mut self,
+        key: Key,
+        socket: Taken<S>,
+        bytes: usize,
+        result: Result<usize, Errno>,
+        now_ms: u64,
+    ) {
+        self.ctx(key.guest, now_ms, |c| {
+            c.guest.put(key.socket, socket);
+            c.with(key, |c, key, cell, mut s| {
+                c.sent(key, cell, &mut s, bytes, result);
+                c.transmit_or_end(key, cell, s)
+            })
+        });
+    }
+}
