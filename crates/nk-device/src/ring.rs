@@ -110,6 +110,12 @@ impl Producer {
         Producer { tail, head: tail.wrapping_sub(1 << 31) }
     }
 
+    /// How far it pushed.
+    #[must_use]
+    pub fn tail(&self) -> u32 {
+        self.tail
+    }
+
     /// Pushes one element.
     ///
     /// # Errors

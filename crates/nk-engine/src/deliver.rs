@@ -143,14 +143,15 @@ impl Parts<'_> {
         self.ring_one(id, watchers, out);
     }
 
-    /// Of the exclusive watchers rings one that sleeps, in turn.
+    /// Of the exclusive watchers rings one that sleeps, in turn. One that was rung and has not come yet is no sleeper, as natively: a
+    /// process that is stopped is passed over from then on.
     fn ring_one(&mut self, id: u32, watchers: &[(u16, bool)], out: &mut Out<'_>) {
         let turn = self.guest.socket(id).and_then(|s| s.listener.as_ref()).map_or(0, |l| l.turn);
         let n = watchers.len();
         for i in 0..n {
             let at = (turn + i) % n;
             let Some(&(q, true)) = watchers.get(at) else { continue };
-            if self.guest.wants_bell(q, out) {
+            if !self.guest.is_roused(q) && self.guest.wants_bell(q, out) {
                 self.guest.ring(q, out);
                 if let Some(l) = self.guest.socket_mut(id).and_then(|s| s.listener.as_mut()) {
                     l.turn = at + 1;

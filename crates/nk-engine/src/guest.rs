@@ -114,6 +114,8 @@ pub(crate) struct QueueSet {
     pub(crate) active: bool,
     /// The poll in which its doorbell was last rung.
     pub(crate) rung_in: u64,
+    /// How far its receive ring was filled then.
+    pub(crate) rung_for: u32,
     /// Tickets whose replies are due.
     pub(crate) calls: u64,
 }
@@ -562,10 +564,21 @@ impl Guest {
             && self.device.qset(q).is_some_and(|s| s.sleeping.load(Ordering::SeqCst) != 0)
     }
 
+    /// Whether the queue set was rung and has not yet read what it was rung for: it is on its way, or its process is stopped. Either
+    /// way it will read what is pushed now. For a fence as with [`Guest::wants_bell`].
+    pub(crate) fn is_roused(&self, q: u16) -> bool {
+        let state = self.qsets.get(usize::from(q));
+        state.zip(self.device.qset(q)).is_some_and(|(s, shared)| {
+            let head = shared.receive_head.load(Ordering::SeqCst);
+            (s.rung_for.wrapping_sub(head) as i32) > 0
+        })
+    }
+
     /// Rings the doorbell (at the end of the poll).
     pub(crate) fn ring(&mut self, q: u16, out: &mut Out<'_>) {
         if let Some(s) = self.qsets.get_mut(usize::from(q)) {
             s.rung_in = out.round;
+            s.rung_for = s.receive.tail();
             out.bells.push((self.id, q));
         }
     }
