@@ -9,10 +9,12 @@
 //! | `engine` | the tables, the poll, and going to sleep |
 //! | `switch` | from guests to the NSM, with every check |
 //! | `deliver` | from the NSM to guests: who is told and who is woken |
-//! | `control` | guests, rows, queue sets, holds, the end of sockets |
+//! | `control` | the host's requests: guests, rows, queue sets, holds |
+//! | `end` | the end of rows, queue sets and sockets |
 //! | `adopt` | after the death of an NSM or of another engine |
 //! | `report` | counters and the list of sockets |
-//! | `guest`, `nsm`, `ports`, `out` | what is known of a guest, an NSM's device, port ownership, wake-ups due |
+//! | `guest`, `rows` | what is known of a guest, its ids; its rows and queue sets |
+//! | `nsm`, `ports`, `out` | an NSM's device, port ownership, wake-ups due |
 //!
 //! Nothing a guest writes makes it panic or work without bound: elements are copied once, ids and generations are checked against
 //! private tables, ring positions are private, and each queue set has its turn.
@@ -22,12 +24,14 @@ mod adopt;
 mod api;
 mod control;
 mod deliver;
+mod end;
 mod engine;
 mod guest;
 mod nsm;
 mod out;
 mod ports;
 mod report;
+mod rows;
 mod switch;
 
 pub use adopt::{ROW_ADOPTED, SOCKET_RENEWED};

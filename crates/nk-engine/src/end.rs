@@ -1,0 +1,261 @@
+//! The end of rows, queue sets and sockets: whoever is told, what goes back, what nobody holds.
+
+use nk_device::cell::{CLAIMED_BY_HOST, SF_RX_STALLED, WATCH_QSET_MASK};
+use nk_device::header::QSETS_MAX;
+use nk_device::qset::{JOB_SLOTS, SEND_SLOTS};
+use nk_device::sync::Ordering;
+use nk_device::{Cell, Nqe, Op};
+
+use crate::engine::Parts;
+use crate::guest::{NONE, State};
+use crate::out::Out;
+
+/// Polls between two looks at a socket that nobody seems to hold, before it counts as lost.
+const SUSPICION: u64 = 4096;
+
+/// A set of queue sets.
+struct QsetSet([u64; QSETS_MAX / 64]);
+
+impl QsetSet {
+    fn of(qsets: &[u16]) -> QsetSet {
+        let mut s = QsetSet([0; QSETS_MAX / 64]);
+        for q in qsets {
+            if let Some(w) = s.0.get_mut(usize::from(*q) / 64) {
+                *w |= 1 << (q % 64);
+            }
+        }
+        s
+    }
+    fn contains(&self, q: u32) -> bool {
+        self.0.get(q as usize / 64).is_some_and(|w| w & (1 << (q % 64)) != 0)
+    }
+    /// Removes the watches of these queue sets from a cell; `true` when there was one.
+    fn clear(&self, cell: &Cell) -> bool {
+        let mut found = false;
+        for w in &cell.watch {
+            let v = w.load(Ordering::Relaxed);
+            let q = v & WATCH_QSET_MASK;
+            if q != 0 && self.contains(q - 1) {
+                // A failed exchange means that the entry changed hands: then it is somebody else's.
+                let _ = w.compare_exchange(v, 0, Ordering::SeqCst, Ordering::Relaxed);
+                found = true;
+            }
+        }
+        found
+    }
+}
+
+#[allow(clippy::missing_errors_doc, reason = "ControlError's variants say it")]
+impl Parts<'_> {
+    pub(crate) fn row_job(&mut self, row: u16, data: u64) {
+        let mut nqe = Nqe::new(Op::RowDead, 0, 0);
+        nqe.guest = self.guest.id.0;
+        nqe.op_data = u64::from(row);
+        nqe.data = data;
+        self.nsm.push(&nqe);
+    }
+
+    /// Serves what is on a queue set's rings, a ring's length at most, and frees it.
+    pub(crate) fn drop_qset(&mut self, q: u16, out: &mut Out<'_>) {
+        // Room for what comes: a ring's worth goes into the backlog at worst.
+        for _ in 0..JOB_SLOTS + SEND_SLOTS {
+            self.nsm.flush();
+            if !self.serve_dying(q, out) {
+                break;
+            }
+        }
+        self.guest.free_qset(q);
+    }
+
+    pub(crate) fn drop_qsets_of(&mut self, row: u16, out: &mut Out<'_>) -> Vec<u16> {
+        let qsets = self.guest.qsets_of(row);
+        for q in &qsets {
+            self.drop_qset(*q, out);
+        }
+        qsets
+    }
+
+    /// One pass over all sockets for a row whose queue sets went: their watches go; with `dead` also its holder bits, and what it
+    /// had begun is taken up by others. What it may have promised and not done (a kick, room) is done for it.
+    pub(crate) fn clear_row(&mut self, row: u16, qsets: &[u16], dead: bool, out: &mut Out<'_>) {
+        let device = self.guest.device;
+        let gone = QsetSet::of(qsets);
+        for id in 0..self.guest.sockets.len() as u32 {
+            let (Some(s), Some(cell)) = (self.guest.socket(id), device.cell(id)) else { break };
+            if matches!(s.state(), State::Free | State::Closing) {
+                continue;
+            }
+            let generation = s.generation;
+            let (listens, open) = (s.listener.is_some(), s.state() == State::Open);
+            let watched = gone.clear(cell);
+            let held = cell.is_held_by(row);
+            if dead && held {
+                cell.release(row);
+            }
+            // It may have died between its claim of an accepted socket and its hold.
+            let claimed = dead && !held && cell.claimed_by(generation) == Some(row);
+            if !held && !watched && !claimed {
+                continue;
+            }
+            if dead
+                && (held || claimed)
+                && matches!(s.state(), State::Open | State::Dead)
+                && cell.is_unheld()
+            {
+                self.close_if_unheld(id, out);
+                continue;
+            }
+            if !open {
+                continue;
+            }
+            if listens {
+                self.guest.sweep_queue(id);
+                let waiting = self
+                    .guest
+                    .socket(id)
+                    .and_then(|s| s.listener.as_ref())
+                    .is_some_and(|l| !l.queued.is_empty());
+                if waiting {
+                    self.deliver(id, generation, 0, false, out);
+                }
+            } else if held {
+                self.push_for(Op::Send, id, generation, row);
+                if cell.state.load(Ordering::Relaxed) & SF_RX_STALLED != 0 {
+                    self.push_for(Op::RxRoom, id, generation, row);
+                }
+            }
+        }
+    }
+
+    fn push_for(&mut self, op: Op, id: u32, generation: u16, row: u16) {
+        let mut nqe = Nqe::new(op, id, generation);
+        nqe.guest = self.guest.id.0;
+        nqe.op_data = u64::from(row);
+        self.nsm.push(&nqe);
+    }
+
+    /// Ids that a dead process was granted come back; with `popped_below` only what an exec'ed image had popped. One that
+    /// somebody holds already is a socket whose making was cut short.
+    pub(crate) fn reclaim_ids(&mut self, row: u16, popped_below: Option<u32>) {
+        let ids = match popped_below {
+            Some(head) => self.guest.popped_unused(row, head),
+            None => self
+                .guest
+                .sockets
+                .iter()
+                .enumerate()
+                .filter(|(_, s)| s.state() == State::GrantedRow && s.row == row)
+                .map(|(id, _)| id as u32)
+                .collect(),
+        };
+        for id in ids {
+            let Some(cell) = self.guest.cell(id) else { continue };
+            if cell.is_unheld() {
+                self.drop_granted(id);
+            } else {
+                let kind = u64::from(cell.kind.load(Ordering::Relaxed));
+                self.make_socket(id, kind);
+            }
+        }
+    }
+
+    /// The last process is gone: what the host does not hold itself is closed, whatever the cells' bitmaps say. They are the
+    /// guest's to write, and must not keep a dead guest's sockets and ports for ever.
+    pub(crate) fn close_abandoned(&mut self, out: &mut Out<'_>) {
+        for id in 0..self.guest.sockets.len() as u32 {
+            let Some(s) = self.guest.socket(id) else { break };
+            if s.host_holds == 0 && matches!(s.state(), State::Open | State::Dead) {
+                self.close_now(id, false, out);
+            }
+        }
+    }
+
+    /// Closes a socket if the engine's own look finds that nobody holds it, and it does not wait to be accepted.
+    pub(crate) fn close_if_unheld(&mut self, id: u32, out: &mut Out<'_>) {
+        let Some(s) = self.guest.socket(id) else { return };
+        if !matches!(s.state(), State::Open | State::Dead) || self.guest.is_queued(id) {
+            return;
+        }
+        if self.guest.cell(id).is_some_and(Cell::is_unheld) {
+            self.close_now(id, false, out);
+        }
+    }
+
+    /// Hands a socket to the NSM to end (with a reset, if `abort`); a listener's queued sockets go with it.
+    pub(crate) fn close_now(&mut self, id: u32, abort: bool, out: &mut Out<'_>) {
+        let guest = self.guest.id.0;
+        let Some(s) = self.guest.socket_mut(id) else { return };
+        let on_stack = s.state() == State::Open;
+        let generation = s.generation;
+        s.parent = NONE;
+        let is_listener = s.listener.is_some();
+        if is_listener {
+            self.guest.sweep_queue(id);
+            let queued = self
+                .guest
+                .socket_mut(id)
+                .and_then(|s| s.listener.as_mut())
+                .map(|l| core::mem::take(&mut l.queued))
+                .unwrap_or_default();
+            for (child, _) in queued {
+                let Some(generation) = self.guest.socket(child).map(|c| c.generation) else {
+                    continue;
+                };
+                // Whoever claims first has it: the host, to end it, or a process that is in accept just now.
+                let ours =
+                    self.guest.cell(child).is_some_and(|c| c.claim(generation, CLAIMED_BY_HOST));
+                if let Some(c) = self.guest.socket_mut(child)
+                    && c.parent == id
+                {
+                    c.parent = NONE;
+                    if ours && matches!(c.state(), State::Open | State::Dead) {
+                        self.close_now(child, true, out);
+                    }
+                }
+            }
+        }
+        if on_stack && self.nsm.up {
+            self.guest.set_state(id, State::Closing);
+            let mut nqe = Nqe::new(Op::Close, id, generation);
+            nqe.guest = guest;
+            nqe.op_data = u64::from(abort);
+            self.nsm.push(&nqe);
+        } else {
+            self.forget(id, out);
+        }
+    }
+
+    /// A few sockets each time: clears holder bits of rows that are not live (a late helper of a dead process can leave one), and
+    /// closes what nobody has held for long (its close was lost with the process that should have told).
+    pub(crate) fn sweep(&mut self, count: usize, out: &mut Out<'_>) {
+        let device = self.guest.device;
+        for _ in 0..count {
+            let n = self.guest.sockets.len();
+            if n == 0 {
+                return;
+            }
+            self.guest.sweep_at = (self.guest.sweep_at + 1) % n;
+            let id = self.guest.sweep_at as u32;
+            let Some(cell) = device.cell(id) else { return };
+            let live = self.guest.live;
+            let queued = self.guest.is_queued(id);
+            let Some(s) = self.guest.socket_mut(id) else { return };
+            if !matches!(s.state(), State::Open | State::Dead) || queued {
+                s.suspect_since = 0;
+                continue;
+            }
+            for (w, live) in cell.holders.iter().zip(live) {
+                if w.load(Ordering::Relaxed) & !live != 0 {
+                    w.fetch_and(live, Ordering::SeqCst);
+                }
+            }
+            if !cell.is_unheld() {
+                s.suspect_since = 0;
+            } else if s.suspect_since == 0 {
+                s.suspect_since = out.round;
+            } else if out.round.wrapping_sub(s.suspect_since) > SUSPICION {
+                self.close_if_unheld(id, out);
+            }
+        }
+    }
+}
