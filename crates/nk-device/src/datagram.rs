@@ -192,6 +192,15 @@ impl Device {
         Some(Header::from_words(words))
     }
 
+    /// Copies bytes from the start of a chunk that the other side may write meanwhile.
+    pub fn copy_from_chunk(&self, chunk: u32, to: &mut [u8]) {
+        if let Some(from) = self.chunk(chunk) {
+            let n = to.len().min(CHUNK_SIZE);
+            // SAFETY: a chunk has CHUNK_SIZE bytes within the mapping; a raw copy, whatever is found there.
+            unsafe { core::ptr::copy_nonoverlapping(from.as_ptr(), to.as_mut_ptr(), n) };
+        }
+    }
+
     /// Writes a header at the start of a chunk that nobody else uses; the descriptor is published after it.
     pub fn put_header(&self, chunk: u32, header: &Header) {
         if let Some(words) = self.header_words(chunk) {

@@ -26,7 +26,8 @@ pub enum Op {
     Shutdown = 5,
     /// Job: nobody holds the socket any more. No reply to the guest.
     Close = 6,
-    /// Job: set an option. `size` = level << 24 | length << 16 | name, value in `op_data`, `data`. Reply when the ticket is not 0.
+    /// Job: set an option. `size` = level << 24 | length << 16 | name, value in `op_data`, `data`, or, when it is longer than these, at the start of
+    /// the leased chunk `op_data`. Reply when the ticket is not 0.
     SetSockOpt = 7,
     /// Job: read an option. `size` as above. Reply: length in `size`, value in `op_data`/`data` when it fits in 16 bytes, else
     /// in the queue set's reply area; `op_data` alone is -errno when flag bit [`FLAG_ERROR`] is set.

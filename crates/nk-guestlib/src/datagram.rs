@@ -40,7 +40,8 @@ fn is_v4(a: &Addr) -> bool {
 /// Why nothing can be sent.
 pub fn check(cell: &Cell, header: &Header, len: usize) -> Result<(), SendError> {
     let v = View::of(cell);
-    if len > UDP_LENGTH_MAX {
+    // Linux's IPv4 looks at the length first, its IPv6 at the destination.
+    if len > UDP_LENGTH_MAX && cell.kind.load(Ordering::Relaxed) as u16 == AF_INET {
         return Err(SendError::Errno(EMSGSIZE));
     }
     let to = if header.flags & DF_PEER != 0 {

@@ -7,6 +7,7 @@
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use libc::c_int;
+use nk_device::addr::AF_INET;
 use nk_device::cell::{GF_MTU_DISCOVER, GF_SHUT_WR, SF_BOUND};
 use nk_device::datagram::{DF_DONTROUTE, DF_PEER, DF_REPORT, Header};
 use nk_device::header::ENGINE_GONE;
@@ -84,13 +85,14 @@ fn is_gone(s: &Open) -> bool {
     s.is_stale() || s.p.device().header().engine_state.load(Ordering::Acquire) == ENGINE_GONE
 }
 
-/// The errno of flags that datagrams do not know here.
+/// The errno of flags: MSG_MORE is not served, MSG_OOB is refused by Linux's IPv4 and not seen by its IPv6.
 fn check_flags(s: &Open, flags: c_int) -> Result<(), c_int> {
-    for flag in [libc::MSG_OOB, libc::MSG_MORE] {
-        if flags & flag != 0 {
-            s.p.count_missed(Missed::MsgFlag, flag as u64);
-            return Err(libc::EOPNOTSUPP);
-        }
+    if flags & libc::MSG_MORE != 0 {
+        s.p.count_missed(Missed::MsgFlag, libc::MSG_MORE as u64);
+        return Err(libc::EOPNOTSUPP);
+    }
+    if flags & libc::MSG_OOB != 0 && s.cell.kind.load(Ordering::Relaxed) as u16 == AF_INET {
+        return Err(libc::EOPNOTSUPP);
     }
     Ok(())
 }

@@ -20,6 +20,8 @@ const ROW_EXECED: u64 = 1 << 32;
 const SOCKET_RENEWED: u64 = 1;
 const TCP: u32 = libc::IPPROTO_TCP as u32;
 const UDP: u32 = libc::IPPROTO_UDP as u32;
+/// Bytes of an option's value that the element carries itself; a longer one is in a chunk.
+const INLINE_MAX: usize = 16;
 /// How often a drain looks again.
 const DRAIN_STEP_MS: u64 = 2;
 
@@ -322,12 +324,14 @@ impl<S: Stack> Ctx<'_, S> {
     fn set_option(&mut self, nqe: &Nqe, mut s: Taken<S>) -> Taken<S> {
         let (level, name, length) = unpack_option(nqe.size);
         let (level, name) = (i32::from(level), i32::from(name));
-        let mut value = [0u8; 16];
-        for (to, from) in value
-            .iter_mut()
-            .zip(nqe.op_data.to_le_bytes().into_iter().chain(nqe.data.to_le_bytes()))
-        {
-            *to = from;
+        let mut value = [0u8; 256];
+        if usize::from(length) > INLINE_MAX {
+            self.take_value(nqe.op_data as u32, &mut value);
+        } else {
+            let words = nqe.op_data.to_le_bytes().into_iter().chain(nqe.data.to_le_bytes());
+            for (to, from) in value.iter_mut().zip(words) {
+                *to = from;
+            }
         }
         let r = match (lookup(level, name).map(|o| o.policy), value.get(..usize::from(length))) {
             (Some(Policy::Forward | Policy::ForwardSync), Some(value)) => {
@@ -342,6 +346,20 @@ impl<S: Stack> Ctx<'_, S> {
         }
         self.reply(nqe, r.map(|()| 0));
         s
+    }
+
+    /// Copies an option's value out of the leased chunk that it came in. From a chunk that is not leased come zeroes.
+    fn take_value(&mut self, chunk: u32, value: &mut [u8; 256]) {
+        let Some(row) = self.guest.pool.begin_tx(chunk) else {
+            self.guest.stats.violations += 1;
+            return;
+        };
+        self.guest.device.copy_from_chunk(chunk, value);
+        self.guest.pool.free(chunk);
+        if let Some(row) = row {
+            self.guest.spent(row);
+            self.guest.top_up(row, false, self.port);
+        }
     }
 
     fn get_option(&mut self, nqe: &Nqe, s: Taken<S>) -> Taken<S> {

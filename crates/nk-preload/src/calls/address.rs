@@ -11,6 +11,8 @@ use nk_device::addr::{AF_INET, AF_INET6};
 pub(crate) enum Given {
     /// An address of the socket's family.
     Addr(Addr),
+    /// An IPv4 address, where [`read_peer`] takes one for IPv6: in its mapped form.
+    V4Mapped(Addr),
     /// `AF_UNSPEC`.
     Unspecified {
         /// As an IPv4 address it is 0.0.0.0 (bind accepts that).
@@ -96,7 +98,7 @@ pub(crate) fn read_destination(
     if family == AF_INET6 {
         return match given {
             AF_INET6 => match read(addr, len, family)? {
-                Given::Addr(a) => Ok(Some(a)),
+                Given::Addr(a) | Given::V4Mapped(a) => Ok(Some(a)),
                 Given::Unspecified { .. } => Ok(None),
             },
             AF_INET => read_v4(addr, len).map(|a| Some(mapped(&a))),
@@ -140,7 +142,7 @@ pub(crate) fn read_peer(
         // SAFETY: as above.
         let given = unsafe { addr.cast::<libc::sa_family_t>().read_unaligned() };
         if given == AF_INET {
-            return read_v4(addr, len).map(|a| Given::Addr(mapped(&a)));
+            return read_v4(addr, len).map(|a| Given::V4Mapped(mapped(&a)));
         }
     }
     read(addr, len, family)

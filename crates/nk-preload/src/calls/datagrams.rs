@@ -3,6 +3,7 @@
 use core::sync::atomic::Ordering;
 
 use libc::{c_int, iovec, msghdr, sockaddr, socklen_t};
+use nk_device::addr::AF_INET;
 use nk_device::datagram::{DF_PEER, Header};
 
 use super::socket::family;
@@ -19,7 +20,7 @@ pub(super) fn send(
     mut header: Header,
     to: (*const sockaddr, socklen_t),
 ) -> Result<usize, c_int> {
-    if len > 0xffff {
+    if len > 0xffff && family(s.cell) == AF_INET {
         return Err(libc::EMSGSIZE);
     }
     if let Some(peer) = address::read_destination(to.0, to.1, family(s.cell))? {

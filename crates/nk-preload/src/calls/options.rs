@@ -12,15 +12,19 @@ use nk_guestlib::options::{
     Policy, SOL_IP, SOL_IPV6, SOL_SOCKET, SocketKind, check_known, check_value, lookup,
     too_short_for_switch,
 };
+use nk_guestlib::send::Chunks;
 
 use super::messages::is_listening;
 use super::socket::{family, protocol};
 use super::{Target, int_result, native, target};
+use crate::grants::{self, ProcessChunks};
 use crate::io::Open;
 use crate::{rings, sys};
 
 /// Bytes that fit into an NQE.
 const INLINE_MAX: usize = 16;
+/// Longer values go in a chunk, up to what the element's length says; the longest known here is a group_req of 136 bytes.
+const CHUNK_MAX: usize = 255;
 /// Options after which a datagram may be refused for its length.
 const MTU_DISCOVERY: [(c_int, c_int); 3] = [
     (SOL_IP, libc::IP_MTU_DISCOVER),
@@ -129,6 +133,27 @@ fn words_of(value: *const c_void, len: usize) -> (u64, u64) {
     (all as u64, (all >> 64) as u64)
 }
 
+/// Puts a value into a leased chunk, which is the service's from then on.
+fn in_a_chunk(s: &Open, value: *const c_void, len: usize) -> Result<u32, c_int> {
+    let chunk = loop {
+        match ProcessChunks(s.p).take() {
+            Some(chunk) => break chunk,
+            None => grants::wait_for_chunks(s.p, 1, 0)?,
+        }
+    };
+    let Some(to) = s.p.device().chunk(chunk) else { return Err(libc::ENOBUFS) };
+    // SAFETY: the program says that `len` bytes are there, fewer than a chunk has.
+    unsafe { core::ptr::copy_nonoverlapping(value.cast::<u8>(), to.as_ptr(), len) };
+    Ok(chunk)
+}
+
+/// Whether IPV6_V6ONLY is set.
+pub(super) fn is_v6only(s: &Open) -> Result<bool, c_int> {
+    let mut nqe = Nqe::new(Op::GetSockOpt, s.id, s.generation);
+    nqe.size = pack_option(SOL_IPV6 as u8, libc::IPV6_V6ONLY as u16, 4);
+    rings::call(s.p, nqe, false).map(|reply| reply.op_data as u32 != 0)
+}
+
 fn set(
     s: &Open,
     level: c_int,
@@ -170,11 +195,15 @@ fn set(
         Policy::Forward => false,
         Policy::ForwardSync => true,
     };
-    // Every option that is forwarded is an int, an u64 or a name.
-    let length = (len as usize).min(INLINE_MAX);
+    // Every option that is forwarded is an int, an u64, a name or a structure.
     let mut nqe = Nqe::new(Op::SetSockOpt, s.id, s.generation);
+    let length = (len as usize).min(if wait { CHUNK_MAX } else { INLINE_MAX });
     nqe.size = pack_option(level as u8, name as u16, length as u8);
-    (nqe.op_data, nqe.data) = words_of(value, length);
+    if length > INLINE_MAX {
+        nqe.op_data = in_a_chunk(s, value, length)?.into();
+    } else {
+        (nqe.op_data, nqe.data) = words_of(value, length);
+    }
     if wait {
         rings::call(s.p, nqe, false).map(|_| ())
     } else {

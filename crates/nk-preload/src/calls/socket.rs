@@ -128,7 +128,7 @@ fn do_bind(s: &Open, addr: *const sockaddr, len: socklen_t) -> Result<(), c_int>
         Given::Unspecified { port_of_any: Some(port) } if family == AF_INET => {
             Addr::v4([0; 4], port)
         }
-        Given::Unspecified { .. } => return Err(libc::EAFNOSUPPORT),
+        Given::Unspecified { .. } | Given::V4Mapped(_) => return Err(libc::EAFNOSUPPORT),
     };
     rings::call(s.p, with_address(Op::Bind, s, a), false).map(|_| ())
 }
@@ -208,7 +208,9 @@ fn start_connect(s: &Open, nqe: Nqe) -> Result<(), c_int> {
 fn connect_datagram(s: &Open, addr: *const sockaddr, len: socklen_t) -> Result<(), c_int> {
     let nqe = match address::read_peer(addr, len, family(s.cell))? {
         Given::Unspecified { .. } => Nqe::new(Op::Disconnect, s.id, s.generation),
-        Given::Addr(a) => with_address(Op::Connect, s, a),
+        // Linux says another errno for an address given as IPv4 than for a mapped one.
+        Given::V4Mapped(_) if super::options::is_v6only(s)? => return Err(libc::EAFNOSUPPORT),
+        Given::Addr(a) | Given::V4Mapped(a) => with_address(Op::Connect, s, a),
     };
     rings::call(s.p, nqe, false).map(|_| ())
 }
@@ -225,7 +227,7 @@ fn do_connect(s: &Open, addr: *const sockaddr, len: socklen_t) -> Result<(), c_i
                 .fetch_and(!(GF_CONNECT_CALLED | GF_SHUT_RD | GF_SHUT_WR), Ordering::AcqRel);
             return r.map(|_| ());
         }
-        Given::Addr(a) => a,
+        Given::Addr(a) | Given::V4Mapped(a) => a,
     };
     let nonblocking = s.is_nonblocking(0);
     let mut late = AGAIN;
