@@ -65,6 +65,10 @@ pub(crate) const FOR_TESTS: &[Needed] = &[
     ("/usr/sbin/sshd", "openssh-server"),
     ("/usr/bin/ssh", "openssh-client"),
     ("/usr/sbin/vsftpd", "vsftpd"),
+    ("/usr/bin/dig", "bind9-dnsutils"),
+    ("/usr/sbin/dnsmasq", "dnsmasq-base"),
+    ("/usr/sbin/unbound", "unbound"),
+    ("/usr/lib/python3/dist-packages/aioquic", "python3-aioquic"),
 ];
 
 /// Installs the packages of those programs that are not there.

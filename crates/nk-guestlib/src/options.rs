@@ -202,7 +202,7 @@ pub const OPTIONS: &[SocketOption] = &[
     o(SOL_IPV6, 21, "IPV6_DROP_MEMBERSHIP", Policy::ForwardSync),
     o(SOL_IPV6, 22, "IPV6_ROUTER_ALERT", Policy::Off(ENOPROTOOPT)),
     o(SOL_IPV6, 23, "IPV6_MTU_DISCOVER", Policy::ForwardSync),
-    o(SOL_IPV6, 24, "IPV6_MTU", Policy::ReadOnly(ENOPROTOOPT)),
+    o(SOL_IPV6, 24, "IPV6_MTU", Policy::ForwardSync),
     o(SOL_IPV6, 25, "IPV6_RECVERR", Policy::Off(ENOPROTOOPT)),
     o(SOL_IPV6, 26, "IPV6_V6ONLY", Policy::ForwardSync),
     o(SOL_IPV6, 29, "IPV6_MULTICAST_ALL", Policy::ForwardSync),

@@ -12,6 +12,7 @@ mod refused;
 mod runtimes;
 mod shell;
 mod transfer;
+mod udp;
 
 use std::time::Duration;
 
@@ -33,6 +34,7 @@ pub(crate) fn tests() -> Vec<Test> {
         iperf3::tests(),
         transfer::tests(),
         runtimes::tests(),
+        udp::tests(),
         refused::tests(),
     ]
     .concat()

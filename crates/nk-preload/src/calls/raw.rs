@@ -1,11 +1,14 @@
-//! syscall(2), the function: a fork by number is a fork all the same. Whatever else is called by number goes to the kernel as it is,
-//! also for this library, whose own system calls come here.
+//! syscall(2), the function: a fork by number is a fork all the same, and datagrams sent by number (libuv 1.44: dig, node) go where the
+//! function would send them. Whatever else is called by number goes to the kernel as it is, also for this library, whose own system
+//! calls come here.
 //!
 //! A child of a real raw fork attaches by itself with its first call ([`crate::process::process`]), but by then its parent may
 //! have closed what only the child was to keep.
 
-use libc::{c_int, c_long, pid_t};
+use libc::{c_int, c_long, c_uint, pid_t};
 
+use super::messages::{recvmmsg, sendmmsg};
+use crate::fdtable::{self, Entry};
 use crate::fork::fork_as_guest;
 use crate::process::process;
 use crate::sys;
@@ -88,6 +91,20 @@ pub unsafe extern "C" fn syscall(
         && let Some(p) = process()
     {
         return fork_as_guest(p, || native() as pid_t).into();
+    }
+    // The calls of ours that end here concern other descriptors, so this does not come back.
+    if matches!(number, libc::SYS_sendmmsg | libc::SYS_recvmmsg)
+        && matches!(fdtable::get(a as c_int), Entry::Socket { .. })
+    {
+        let (fd, messages, count, flags) = (a as c_int, b as *mut _, c as c_uint, d as c_int);
+        // SAFETY: the caller's promise.
+        let n = unsafe {
+            match number {
+                libc::SYS_sendmmsg => sendmmsg(fd, messages, count, flags),
+                _ => recvmmsg(fd, messages, count, flags, e as *mut _),
+            }
+        };
+        return n.into();
     }
     native()
 }
