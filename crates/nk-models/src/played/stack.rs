@@ -1,4 +1,4 @@
-//! A TCP-like stack in memory: listeners by port and namespace, connections as pairs of byte queues.
+//! A stack in memory: listeners by port and namespace, connections as pairs of byte queues, datagram sockets with an inbox each.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -6,10 +6,13 @@ use std::os::fd::BorrowedFd;
 use std::rc::Rc;
 
 use nk_device::Addr;
-use nk_servicelib::{Connect, Errno, How, Key, Kind, RawSpan, Stack, StackEvent};
+use nk_device::datagram::{DF_PEER, Header};
+use nk_servicelib::{Connect, Datagram, Errno, How, Key, Kind, RawSpan, Stack, StackEvent};
 
 /// Bytes that one direction of a connection holds.
 const BUFFER: usize = 48 * 1024;
+/// Datagrams that wait on one socket; more are dropped.
+const INBOX: usize = 16;
 
 #[derive(Debug, Default)]
 struct Sock {
@@ -21,6 +24,8 @@ struct Sock {
     peer: Option<usize>,
     connected: bool,
     bytes: VecDeque<u8>,
+    datagram: bool,
+    inbox: VecDeque<(Addr, Vec<u8>)>,
     eof: bool,
     error: i32,
     key: Option<Key>,
@@ -134,7 +139,7 @@ impl MemoryStack {
 impl Stack for MemoryStack {
     type Socket = usize;
 
-    fn open(&mut self, namespace: u64, family: u16, _: Kind) -> Result<usize, Errno> {
+    fn open(&mut self, namespace: u64, family: u16, kind: Kind) -> Result<usize, Errno> {
         self.meanwhile();
         if family != nk_device::addr::AF_INET && family != nk_device::addr::AF_INET6 {
             return Err(Errno(libc::EAFNOSUPPORT));
@@ -142,6 +147,7 @@ impl Stack for MemoryStack {
         Ok(self.add(Sock {
             namespace,
             local: Addr { family, ..Addr::default() },
+            datagram: kind == Kind::Datagram,
             ..Sock::default()
         }))
     }
@@ -182,6 +188,10 @@ impl Stack for MemoryStack {
         }
         if s.local.port == 0 {
             s.local.port = port;
+        }
+        if s.datagram {
+            s.remote = *addr;
+            return Ok(Connect::Done);
         }
         let (namespace, local) = (s.namespace, s.local);
         let listener = self.socks.iter().position(|l| {
@@ -331,6 +341,67 @@ impl Stack for MemoryStack {
         }
         Ok(got)
     }
+    fn send_datagram(
+        &mut self,
+        socket: &usize,
+        header: &Header,
+        spans: &[RawSpan],
+    ) -> Result<(), Errno> {
+        self.meanwhile();
+        match self.faults.next.pop_front() {
+            None | Some(0) => {}
+            Some(e) => return Err(Errno(e)),
+        }
+        let port = self.free_port();
+        let s = self.at(socket);
+        if s.local.port == 0 {
+            s.local.port = port;
+        }
+        let (from, namespace) = (s.local, s.namespace);
+        let to = if header.flags & DF_PEER != 0 { header.peer } else { s.remote };
+        let mut bytes = Vec::new();
+        for span in spans {
+            for i in 0..span.len() {
+                // SAFETY: as in send.
+                bytes.push(unsafe { span.as_ptr().add(i).read_volatile() });
+            }
+        }
+        assert_eq!(bytes.len(), header.len as usize, "the spans are the datagram");
+        let there = self.socks.iter().position(|s| {
+            s.as_ref()
+                .is_some_and(|s| s.datagram && s.namespace == namespace && s.local.port == to.port)
+        });
+        let Some(there) = there else { return Err(Errno(libc::ECONNREFUSED)) };
+        let s = self.at(&there);
+        if s.inbox.len() < INBOX {
+            s.inbox.push_back((from, bytes));
+        }
+        self.event(there, |e| e.readable = true);
+        Ok(())
+    }
+    fn recv_datagrams(&mut self, socket: &usize, into: &mut [Datagram]) -> Result<usize, Errno> {
+        self.meanwhile();
+        match self.faults.next.pop_front() {
+            None | Some(0) => {}
+            Some(e) => return Err(Errno(e)),
+        }
+        let s = self.at(socket);
+        let mut n = 0;
+        for d in into {
+            let Some((from, bytes)) = s.inbox.pop_front() else { break };
+            d.header = Header { len: bytes.len() as u32, flags: DF_PEER, peer: from, ..d.header };
+            let mut bytes = bytes.into_iter();
+            for span in &d.spans {
+                for (i, b) in bytes.by_ref().take(span.len()).enumerate() {
+                    // SAFETY: as in send.
+                    unsafe { span.as_ptr().add(i).write_volatile(b) };
+                }
+            }
+            assert_eq!(bytes.len(), 0, "room for the longest datagram");
+            n += 1;
+        }
+        if n == 0 { Err(Errno(libc::EAGAIN)) } else { Ok(n) }
+    }
     fn accept(&mut self, socket: &usize) -> Result<(usize, Addr), Errno> {
         self.meanwhile();
         let Some(far) = self.at(socket).queue.pop_front() else { return Err(Errno(libc::EAGAIN)) };
@@ -351,8 +422,10 @@ impl Stack for MemoryStack {
         self.meanwhile();
         let s = self.at(socket);
         s.key = Some(key);
-        let (readable, writable) =
-            (!s.bytes.is_empty() || !s.queue.is_empty() || s.eof, s.connected);
+        let (readable, writable) = (
+            !s.bytes.is_empty() || !s.inbox.is_empty() || !s.queue.is_empty() || s.eof,
+            s.connected,
+        );
         self.event(*socket, |e| (e.readable, e.writable) = (readable, writable));
         Ok(())
     }

@@ -5,12 +5,14 @@ use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::rc::Rc;
 
+use nk_device::datagram::{DATAGRAM_MAX, DF_PEER, DF_REPORT, Header};
 use nk_device::nqe::{Nqe, Op};
 use nk_device::stream::{AcceptedSocket, Span};
 use nk_device::sync::{AtomicU32, Ordering};
 use nk_device::{Addr, Device, Layout};
 use nk_engine::{Engine, GuestId, GuestSetup, Limits, NewRow, Notify, NsmId};
 use nk_guestlib::accept::{Accepted, accept};
+use nk_guestlib::datagram;
 use nk_guestlib::recv::{Received, Sink, recv};
 use nk_guestlib::send::{Chunks, Source, send};
 use nk_guestlib::{Fault, Socket};
@@ -142,12 +144,48 @@ impl Shell {
         self.push(&nqe, op == Op::Send);
     }
     fn open(&self) -> Option<u32> {
+        self.open_kind(2 | 1 << 16)
+    }
+    fn open_datagram(&self) -> Option<u32> {
+        self.open_kind(2 | 2 << 16)
+    }
+    fn open_kind(&self, kind: u32) -> Option<u32> {
         let id = self.device.row(self.row)?.id_grants.pop()?;
         let c = self.device.cell(id)?;
-        c.kind.store(2 | 1 << 16, Ordering::Relaxed);
+        c.kind.store(kind, Ordering::Relaxed);
         c.hold(self.row);
-        self.job(Op::Socket, id, |n| n.op_data = 2 | 1 << 16);
+        self.job(Op::Socket, id, |n| n.op_data = kind.into());
         Some(id)
+    }
+    /// Sends a datagram, if there is room; its index.
+    fn send_datagram(&self, id: u32, from: usize, len: usize, header: Header) -> Option<u32> {
+        let s = self.socket(id)?;
+        let mut chunks = RowChunks(self, None);
+        match datagram::send(&s, &mut chunks, &mut Pattern(from), len, header) {
+            Ok(queued) => {
+                if queued.kick {
+                    self.job(Op::Send, id, |_| ());
+                }
+                Some(queued.index)
+            }
+            Err(_) => {
+                self.job(Op::Refill, id, |_| ());
+                None
+            }
+        }
+    }
+    /// Receives one; its length.
+    fn recv_datagram(&self, id: u32, from: usize, len: usize, strict: bool) -> Option<usize> {
+        let s = self.socket(id)?;
+        match datagram::recv(&s, &mut Check { next: from, strict }, len, false) {
+            datagram::Received::Datagram { header, rx_room, .. } => {
+                if rx_room {
+                    self.job(Op::RxRoom, id, |_| ());
+                }
+                Some(header.len as usize)
+            }
+            _ => None,
+        }
     }
     fn address(&self, op: Op, id: u32, port: u16) {
         let (size, lo, hi) = Addr::v4([127, 0, 0, 1], port).to_words();
@@ -290,9 +328,11 @@ pub fn run(data: &[u8]) {
     armed.borrow_mut().clear();
     w.service.stack_mut().faults.next.clear();
     transfer(&mut w, good, 40_000);
+    datagrams(&mut w, good);
     w.service.remove_guest(HOSTILE.0);
     w.engine.remove_guest(HOSTILE).expect("known");
     transfer(&mut w, good, 5_000);
+    datagrams(&mut w, good);
     w.assert_chunks(HONEST);
 }
 
@@ -333,7 +373,7 @@ fn act(
     let which = bytes.u8();
     let shell = shells[usize::from(which >> 5) % shells.len()];
     let id = u32::from(bytes.u8()) % 24;
-    match which % 24 {
+    match which % 28 {
         0 | 1 => {
             let word = aim(bytes, &hostile.device);
             hostile.scribble(word, bytes.value(hostile.peek(word)));
@@ -349,7 +389,7 @@ fn act(
             shell.push(&Nqe::from_words(words), bytes.u8() & 1 != 0);
         }
         4 | 5 => {
-            let op = Op::from_u8(bytes.u8() % 13).unwrap_or(Op::Close);
+            let op = Op::from_u8(bytes.u8() % 14).unwrap_or(Op::Close);
             let (ticket, size, data) = (bytes.u8() % 64, bytes.u16(), bytes.value(0));
             shell.job(op, id, |n| {
                 (n.ticket, n.size, n.op_data, n.data) = (ticket, u32::from(size), data, data >> 7);
@@ -431,6 +471,32 @@ fn act(
             }
         }
         22 => w.now_ms += u64::from(bytes.u16()),
+        23 => {
+            let _ = shell.open_datagram();
+        }
+        24 => {
+            let header = hostile_header(bytes);
+            let len = usize::from(bytes.u16());
+            if let Some(index) = shell.send_datagram(id, 0, len, header) {
+                shell.job(Op::Report, id, |n| (n.ticket, n.op_data) = (9, index.into()));
+            }
+        }
+        25 => {
+            // A header that lies, in a chunk that may be leased or not.
+            if let Some(s) = shell.socket(id) {
+                let leased = hostile.device.row(shell.row).and_then(|r| r.chunk_grants.pop());
+                let chunk = leased.unwrap_or(u32::from(bytes.u8()));
+                let header = hostile_header(bytes);
+                hostile.device.put_header(chunk, &header);
+                let span = Header::span_for(chunk, header.len as usize);
+                let cut = Span { len: span.len.wrapping_add(u32::from(bytes.u8() % 2)), ..span };
+                let _ = s.cell.tx().publish(cut.to_payload());
+                shell.job(Op::Send, id, |_| ());
+            }
+        }
+        26 => {
+            let _ = shell.recv_datagram(id, 0, usize::from(bytes.u16()), false);
+        }
         _ => {
             let stack = w.service.stack_mut();
             match bytes.u8() % 3 {
@@ -446,6 +512,53 @@ fn act(
                 }
             }
         }
+    }
+}
+
+/// A header as a hostile guest might write it.
+fn hostile_header(bytes: &mut Bytes<'_>) -> Header {
+    let flags = u32::from(bytes.u8()) | DF_PEER | if bytes.u8() & 1 == 0 { DF_REPORT } else { 0 };
+    let chunk = |bytes: &mut Bytes<'_>| {
+        let old = bytes.u8();
+        bytes.value(old.into()) as u32
+    };
+    Header {
+        len: u32::from(bytes.u16()) + u32::from(bytes.u8() % 3),
+        flags,
+        peer: Addr::v4([127, 0, 0, 1], 80 + u16::from(bytes.u8() % 3)),
+        more: [chunk(bytes), chunk(bytes), u32::from(bytes.u8()), chunk(bytes)],
+        ..Header::default()
+    }
+}
+
+/// The honest guest sends itself datagrams of all sizes.
+fn datagrams(w: &mut World, g: Shell) {
+    let (Some(a), Some(b)) = (g.open_datagram(), g.open_datagram()) else {
+        panic!("ids for two sockets")
+    };
+    g.address(Op::Bind, b, 90);
+    w.settle();
+    let to = Header { flags: DF_PEER, peer: Addr::v4([127, 0, 0, 1], 90), ..Header::default() };
+    for n in 0..12 {
+        let len = n * n * 450 % 65_508;
+        let sent = (0..20).any(|_| {
+            let sent = g.send_datagram(a, n, len, to).is_some();
+            w.settle();
+            sent
+        });
+        assert!(sent, "datagram {n}: {:?}", w.service.stats(HONEST.0));
+        let got = (0..20).find_map(|_| {
+            w.settle();
+            g.recv_datagram(b, n, DATAGRAM_MAX, true)
+        });
+        assert_eq!(got, Some(len), "datagram {n} of the honest guest");
+    }
+    for id in [a, b] {
+        g.close(id);
+    }
+    for _ in 0..10 {
+        w.now_ms += 20;
+        w.settle();
     }
 }
 

@@ -68,10 +68,12 @@ fn unbound(world: &mut World, mode: Mode) -> Result<String> {
     let configuration = world.write(
         "unbound.conf",
         format!(
-            "server:\n  interface: 0.0.0.0@{port}\n  interface: ::@{port}\n  interface-automatic: yes\n  do-daemonize: no\n  chroot: \"\"\n  \
-             username: \"\"\n  pidfile: \"{pid}\"\n  use-syslog: no\n  num-threads: 2\n  local-zone: \"test.\" static\n  \
-             local-data: \"a.test. A 192.0.2.9\"\n  access-control: 127.0.0.0/8 allow\n  access-control: ::1 allow\n\
+            "server:\n  interface: 0.0.0.0\n  interface: ::\n  port: {port}\n  interface-automatic: yes\n  do-daemonize: no\n  chroot: \"\"\n  \
+             username: \"\"\n  directory: \"{directory}\"\n  pidfile: \"{pid}\"\n  use-syslog: no\n  logfile: \"\"\n  num-threads: 2\n  \
+             local-zone: \"test.\" static\n  local-data: \"a.test. A 192.0.2.9\"\n  \
+             access-control: 127.0.0.0/8 allow\n  access-control: ::1 allow\n\
              remote-control:\n  control-enable: no\n",
+            directory = world.path(""),
             pid = world.path("unbound.pid"),
         ),
     )?;
