@@ -54,7 +54,7 @@ fn both_sides(tests: &[(&'static str, Body)]) -> Vec<Test> {
 }
 
 /// Waits until a program has printed a word that often.
-fn says(running: &mut Running, word: &str, times: usize) -> Result<()> {
+pub(crate) fn says(running: &mut Running, word: &str, times: usize) -> Result<()> {
     eventually(Duration::from_secs(30), || {
         if running.ended_within(Duration::ZERO)? {
             return Ok(());

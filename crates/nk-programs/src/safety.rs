@@ -2,6 +2,7 @@
 
 mod chaos;
 mod churn;
+mod datagrams;
 mod exhaust;
 mod hostile;
 mod restart;
@@ -15,7 +16,15 @@ use anyhow::{Context, Result, ensure};
 use crate::suite::Test;
 
 pub(crate) fn tests() -> Vec<Test> {
-    [churn::tests(), exhaust::tests(), restart::tests(), hostile::tests(), chaos::tests()].concat()
+    [
+        churn::tests(),
+        exhaust::tests(),
+        restart::tests(),
+        hostile::tests(),
+        datagrams::tests(),
+        chaos::tests(),
+    ]
+    .concat()
 }
 
 /// A plain connection to a server of this host.

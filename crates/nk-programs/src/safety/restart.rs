@@ -13,8 +13,8 @@ use crate::suite::{GUESTS_ONLY, Group, Test};
 use crate::world::{Mode, Nsm, Side, World, free_port, wait_for_port};
 
 const PYTHON: &str = "/usr/bin/python3";
-const ROUNDS: usize = 3;
-const RECOVERY: Duration = Duration::from_secs(15);
+pub(super) const ROUNDS: usize = 3;
+pub(super) const RECOVERY: Duration = Duration::from_secs(15);
 
 pub(super) fn tests() -> Vec<Test> {
     let test = |name, body| Test {
@@ -140,13 +140,7 @@ fn nsm_restarts(world: &mut World, mode: Mode) -> Result<String> {
     }
     let guests = Guests::start(world, mode)?;
     for round in 0..ROUNDS {
-        let nsm = part_pid(world, "nsm")?;
-        signal_pid(nsm, Signal::KILL);
-        eventually(RECOVERY, || {
-            let new = part_pid(world, "nsm")?;
-            ensure!(new != nsm, "the NSM is not started again");
-            Ok(())
-        })?;
+        kill_nsm(world)?;
         guests.answers()?;
         guests.talks(round + 2)?;
     }
@@ -157,4 +151,15 @@ fn nsm_restarts(world: &mut World, mode: Mode) -> Result<String> {
 fn part_pid(world: &World, part: &str) -> Result<u32> {
     let is_it = |pid: &u32| procfs::command_line(*pid).split(' ').nth(1) == Some(part);
     world.nk_pids()?.into_iter().find(is_it).with_context(|| format!("no {part} process"))
+}
+
+/// Kills the NSM's process and waits for the next.
+pub(super) fn kill_nsm(world: &World) -> Result<()> {
+    let nsm = part_pid(world, "nsm")?;
+    signal_pid(nsm, Signal::KILL);
+    eventually(RECOVERY, || {
+        let new = part_pid(world, "nsm")?;
+        ensure!(new != nsm, "the NSM is not started again");
+        Ok(())
+    })
 }
