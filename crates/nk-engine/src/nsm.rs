@@ -43,6 +43,8 @@ impl Nsm {
         };
         if let Some(q) = device.qset(0) {
             q.reset();
+            // A process that serves it may have gone to sleep before this: what comes first rings, asked for or not.
+            q.sleeping.store(1, Ordering::SeqCst);
             q.in_use.store(1, Ordering::SeqCst);
         }
         nsm
