@@ -68,7 +68,7 @@ pub(crate) const FOR_TESTS: &[Needed] = &[
     ("/usr/bin/dig", "bind9-dnsutils"),
     ("/usr/sbin/dnsmasq", "dnsmasq-base"),
     ("/usr/sbin/unbound", "unbound"),
-    ("/usr/lib/python3/dist-packages/aioquic", "python3-aioquic"),
+    ("/usr/share/doc/python3-venv", "python3-venv"),
 ];
 
 /// Installs the packages of those programs that are not there.
@@ -94,6 +94,27 @@ pub(crate) fn ensure_programs(lists: &[&[Needed]]) -> Result<()> {
     apt(&[&["install", "-qq", "-y", "--no-install-recommends"][..], &packages].concat())?;
     let still = missing.iter().find(|(program, _)| !Path::new(program).exists());
     ensure!(still.is_none(), "{still:?} is still missing after the installation");
+    Ok(())
+}
+
+/// Python packages that Debian has not, in an environment of their own: `nk-programs` looks for them there.
+const PYTHON: &str = "target/python";
+const AIOQUIC: &str = "aioquic==1.2.0";
+
+/// Makes the environment with the QUIC library that a test needs.
+pub(crate) fn ensure_python() -> Result<()> {
+    let has = |interpreter: &str| {
+        let found = Command::new(interpreter).args(["-c", "import aioquic"]).output();
+        found.is_ok_and(|o| o.status.success())
+    };
+    let interpreter = format!("{PYTHON}/bin/python3");
+    if has(&interpreter) {
+        return Ok(());
+    }
+    println!("installing {AIOQUIC} in {PYTHON}");
+    run(Command::new("/usr/bin/python3").args(["-m", "venv", "--clear", PYTHON]))?;
+    run(Command::new(&interpreter).args(["-m", "pip", "install", "--quiet", AIOQUIC]))?;
+    ensure!(has(&interpreter), "{AIOQUIC} is not there after its installation");
     Ok(())
 }
 

@@ -84,6 +84,7 @@ pub(crate) fn run(words: &[String]) -> Result<bool> {
         .collect();
     // What all steps stand on; without it there is nothing to run.
     packages::ensure_programs(&[packages::PROGRAMS, packages::FOR_TESTS])?;
+    packages::ensure_python()?;
     packages::ensure_rust(&["rustfmt", "clippy"], &["x86_64-unknown-none"])?;
     let begun = Instant::now();
     let mut report = Vec::new();

@@ -150,7 +150,13 @@ fn quic(world: &mut World, mode: Mode) -> Result<String> {
     let words = ["/usr/bin/openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"];
     let rest = ["-subj", "/CN=localhost", "-keyout", &key, "-out", &certificate];
     world.run(mode.client, &[&words[..], &rest].concat(), LIMIT)?;
-    echo(world, mode, &[PYTHON, &script], "3 streams")
+    // Where `cargo xtask test` puts it, beside the directory of this program.
+    let own = std::env::current_exe()?;
+    let target = own.parent().and_then(std::path::Path::parent).context("no target directory")?;
+    let python = target.join("python/bin/python3");
+    ensure!(python.exists(), "no {}: `cargo xtask test programs` makes it", python.display());
+    let python = python.to_str().context("a path that is not UTF-8")?;
+    echo(world, mode, &[python, &script], "3 streams")
 }
 
 /// A process for each datagram, whose answer goes back by the socket that it inherited.
