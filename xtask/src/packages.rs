@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::workspace::run;
+use crate::workspace::{root, run};
 
 /// A program that is needed, and the package that has it.
 pub(crate) type Needed = (&'static str, &'static str);
@@ -99,20 +99,21 @@ pub(crate) fn ensure_programs(lists: &[&[Needed]]) -> Result<()> {
 
 /// Python packages that Debian has not, in an environment of their own: `nk-programs` looks for them there.
 const PYTHON: &str = "target/python";
-const AIOQUIC: &str = "aioquic==1.2.0";
+const AIOQUIC: &str = "aioquic==1.7.2";
 
 /// Makes the environment with the QUIC library that a test needs.
 pub(crate) fn ensure_python() -> Result<()> {
-    let has = |interpreter: &str| {
+    let has = |interpreter: &Path| {
         let found = Command::new(interpreter).args(["-c", "import aioquic"]).output();
         found.is_ok_and(|o| o.status.success())
     };
-    let interpreter = format!("{PYTHON}/bin/python3");
+    let home = root().join(PYTHON);
+    let interpreter = home.join("bin/python3");
     if has(&interpreter) {
         return Ok(());
     }
     println!("installing {AIOQUIC} in {PYTHON}");
-    run(Command::new("/usr/bin/python3").args(["-m", "venv", "--clear", PYTHON]))?;
+    run(Command::new("/usr/bin/python3").args(["-m", "venv", "--clear"]).arg(&home))?;
     run(Command::new(&interpreter).args(["-m", "pip", "install", "--quiet", AIOQUIC]))?;
     ensure!(has(&interpreter), "{AIOQUIC} is not there after its installation");
     Ok(())
