@@ -249,7 +249,11 @@ impl Parts<'_> {
                     w.fetch_and(live, Ordering::SeqCst);
                 }
             }
-            if !cell.is_unheld() {
+            // Who claimed it and lives may be between the claim and the hold, for as long as it is stopped there.
+            let is_live = |row: u16| {
+                live.get(usize::from(row) / 64).is_some_and(|w| w & (1 << (row % 64)) != 0)
+            };
+            if !cell.is_unheld() || cell.claimed_by(s.generation).is_some_and(is_live) {
                 s.suspect_since = 0;
             } else if s.suspect_since == 0 {
                 s.suspect_since = out.round;
