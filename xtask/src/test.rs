@@ -157,7 +157,7 @@ fn docs() -> Result<()> {
 }
 
 fn unit() -> Result<()> {
-    run_command(&mut cargo(&["test", "--quiet", "--workspace"]))
+    run_command(&mut cargo(&["test", "--quiet", "--workspace", "--no-fail-fast"]))
 }
 
 fn core() -> Result<()> {

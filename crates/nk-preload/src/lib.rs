@@ -14,7 +14,7 @@
 //! | [`fdtable`] | descriptor → socket, and how many descriptors this process has for each socket |
 //! | [`rings`] | pushing NQEs, ringing the engine, synchronous calls |
 //! | [`gate`] | keeps fork apart from calls that change descriptors |
-//! | [`names`] | asking the guest's resolver |
+//! | `names` | asking the guest's resolver |
 //! | [`events`] | epoll, poll and select |
 #![cfg_attr(not(test), no_std)]
 

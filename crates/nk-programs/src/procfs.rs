@@ -198,9 +198,16 @@ mod tests {
 
     #[test]
     fn cpu_time_grows_with_work() {
-        let before = cpu_time(std::process::id());
-        let begun = std::time::Instant::now();
-        while begun.elapsed() < Duration::from_millis(30) {}
-        assert!(cpu_time(std::process::id()) > before);
+        // A process of one thread: of this one, threads of other tests end meanwhile, and their time goes with them.
+        let mut busy = std::process::Command::new("sh")
+            .args(["-c", "while :; do :; done"])
+            .spawn()
+            .expect("a shell");
+        let before = cpu_time(busy.id());
+        std::thread::sleep(Duration::from_millis(300));
+        let after = cpu_time(busy.id());
+        busy.kill().expect("it runs");
+        busy.wait().expect("it ends");
+        assert!(after > before, "{before:?}, then {after:?}");
     }
 }
