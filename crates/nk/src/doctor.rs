@@ -3,7 +3,7 @@
 //! | module | what |
 //! |---|---|
 //! | [`facts`] | what the machine is asked |
-//! | [`judge`] | what that means: nothing here reads anything |
+//! | [`mod@judge`] | what that means: nothing here reads anything |
 
 mod facts;
 mod judge;

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | [`run`] | `nk run`: becomes the first process of a guest |
 //! | [`daemon`] | `nk daemon`, also the private one |
-//! | [`bench`] | `nk bench` |
+//! | [`mod@bench`] | `nk bench` |
 //! | [`doctor`] | `nk doctor` |
 //! | [`query`] | `nk guests`, `nk flows`, `nk why` |
 //!
