@@ -1,7 +1,7 @@
 //! Questions about names, and their answers: one packet each way between a guest's process and its resolver.
 //!
 //! A question is what the program passed to the C library's function, an answer what the function gave in the namespace of
-//! the guest's sockets. Both are words of four bytes in the machine's order; bytes carry their length in front, [`NONE`] for a null
+//! the guest's sockets. Both are words of four bytes in the machine's order; bytes carry their length in front, `NONE` for a null
 //! pointer. Either end may lie: what does not parse to its last byte is no question and no answer.
 
 /// Bytes of a question, at most. A DNS name has 255.

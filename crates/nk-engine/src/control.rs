@@ -9,7 +9,7 @@ use crate::guest::{Guest, State};
 use crate::nsm::Nsm;
 use crate::{ControlError, GuestId, GuestSetup, NewRow, Notify, NsmId};
 
-/// Flag in `data` of [`Op::RowDead`]: the row lives on in a new image; the low half is the head of its chunk grants then.
+/// Flag in `data` of [`nk_device::Op::RowDead`]: the row lives on in a new image; the low half is the head of its chunk grants then.
 pub const ROW_EXECED: u64 = 1 << 32;
 
 impl Engine {

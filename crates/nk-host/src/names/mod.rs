@@ -2,13 +2,13 @@
 //!
 //! The daemon starts it at a guest's first question and hands it connections to the guest's processes; what is asked and answered
 //! on them the daemon never sees. It calls the C library's own functions, so nsswitch.conf, hosts and resolv.conf are the host's
-//! (see [`confine`] for those of a named namespace), and ends when nobody has asked for a while.
+//! (see `confine` for those of a named namespace), and ends when nobody has asked for a while.
 //!
 //! | module | what |
 //! |---|---|
-//! | [`confine`] | into the namespace, and out of every privilege |
-//! | [`serve`] | connections, worker threads, limits |
-//! | [`lookup`] | a question to the C library, its answer to a packet |
+//! | `confine` | into the namespace, and out of every privilege |
+//! | `serve` | connections, worker threads, limits |
+//! | `lookup` | a question to the C library, its answer to a packet |
 
 mod confine;
 mod lookup;
