@@ -141,7 +141,11 @@ fn parse(said: &str) -> Result<Vec<Probed>> {
 /// Every option that NetKernel knows is probed, and stands in its table under the number that the headers have for it.
 fn complete(probed: &[Probed]) -> Result<()> {
     for option in OPTIONS {
-        let found = probed.iter().find(|one| one.name == option.label);
+        // Some names stand for an option of either level.
+        let found = probed
+            .iter()
+            .filter(|one| one.name == option.label)
+            .max_by_key(|one| one.level_number == option.level);
         let found = found
             .with_context(|| format!("{} is not in conformance/options/list.h", option.label))?;
         ensure!(
