@@ -50,10 +50,14 @@ const STEPS: &[Step] = &[
         about: "nginx, redis, curl, python3, node, java, git, rsync, iperf3, shells and more",
         body: programs,
     },
-    Step { name: "programs-nsm", about: "the same with the NSM in a process", body: programs_nsm },
+    Step {
+        name: "programs-nsm",
+        about: "the same with the NSM in a process, where both ends are guests",
+        body: programs_nsm,
+    },
     Step {
         name: "programs-epoll",
-        about: "those of nginx and redis, without io_uring",
+        about: "loads of nginx and redis, without io_uring",
         body: programs_epoll,
     },
     Step { name: "safety", about: "churn, kills, restarts, hostile guests", body: safety },
@@ -258,11 +262,11 @@ fn programs() -> Result<()> {
 }
 
 fn programs_nsm() -> Result<()> {
-    programs_by(&["--group", "programs", "--nsm", "separate"])
+    programs_by(&["--group", "programs", "--nsm", "separate", "--filter", "(both guests)"])
 }
 
 fn programs_epoll() -> Result<()> {
-    for program in ["nginx", "redis"] {
+    for program in ["nginx under", "redis-benchmark"] {
         programs_by(&["--group", "programs", "--filter", program, "--io", "epoll"])?;
     }
     Ok(())
