@@ -1,4 +1,4 @@
-//! The waiting policy, in one place: how often whoever found nothing to do lets others run and looks again before it sleeps.
+//! The host's waiting policy, in one place: how often whoever found nothing to do lets others run and looks again before it sleeps.
 //!
 //! Falling asleep and being woken costs both sides a system call, and the sleeper's core a switch. Where the peer runs on the same
 //! core, letting it run (`sched_yield`) does the same without either: it does its part, and what it has to say is there at

@@ -13,7 +13,6 @@ use nk_device::{Nqe, Op};
 
 use crate::process::Process;
 use crate::sys::{self, SignalsBlocked};
-use crate::wait;
 
 const TICKETS: usize = TICKET_MAX as usize + 1;
 /// A sleeper looks at the engine's state this often, in case it missed the end of the engine.
@@ -183,7 +182,6 @@ fn call_inner(p: &Process, nqe: Nqe, interruptible: bool) -> Result<Nqe, i32> {
     let nqe = Nqe { ticket: number, ..nqe };
     let slice = sys::timespec_us(SLICE_US);
     let mut asked_in = None;
-    let mut patience = wait::patience();
     loop {
         let wake = q.completion_wake.load(Ordering::Acquire);
         let state = header.engine_state.load(Ordering::Acquire);
@@ -200,11 +198,7 @@ fn call_inner(p: &Process, nqe: Nqe, interruptible: bool) -> Result<Nqe, i32> {
         }
         drain(p);
         if ticket.state.load(Ordering::Acquire) == DONE {
-            patience.found();
             break;
-        }
-        if wait::yields(&mut patience) {
-            continue;
         }
         if let Err(libc::EINTR) = sys::futex_wait(&q.completion_wake, wake, Some(&slice))
             && interruptible

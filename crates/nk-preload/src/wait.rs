@@ -7,26 +7,9 @@ use core::sync::atomic::Ordering;
 
 use libc::c_int;
 use nk_device::header::{ENGINE_GONE, ENGINE_UP};
-use nk_device::patience::{Patience, Wait};
 
 use crate::process::Process;
 use crate::{fdtable, gate, standin, sys};
-
-/// What this process's waits have taught, see [`nk_device::patience`].
-static PATIENCE: Patience = Patience::new();
-
-/// A wait begins: a look found nothing.
-pub(crate) fn patience() -> Wait<'static> {
-    PATIENCE.wait()
-}
-
-/// Lets others run before the thread sleeps, if that is wise; `true`: look again. errno is preserved.
-pub(crate) fn yields(wait: &mut Wait<'_>) -> bool {
-    // SAFETY: passes no memory; it never fails on Linux.
-    wait.yields(sys::now_ns, || unsafe {
-        libc::sched_yield();
-    })
-}
 
 /// Which of a cell's words a call waits on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,13 +83,6 @@ pub(crate) fn until<T>(
         On::Rx => &cell.rx_wake,
         On::Tx => &cell.tx_wake,
     };
-    let mut wait = patience();
-    while yields(&mut wait) {
-        if let Some(done) = attempt() {
-            wait.found();
-            return Ok(done);
-        }
-    }
     loop {
         let seen = match on {
             On::Rx => cell.begin_rx_sleep(),

@@ -10,7 +10,7 @@ use super::slots::{self, Taken};
 use super::{EPOLLERR, EPOLLHUP, grants};
 use crate::fdtable::{self, Entry};
 use crate::process::{Process, process};
-use crate::{sys, wait as waiting};
+use crate::sys;
 
 /// Descriptors up to which everything is kept on the stack.
 const SMALL: usize = 64;
@@ -233,15 +233,7 @@ unsafe fn wait(
         b.refresh(p);
     }
     // SAFETY: the caller's promise.
-    let (mut ready, _) = unsafe { sets.look(p, fds) };
-    let mut patience = waiting::patience();
-    while ready == 0 && !limit.is_zero() && waiting::yields(&mut patience) {
-        // SAFETY: the caller's promise.
-        (ready, _) = unsafe { sets.look(p, fds) };
-    }
-    if ready != 0 {
-        patience.found();
-    }
+    let (ready, _) = unsafe { sets.look(p, fds) };
     if ready != 0 || limit.is_zero() {
         if sets.kernel_len == 0 && (ready != 0 || mask.is_null()) {
             return Ok(ready);

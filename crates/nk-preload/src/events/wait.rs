@@ -8,7 +8,7 @@ use super::instance::{self, Pinned, is_mark};
 use super::native::{self, Limit, Mask, NO_MASK};
 use super::nested::Below;
 use crate::process::{Process, process};
-use crate::{gate, sys, wait as waiting};
+use crate::{gate, sys};
 
 const ZERO: Option<timespec> = Some(timespec { tv_sec: 0, tv_nsec: 0 });
 /// As the kernel: more would overflow.
@@ -171,7 +171,6 @@ fn wait_serving(
         i.serve(p, epfd, i.index(), &gate::enter())?;
     }
     let index = i.index();
-    let mut patience = waiting::patience();
     loop {
         let mut below = Below::of(i);
         if let Some(b) = &below {
@@ -199,16 +198,11 @@ fn wait_serving(
             n = report(p, &mut held, out, 0, room);
             if n != 0 || limit.is_zero() {
                 held.pass_on();
+            } else if !held.enter_sleep(p, Some(epfd), index) {
+                continue;
             }
         }
-        if n == 0
-            && !limit.is_zero()
-            && (waiting::yields(&mut patience) || !i.hold().enter_sleep(p, Some(epfd), index))
-        {
-            continue;
-        }
         if n != 0 {
-            patience.found();
             if has_kernel && n < out.max {
                 // The kernel has the rest. It cannot fail in a way that matters more than what was found.
                 if let Ok((more, kernel)) = out.ask_kernel(epfd, n, ZERO, NO_MASK) {
