@@ -1,7 +1,8 @@
 //! Going on after a death: of an NSM, or of the engine that served a guest before.
 
 use nk_device::cell::{
-    GF_CONNECT_CALLED, SF_CONNECTED, SF_CONNECTING, SF_DEAD, SF_FAILED, SF_LISTENING, SF_RX_STALLED,
+    GF_CONNECT_CALLED, SF_CONNECTED, SF_CONNECTING, SF_DEAD, SF_FAILED, SF_LISTENING,
+    SF_RX_STALLED, SOCK_DGRAM,
 };
 use nk_device::header::ENGINE_UP;
 use nk_device::sync::Ordering;
@@ -116,6 +117,9 @@ impl Engine {
     }
 }
 
+/// socket(2)'s type.
+const SOCK_STREAM: u16 = 1;
+
 impl Parts<'_> {
     fn announce_row(&mut self, row: u16) {
         let mut nqe = Nqe::new(Op::RowLive, 0, 0);
@@ -171,10 +175,9 @@ impl Parts<'_> {
 
     /// Tells a new NSM of the sockets that outlived the last one.
     fn renew(&mut self, listeners: &mut Vec<(GuestId, AdoptedListener)>) {
-        let device = self.guest.device;
         let guest = self.guest.id;
         for id in 0..self.guest.sockets.len() as u32 {
-            let (Some(s), Some(cell)) = (self.guest.socket_mut(id), device.cell(id)) else { break };
+            let Some(s) = self.guest.socket_mut(id) else { break };
             if s.state() != State::Open {
                 continue;
             }
@@ -195,7 +198,9 @@ impl Parts<'_> {
             let (local, peer) = (s.local.filter(|a| a.port != 0), s.peer);
             let mut nqe = Nqe::new(Op::Socket, id, generation);
             nqe.guest = guest.0;
-            nqe.op_data = u64::from(cell.kind.load(Ordering::Relaxed));
+            // By what the engine knows, not by the cell's word: its port is claimed among those of this type.
+            let kind = if s.datagram { SOCK_DGRAM } else { SOCK_STREAM };
+            nqe.op_data = u64::from(s.family) | u64::from(kind) << 16;
             for nqe in renewal(nqe, local, peer).into_iter().flatten() {
                 self.nsm.push(&nqe);
             }

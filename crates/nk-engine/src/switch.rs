@@ -290,11 +290,14 @@ impl Parts<'_> {
                 }
             }
             Op::SetSockOpt => {
-                let (level, name, _) = unpack_option(nqe.size);
+                let (level, name, length) = unpack_option(nqe.size);
                 if (level, name) == (SOL_IPV6, IPV6_V6ONLY)
                     && let Some(s) = self.guest.socket_mut(nqe.socket)
+                    && s.local.is_none()
                 {
-                    s.v6only = nqe.op_data as u32 != 0;
+                    // The stack takes it only before a bind and from four bytes on; longer values are not in the element. In
+                    // doubt the socket counts as one for both families.
+                    s.v6only = (4..=16).contains(&length) && nqe.op_data as u32 != 0;
                 }
             }
             Op::Send | Op::RxRoom => nqe.op_data = u64::from(row),

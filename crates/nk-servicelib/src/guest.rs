@@ -1,6 +1,6 @@
 //! One guest as the service knows it: its sockets, its pool, what is leased to its rows.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 
 use nk_device::grant::GRANT_SLOTS;
 use nk_device::stream::{Span, read_slot};
@@ -220,7 +220,7 @@ impl<T> Guest<T> {
     /// A process is dead, or (`popped_below`) another image runs in it: what it had and did not send comes back, except what a ring
     /// names already: a killed publisher may have filled a slot that a later one will publish.
     pub(crate) fn row_dead(&mut self, row: u16, popped_below: Option<u32>) {
-        let lost: Vec<u32> = self
+        let lost: HashSet<u32> = self
             .pool
             .leases_of(row)
             .filter(|(_, index)| {

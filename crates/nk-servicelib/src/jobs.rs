@@ -171,6 +171,12 @@ impl<S: Stack> Ctx<'_, S> {
             }
             Err(e) => {
                 self.tell_bound(Op::Bind, key, &addr, true);
+                if nqe.ticket == 0 {
+                    // Nobody asked: the socket was to be made again as it was, and is of no use without its address.
+                    s.post_error(cell, libc::ENETDOWN);
+                    s.change(cell, SF_DEAD, 0);
+                    self.tell(key, cell, ALL);
+                }
                 self.reply(nqe, Err(e));
             }
         }
@@ -334,6 +340,13 @@ impl<S: Stack> Ctx<'_, S> {
             }
         }
         let r = match (lookup(level, name).map(|o| o.policy), value.get(..usize::from(length))) {
+            // A datagram socket's port is chosen at its bind or first send, by rules that a choice of the kernel's own at a later
+            // time would pass by.
+            _ if s.datagram.is_some()
+                && (level, name) == (libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT) =>
+            {
+                Err(Errno(libc::ENOPROTOOPT))
+            }
             (Some(Policy::Forward | Policy::ForwardSync), Some(value)) => {
                 self.on(&s, |stack, h| stack.set_option(h, level, name, value))
             }

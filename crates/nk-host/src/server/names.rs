@@ -117,10 +117,11 @@ impl Server {
         Ok(())
     }
 
-    /// It closed its end, so it is about to end; its pidfd stays watched.
+    /// It closed its end, so it is about to end, and is made to if somebody has taken it over; its pidfd stays watched.
     fn let_go_of_resolver(&mut self, id: GuestId) {
-        if let Some(g) = self.guests.get_mut(&id.0) {
-            g.names.resolver = None;
+        let resolver = self.guests.get_mut(&id.0).and_then(|g| g.names.resolver.take());
+        if let Some(r) = resolver {
+            kill(r.pid);
         }
     }
 

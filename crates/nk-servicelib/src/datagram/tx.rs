@@ -11,6 +11,19 @@ use crate::service::{ALL, Ctx, OUT, Taken};
 use crate::span::span;
 use crate::{Errno, Key, RawSpan, Stack};
 
+/// What an ICMP error becomes on a connected socket (Linux's icmp_err_convert and its IPv6 relative).
+const ICMP_ERRORS: [i32; 9] = [
+    libc::ECONNREFUSED,
+    libc::ENETUNREACH,
+    libc::EHOSTUNREACH,
+    libc::ENOPROTOOPT,
+    libc::EMSGSIZE,
+    libc::EOPNOTSUPP,
+    libc::EHOSTDOWN,
+    libc::EACCES,
+    libc::EPROTO,
+];
+
 impl<S: Stack> Ctx<'_, S> {
     /// Takes the chunks of a datagram that a descriptor names: all of them leased, or none is taken.
     pub(crate) fn begin_datagram(&mut self, span: Span) -> Option<Header> {
@@ -117,12 +130,15 @@ impl<S: Stack> Ctx<'_, S> {
             Ok(()) => Ok(()),
             Err(Errno(libc::EAGAIN)) => Err(Errno(libc::EAGAIN)),
             // An error that the socket had pending (an ICMP error that came) stands in a send's way once.
-            Err(e) => {
-                self.on(s, |stack, h| stack.send_datagram(h, header, spans))?;
-                s.post_error(cell, e.0);
-                self.tell(key, cell, ALL);
-                Ok(())
+            Err(e) if s.has(SF_CONNECTED) && ICMP_ERRORS.contains(&e.0) => {
+                let again = self.on(s, |stack, h| stack.send_datagram(h, header, spans));
+                if matches!(again, Ok(()) | Err(Errno(libc::EAGAIN))) {
+                    s.post_error(cell, e.0);
+                    self.tell(key, cell, ALL);
+                }
+                again
             }
+            Err(e) => Err(e),
         }
     }
 
