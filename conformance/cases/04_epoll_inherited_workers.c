@@ -13,7 +13,9 @@ static void worker(int ep, int out, struct gate go) {
     int client = connect_to(AF_INET, port_of(own));
     struct epoll_event events[8];
     int n, tries = 0, seen = 0;
+    // The others are ready all the time, so each look returns at once: the connection may take longer than many of them.
     do {
+        if (tries) msleep(1);
         n = epoll_wait(ep, events, 8, WAIT_MS);
         for (int i = 0; i < n; i++) seen |= 1 << events[i].data.u32;
     } while (!(seen & 1 << 4) && ++tries < 1000);
