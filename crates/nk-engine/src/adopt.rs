@@ -130,7 +130,7 @@ impl Parts<'_> {
     }
 
     /// The stack lost a socket for good.
-    fn bury(&mut self, id: u32, out: &mut Out<'_>) {
+    pub(crate) fn bury(&mut self, id: u32, out: &mut Out<'_>) {
         let device = self.guest.device;
         let Some(cell) = device.cell(id) else { return };
         if let Some(a) = self.guest.socket_mut(id).and_then(|s| s.local.take()) {

@@ -186,6 +186,8 @@ pub struct Stats {
     pub quarantined: u64,
     /// Events that did not fit into a guest's receive ring.
     pub overflows: u64,
+    /// Ports that were not had because they are another guest's.
+    pub ports_refused: u64,
 }
 
 impl Default for Stats {
@@ -205,6 +207,7 @@ impl Default for Stats {
             stale: 0,
             quarantined: 0,
             overflows: 0,
+            ports_refused: 0,
         }
     }
 }

@@ -72,8 +72,8 @@ impl Parts<'_> {
                 }
             }
             Some(Op::Granted) => self.granted(nqe, out),
-            Some(Op::Bind) => self.bound(nqe),
-            Some(Op::Listen) => self.listening(nqe),
+            Some(Op::Bind) => self.bound(nqe, out),
+            Some(Op::Listen) => self.listening(nqe, out),
             _ => {}
         }
     }
@@ -234,7 +234,7 @@ impl Parts<'_> {
     }
 
     /// How a bind ended: the address is what the stack says, after an error what was asked.
-    fn bound(&mut self, nqe: &Nqe) {
+    fn bound(&mut self, nqe: &Nqe, out: &mut Out<'_>) {
         let g = &mut *self.guest;
         let space = g.space(nqe.socket);
         let Some(s) = g.sockets.get_mut(nqe.socket as usize) else { return };
@@ -254,13 +254,23 @@ impl Parts<'_> {
         {
             self.ports.release(space, g.id, nqe.socket, old.port);
         }
-        self.ports.claim(space, g.id, nqe.socket, &addr, s.v6only);
-        s.local = Some(addr);
+        s.local = None;
+        if self.ports.claim(space, g.id, nqe.socket, &addr, s.v6only) {
+            s.local = Some(addr);
+            return;
+        }
+        // The stack chose a port that is another guest's: it lets sockets that ask for SO_REUSEADDR share one.
+        g.stats.ports_refused += 1;
+        let mut close = Nqe::new(Op::Close, nqe.socket, nqe.generation);
+        close.guest = g.id.0;
+        close.op_data = 1;
+        self.nsm.push(&close);
+        self.bury(nqe.socket, out);
     }
 
     /// A socket listens; the address is what the stack says.
-    fn listening(&mut self, nqe: &Nqe) {
-        self.bound(nqe);
+    fn listening(&mut self, nqe: &Nqe, out: &mut Out<'_>) {
+        self.bound(nqe, out);
         let g = &mut *self.guest;
         let Some(s) = g.sockets.get_mut(nqe.socket as usize) else { return };
         if s.generation != nqe.generation || s.state() != State::Open {

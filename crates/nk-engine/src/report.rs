@@ -82,6 +82,7 @@ impl Stats {
             (&mut self.violations, o.violations),
             (&mut self.stale, o.stale),
             (&mut self.quarantined, o.quarantined),
+            (&mut self.ports_refused, o.ports_refused),
             (&mut self.overflows, o.overflows),
         ] {
             *to += from;

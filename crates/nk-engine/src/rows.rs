@@ -185,11 +185,17 @@ impl Guest {
 
     /// Whether the queue set was rung and has not yet read what it was rung for: it is on its way, or its process is stopped. Either
     /// way it will read what is pushed now. For a fence as with [`Guest::wants_bell`].
-    pub(crate) fn is_roused(&self, q: u16) -> bool {
-        let state = self.qsets.get(usize::from(q));
-        state.zip(self.device.qset(q)).is_some_and(|(s, shared)| {
+    pub(crate) fn is_roused(&mut self, q: u16) -> bool {
+        let device = self.device;
+        let state = self.qsets.get_mut(usize::from(q));
+        state.zip(device.qset(q)).is_some_and(|(s, shared)| {
             let head = shared.receive_head.load(Ordering::SeqCst);
-            (s.rung_for.wrapping_sub(head) as i32) > 0
+            let is_behind = (s.rung_for.wrapping_sub(head) as i32) > 0;
+            if !is_behind {
+                // Positions wrap: what was read long ago must not come to look like what is still to be read.
+                s.rung_for = head;
+            }
+            is_behind
         })
     }
 

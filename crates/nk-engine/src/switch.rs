@@ -365,6 +365,7 @@ impl Parts<'_> {
             }
         }
         if !self.ports.claim(space, g.id, nqe.socket, &addr, s.v6only) {
+            g.stats.ports_refused += 1;
             return Err(EADDRINUSE);
         }
         if addr.port != 0 {

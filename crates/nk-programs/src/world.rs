@@ -87,6 +87,9 @@ pub struct World {
     daemon_fds_before: Option<leaks::DaemonState>,
 }
 
+/// The guest that each daemon's configuration gives no names.
+pub const NAMELESS: &str = "nameless";
+
 static SERIAL: AtomicU32 = AtomicU32::new(0);
 
 impl World {
@@ -144,6 +147,7 @@ impl World {
         if let Some(io) = &self.options.io {
             text.push_str(&format!("io = {io:?}\n"));
         }
+        text.push_str(&format!("\n[guest.{NAMELESS}]\nnames = false\n"));
         fs::write(&config, text)?;
         let mut words = self.options.host_prefix.clone();
         words.extend([nk, "daemon".into(), "--config".into(), config.display().to_string()]);

@@ -332,7 +332,10 @@ impl<S: Stack> Ctx<'_, S> {
         let (level, name) = (i32::from(level), i32::from(name));
         let mut value = [0u8; 256];
         if usize::from(length) > INLINE_MAX {
-            self.take_value(nqe.op_data as u32, &mut value);
+            if let Err(e) = self.take_value(nqe.op_data as u32, &mut value) {
+                self.reply(nqe, Err(e));
+                return s;
+            }
         } else {
             let words = nqe.op_data.to_le_bytes().into_iter().chain(nqe.data.to_le_bytes());
             for (to, from) in value.iter_mut().zip(words) {
@@ -361,11 +364,12 @@ impl<S: Stack> Ctx<'_, S> {
         s
     }
 
-    /// Copies an option's value out of the leased chunk that it came in. From a chunk that is not leased come zeroes.
-    fn take_value(&mut self, chunk: u32, value: &mut [u8; 256]) {
+    /// Copies an option's value out of the leased chunk that it came in. ENETDOWN where it is not leased: a service that started
+    /// meanwhile has taken it back.
+    fn take_value(&mut self, chunk: u32, value: &mut [u8; 256]) -> Result<(), Errno> {
         let Some(row) = self.guest.pool.begin_tx(chunk) else {
             self.guest.stats.violations += 1;
-            return;
+            return Err(Errno(libc::ENETDOWN));
         };
         self.guest.device.copy_from_chunk(chunk, value);
         self.guest.pool.free(chunk);
@@ -373,6 +377,7 @@ impl<S: Stack> Ctx<'_, S> {
             self.guest.spent(row);
             self.guest.top_up(row, false, self.port);
         }
+        Ok(())
     }
 
     fn get_option(&mut self, nqe: &Nqe, s: Taken<S>) -> Taken<S> {

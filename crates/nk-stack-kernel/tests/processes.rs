@@ -143,6 +143,41 @@ fn one_guest_does_not_get_anothers_port() {
     assert_quiet(&mut host, 2);
 }
 
+/// The kernel chooses one of the ports for a datagram socket, and lets sockets with SO_REUSEADDR share it.
+#[test]
+fn one_guest_is_not_given_anothers_port() {
+    // SAFETY: a namespace for this thread alone; the harness opens its sockets from it.
+    assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNET) }, 0, "run as root");
+    let range = "/proc/sys/net/ipv4/ip_local_port_range";
+    std::fs::write(range, "40000 40000").expect("one port");
+    let mut host = Host::new();
+    let a = host.add_guest(1, 7, Limits::default());
+    let b = host.add_guest(2, 7, Limits::default());
+    let mut pa = host.process(1, a.device);
+    let mut pb = host.process(2, b.device);
+    let reuse = |p: &mut Process, host: &mut Host, id: common::Id| {
+        let mut nqe = Nqe::new(Op::SetSockOpt, id.socket, id.generation);
+        nqe.size = nk_device::nqe::pack_option(1, 2, 4);
+        nqe.op_data = 1;
+        p.call(host, nqe).expect("SO_REUSEADDR");
+    };
+    let owner = pa.datagram(2);
+    reuse(&mut pa, &mut host, owner);
+    let at = pa.bind(&mut host, owner, &Addr::v4([0; 4], 0)).expect("bind");
+    assert_eq!(at.port, 40000);
+    let thief = pb.datagram(2);
+    reuse(&mut pb, &mut host, thief);
+    assert_eq!(pb.bind(&mut host, thief, &Addr::v4([0; 4], 0)), Err(libc::EADDRINUSE));
+    pb.close(thief);
+    assert_quiet(&mut host, 2);
+    pa.close(owner);
+    assert_quiet(&mut host, 1);
+    let next = pb.datagram(2);
+    assert_eq!(pb.bind(&mut host, next, &Addr::v4([0; 4], 0)).expect("free again"), at);
+    pb.close(next);
+    assert_quiet(&mut host, 2);
+}
+
 #[test]
 fn ids_run_out_and_come_back() {
     let mut host = Host::new();

@@ -35,6 +35,9 @@ pub const CLASS_HOLD: u64 = 5;
 /// A listener: key = [`nk_servicelib::Key::to_word`]; c = backlog; text = address; the socket.
 pub const CLASS_LISTENER: u64 = 6;
 
+/// Word a of a [`Kind::Kept`] that asks for nothing: the keeper has been told everything, and acts on this daemon's death from now on.
+const KEPT_COMPLETE: u64 = 1;
+
 /// What is kept.
 #[derive(Debug)]
 pub struct Entry {
@@ -103,6 +106,7 @@ impl Keeper {
     /// When its socket or the process cannot be made.
     pub fn start(path: &Path, private: Option<&Path>) -> io::Result<Keeper> {
         let connection = start_process(path, private)?;
+        complete(&connection)?;
         Ok(Keeper::new(path, private, connection, Ledger::default()))
     }
 
@@ -113,8 +117,11 @@ impl Keeper {
     pub fn restart(&self) -> io::Result<()> {
         let connection = start_process(&self.0.path, self.0.private.as_deref())?;
         let mut link = self.link();
+        // Under the lock, so that nothing that is kept meanwhile is missing. One that did not get everything ends with its connection.
+        link.ledger.send(connection.as_raw_fd()).map_err(io::Error::from_raw_os_error)?;
+        complete(&connection)?;
         link.connection = connection;
-        link.ledger.send(link.connection.as_raw_fd()).map_err(io::Error::from_raw_os_error)
+        Ok(())
     }
 
     fn new(path: &Path, private: Option<&Path>, connection: OwnedFd, ledger: Ledger) -> Keeper {
@@ -197,6 +204,13 @@ fn take_back(keeper: &OwnedFd, ledger: &mut Ledger) -> io::Result<Vec<Entry>> {
             fds,
         });
     }
+}
+
+/// Tells a keeper that it has everything.
+fn complete(keeper: &OwnedFd) -> io::Result<()> {
+    let mut m = Message::new(Kind::Kept);
+    m.a = KEPT_COMPLETE;
+    nk_attach::send(keeper.as_raw_fd(), &m, &[]).map_err(io::Error::from_raw_os_error)
 }
 
 /// Starts the process and returns the connection to it, once it has answered.

@@ -13,7 +13,7 @@ use nk_device::sync::{Ordering, fence};
 use nk_device::{Cell, Qset, Row};
 
 use super::ledger::Ledger;
-use super::{CLASS_GUEST, CLASS_PROCESS, CLASS_QSET};
+use super::{CLASS_GUEST, CLASS_PROCESS, CLASS_QSET, KEPT_COMPLETE};
 use crate::guest::{Region, layout};
 use crate::{sys, watchdog};
 
@@ -21,6 +21,8 @@ use crate::{sys, watchdog};
 struct State {
     ledger: Ledger,
     daemon: Option<OwnedFd>,
+    /// The daemon has told everything. One that gives up before is not dead: it starts another keeper.
+    is_complete: bool,
     private: Option<PathBuf>,
 }
 
@@ -32,7 +34,7 @@ pub fn run(path: PathBuf, private: Option<PathBuf>) -> io::Result<()> {
     sys::name_thread(c"nk-keeper");
     sys::raise_fd_limit();
     let listener = sys::own(crate::spawn::PASSED_FD);
-    let mut s = State { ledger: Ledger::default(), daemon: None, private };
+    let mut s = State { ledger: Ledger::default(), daemon: None, is_complete: false, private };
     // The daemon that started this one connects at once.
     let mut served = false;
     loop {
@@ -60,7 +62,7 @@ pub fn run(path: PathBuf, private: Option<PathBuf>) -> io::Result<()> {
         }
         if ready(1) {
             s.messages();
-            if s.daemon.is_none() && s.private.is_some() {
+            if s.daemon.is_none() && (s.private.is_some() || !s.is_complete) {
                 break;
             }
         }
@@ -74,9 +76,12 @@ pub fn run(path: PathBuf, private: Option<PathBuf>) -> io::Result<()> {
             }
         }
     }
-    let _ = std::fs::remove_file(path);
-    if let Some(dir) = s.private {
-        crate::private::remove(&dir);
+    // The path of one that was given up may be the next one's by now.
+    if s.is_complete {
+        let _ = std::fs::remove_file(path);
+        if let Some(dir) = s.private {
+            crate::private::remove(&dir);
+        }
     }
     Ok(())
 }
@@ -101,7 +106,9 @@ impl State {
                 Err(RecvError::Os(libc::EAGAIN)) => return,
                 Err(_) => {
                     self.daemon = None;
-                    self.mark_down();
+                    if self.is_complete {
+                        self.mark_down();
+                    }
                 }
             }
         }
@@ -115,6 +122,7 @@ impl State {
                 self.ledger.keep(m, fds);
             }
             Some(Kind::Drop) => self.ledger.drop_entry(m.a, m.b),
+            Some(Kind::Kept) if m.a == KEPT_COMPLETE => self.is_complete = true,
             Some(Kind::Kept) => {
                 let _ = sys::set_blocking(daemon);
                 let _ = self.ledger.send(daemon);

@@ -158,6 +158,7 @@ fn describe_guest(g: &Guest, s: &Stats) -> Value {
             "violations": s.violations,
             "stale": s.stale,
             "quarantined": s.quarantined,
+            "ports_refused": s.ports_refused,
             "overflows": s.overflows,
         },
     })

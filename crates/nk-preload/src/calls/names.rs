@@ -87,30 +87,48 @@ unsafe fn answer_here(
         // A scope is a name or number of an interface; a star is no node.
         Some(t) if t.contains(&b'%') || t == b"*" => None,
         Some(_) => {
-            let numeric = addrinfo {
-                ai_flags: flags | libc::AI_NUMERICHOST,
-                ai_family: family,
-                ai_socktype: given.map_or(0, |h| h.ai_socktype),
-                ai_protocol: given.map_or(0, |h| h.ai_protocol),
-                ai_addrlen: given.map_or(0, |h| h.ai_addrlen),
-                ai_addr: given.map_or(null_mut(), |h| h.ai_addr),
-                ai_canonname: given.map_or(null_mut(), |h| h.ai_canonname),
-                ai_next: given.map_or(null_mut(), |h| h.ai_next),
-            };
-            // SAFETY: the caller's promise; the hints are complete.
-            let code = unsafe { real(node, service, &raw const numeric, found) };
-            if code == 0 {
-                // SAFETY: the list that was just made.
-                let mut entry = unsafe { *found };
-                // SAFETY: as above. Answers repeat the program's flags.
-                while let Some(e) = unsafe { entry.as_mut() } {
-                    e.ai_flags = flags;
-                    entry = e.ai_next;
-                }
-            }
+            // SAFETY: the caller's promise.
+            let code = unsafe { numeric(real, node, service, given, found) };
             (code != libc::EAI_NONAME).then_some(code)
         }
     }
+}
+
+/// What the C library answers without a network: nodes that are addresses, or none. Families are those asked for, whatever
+/// interfaces there are.
+///
+/// # Safety
+/// As getaddrinfo(3).
+unsafe fn numeric(
+    real: GetAddrInfo,
+    node: *const c_char,
+    service: *const c_char,
+    given: Option<&addrinfo>,
+    found: *mut *mut addrinfo,
+) -> c_int {
+    let flags = given.map_or(NO_HINTS[0], |h| h.ai_flags);
+    let hints = addrinfo {
+        ai_flags: (flags | libc::AI_NUMERICHOST) & !libc::AI_ADDRCONFIG,
+        ai_family: given.map_or(0, |h| h.ai_family),
+        ai_socktype: given.map_or(0, |h| h.ai_socktype),
+        ai_protocol: given.map_or(0, |h| h.ai_protocol),
+        ai_addrlen: given.map_or(0, |h| h.ai_addrlen),
+        ai_addr: given.map_or(null_mut(), |h| h.ai_addr),
+        ai_canonname: given.map_or(null_mut(), |h| h.ai_canonname),
+        ai_next: given.map_or(null_mut(), |h| h.ai_next),
+    };
+    // SAFETY: the caller's promise; the hints are complete.
+    let code = unsafe { real(node, service, &raw const hints, found) };
+    if code == 0 {
+        // SAFETY: the list that was just made.
+        let mut entry = unsafe { *found };
+        // SAFETY: as above. Answers repeat the program's flags.
+        while let Some(e) = unsafe { entry.as_mut() } {
+            e.ai_flags = flags;
+            entry = e.ai_next;
+        }
+    }
+    code
 }
 
 /// getaddrinfo(3).
@@ -137,10 +155,17 @@ pub unsafe extern "C" fn getaddrinfo(
         return code;
     }
     // SAFETY: hints are null or the program's; so are the strings, which it does not change during the call.
-    let (hints, node, service) = unsafe { (hints.as_ref(), bytes(node), bytes(service)) };
-    let hints = hints.map_or(NO_HINTS, |h| [h.ai_flags, h.ai_family, h.ai_socktype, h.ai_protocol]);
-    let answer = match ask(p, &Question::Addresses { node, service, hints }) {
+    let (given, name, port) = unsafe { (hints.as_ref(), bytes(node), bytes(service)) };
+    let hints = given.map_or(NO_HINTS, |h| [h.ai_flags, h.ai_family, h.ai_socktype, h.ai_protocol]);
+    let answer = match ask(p, &Question::Addresses { node: name, service: port, hints }) {
         Ok(a) => a,
+        // Addresses are no names: a server finds what to bind to, also where the operator answers no questions.
+        Err(NoAnswer::Forbidden) => {
+            // SAFETY: the program's own arguments.
+            let code = unsafe { numeric(real, node, service, given, found) };
+            let was_name = code == libc::EAI_NONAME && hints[0] & libc::AI_NUMERICHOST == 0;
+            return if was_name { eai(NoAnswer::Forbidden) } else { code };
+        }
         Err(why) => return eai(why),
     };
     match answer.parse() {

@@ -10,19 +10,22 @@ use rustix::process::Signal;
 
 use crate::process::{self, Running, eventually, signal_pid};
 use crate::suite::{Body, Group, Test};
-use crate::world::{Mode, Side, World};
+use crate::world::{Mode, NAMELESS, Side, World};
 
 const LIMIT: Duration = Duration::from_secs(60);
+/// netdb.h: the answer is no, for good.
+const EAI_FAIL: i32 = -4;
 const DNS: &str = "192.0.2.53";
 const HTTP: &str = "8080";
 const TLS: &str = "8443";
 
 pub(super) fn tests() -> Vec<Test> {
-    let tests: [(&'static str, Body, bool); 4] = [
+    let tests: [(&'static str, Body, bool); 5] = [
         ("names of a name server", programs, false),
         ("names with a private daemon", programs, true),
         ("names over TLS", tls, false),
         ("resolvers that are killed, busy or idle", resolvers, false),
+        ("a guest without names", nameless, false),
     ];
     tests
         .map(|(name, body, private)| Test {
@@ -222,6 +225,41 @@ fn programs(world: &mut World, _: Mode) -> Result<String> {
     net.compare(world, &["/usr/bin/perl", "-e", perl])?;
     net.must_live()?;
     Ok(format!("{} lines of python3 the same", said.lines().count()))
+}
+
+const ADDRESSES: &str = r#"
+import socket, errno
+def show(*question, **how):
+    try: print(question, how, sorted(map(str, socket.getaddrinfo(*question, **how))))
+    except OSError as e: print(question, how, type(e).__name__, e.errno)
+for family in (0, socket.AF_INET, socket.AF_INET6):
+    for flags in (0, socket.AI_PASSIVE, socket.AI_NUMERICHOST):
+        show(None, 8080, family, socket.SOCK_STREAM, flags=flags)
+        show("192.0.2.7", 80, family, socket.SOCK_STREAM, flags=flags)
+        show("::1", 80, family, socket.SOCK_STREAM, flags=flags)
+    show("web.nk.test", 80, family, flags=socket.AI_NUMERICHOST)
+"#;
+
+/// Without names a server still finds what to bind to, and a client an address that is written as one; the rest fails at once.
+fn nameless(world: &mut World, _: Mode) -> Result<String> {
+    let mut prefix = world.prefix(Side::Guest)?;
+    if prefix.pop().is_none() {
+        return Ok("natively every guest has names".to_owned());
+    }
+    prefix.extend(["--name", NAMELESS, "--"].map(str::to_owned));
+    let run = |words: &[&str]| {
+        let words: Vec<&str> =
+            prefix.iter().map(String::as_str).chain(words.iter().copied()).collect();
+        world.start("nameless", Side::Plain, &words)?.finish(LIMIT)
+    };
+    let words = ["/usr/bin/python3", "-c", ADDRESSES];
+    let (native, guest) = (world.run(Side::Plain, &words, LIMIT)?, run(&words)?);
+    let other = native.lines().zip(guest.out.lines()).find(|(n, g)| n != g);
+    ensure!(native == guest.out, "natively and as a guest: {other:?} {}", guest.err);
+    let asks = "import socket\ntry: socket.getaddrinfo('localhost', 80)\nexcept OSError as e: print(e.errno)";
+    let said = run(&["/usr/bin/python3", "-c", asks])?;
+    ensure!(said.out == format!("{}\n", EAI_FAIL), "a name: {:?} {}", said.out, said.err);
+    Ok(format!("{} lines of python3 the same", native.lines().count()))
 }
 
 /// curl checks the certificate against the name.

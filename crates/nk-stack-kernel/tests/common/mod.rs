@@ -225,15 +225,22 @@ impl Process {
         let _ = self.device.header().ring_bell(self.qset);
     }
     pub fn socket(&mut self, family: u16) -> Id {
+        self.socket_of(family, 1)
+    }
+    pub fn datagram(&mut self, family: u16) -> Id {
+        self.socket_of(family, 2)
+    }
+    fn socket_of(&mut self, family: u16, kind: u32) -> Id {
         let row = self.device.row(self.row).expect("row");
         let socket = row.id_grants.pop().expect("an id");
         let cell = self.device.cell(socket).expect("cell");
         let generation = cell.generation.load(Ordering::Acquire) as u16;
         let id = Id { socket, generation };
-        cell.kind.store(u32::from(family) | 1 << 16, Ordering::Relaxed);
+        let kind = u32::from(family) | kind << 16;
+        cell.kind.store(kind, Ordering::Relaxed);
         cell.hold(self.row);
         let mut nqe = Nqe::new(Op::Socket, socket, generation);
-        nqe.op_data = u64::from(family) | 1 << 16;
+        nqe.op_data = u64::from(kind);
         self.push(nqe);
         id
     }
