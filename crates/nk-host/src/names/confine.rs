@@ -1,6 +1,7 @@
 //! A resolver reads what name servers and guests send, so it runs with as little as glibc's functions need: the guest's network
 //! namespace, files that everybody may read, a user id that nothing else has.
 
+use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::fs;
 use std::io;
@@ -8,6 +9,11 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
+    SeccompRule,
+};
 
 use crate::sys::{self, check};
 
@@ -47,7 +53,53 @@ pub(super) fn enter(netns: &OwnedFd, guest: u16) -> io::Result<()> {
         // It ends with the daemon; the change of user took that away.
         check(libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0))?;
     }
-    Ok(())
+    forbid_offspring()
+}
+
+/// No process comes of this one, and no other program runs in it: what a name server made of it would outlive neither the resolver
+/// nor the guest, whose user id is another guest's one day. Threads it may have.
+///
+/// What glibc's plug-ins for other databases call nobody can list, so this names what they never need, not what they do.
+fn forbid_offspring() -> io::Result<()> {
+    let without_thread = SeccompCondition::new(
+        0,
+        SeccompCmpArgLen::Qword,
+        SeccompCmpOp::MaskedEq(libc::CLONE_THREAD as u64),
+        0,
+    );
+    let fork = SeccompRule::new(vec![without_thread.map_err(io::Error::other)?]);
+    let mut rules = BTreeMap::from([(libc::SYS_clone, vec![fork.map_err(io::Error::other)?])]);
+    #[cfg(target_arch = "x86_64")]
+    let forks = [libc::SYS_fork, libc::SYS_vfork];
+    #[cfg(not(target_arch = "x86_64"))]
+    let forks: [i64; 0] = [];
+    let never = [
+        libc::SYS_execve,
+        libc::SYS_execveat,
+        libc::SYS_ptrace,
+        libc::SYS_process_vm_readv,
+        libc::SYS_process_vm_writev,
+        libc::SYS_setns,
+        libc::SYS_unshare,
+        libc::SYS_io_uring_setup,
+        libc::SYS_bpf,
+        libc::SYS_userfaultfd,
+        libc::SYS_keyctl,
+        libc::SYS_add_key,
+    ];
+    rules.extend(forks.into_iter().chain(never).map(|number| (number, Vec::new())));
+    install(rules, libc::EPERM)?;
+    // Its flags are in memory, where no filter can read them. The C library then takes clone.
+    install(BTreeMap::from([(libc::SYS_clone3, Vec::new())]), libc::ENOSYS)
+}
+
+fn install(rules: BTreeMap<i64, Vec<SeccompRule>>, errno: i32) -> io::Result<()> {
+    let arch = std::env::consts::ARCH.try_into().map_err(io::Error::other)?;
+    let refuse = SeccompAction::Errno(errno as u32);
+    let filter = SeccompFilter::new(rules, SeccompAction::Allow, refuse, arch);
+    let program: BpfProgram =
+        filter.map_err(io::Error::other)?.try_into().map_err(io::Error::other)?;
+    seccompiler::apply_filter(&program).map_err(io::Error::other)
 }
 
 /// The directory with the files of a named namespace. A namespace may have several names; the first that has files counts.
@@ -135,4 +187,35 @@ fn drop_capabilities() -> io::Result<()> {
     // SAFETY: a header and two data structs of three words each, as version 3 wants.
     check(unsafe { libc::syscall(libc::SYS_capset, &raw const header, none.as_ptr()) as i32 })?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_resolver_has_threads_and_no_children() {
+        // A filter is its thread's, and goes with it.
+        let confined = std::thread::spawn(|| {
+            forbid_offspring().expect("a filter");
+            let threads = std::thread::spawn(|| 7).join().expect("a thread");
+            let errno = || io::Error::last_os_error().raw_os_error();
+            let mut refused = Vec::new();
+            // SAFETY: where one were allowed, the child ends at once; the program does not exist.
+            unsafe {
+                let child = libc::fork();
+                if child == 0 {
+                    libc::_exit(0);
+                }
+                refused.push((child, errno()));
+                let none = std::ptr::null();
+                refused.push((libc::execv(c"/nonexistent".as_ptr(), none), errno()));
+                refused.push((libc::unshare(libc::CLONE_NEWUSER), errno()));
+            }
+            (threads, refused)
+        });
+        let (threads, refused) = confined.join().expect("no panic");
+        assert_eq!(threads, 7);
+        assert_eq!(refused, [(-1, Some(libc::EPERM)); 3]);
+    }
 }
