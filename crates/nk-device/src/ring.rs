@@ -49,6 +49,13 @@ impl<'a, A32: Word32, A64: Word64> Ring<'a, A32, A64> {
         self.slots.get(base..base + 4)
     }
 
+    /// Whether the consumer is a whole ring behind.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        let tail = self.tail.load(Ordering::Relaxed);
+        tail.wrapping_sub(self.head.load(Ordering::Acquire)) >= self.capacity()
+    }
+
     /// Pushes one element; safe for several threads at once and in signal handlers. For guests: it believes the shared `tail`,
     /// which the host must not ([`Producer`]).
     ///

@@ -193,22 +193,24 @@ impl Engine {
         guest: GuestId,
         socket: u32,
         generation: u16,
+        notify: &mut dyn Notify,
     ) -> Result<(), ControlError> {
-        let p = self.parts(guest)?;
-        let s = p.guest.socket(socket).ok_or(ControlError::Socket)?;
-        if s.generation != generation
-            || !matches!(s.state(), State::Open | State::Dead | State::GrantedRow)
-        {
-            return Err(ControlError::Socket);
-        }
-        p.guest.cell(socket).ok_or(ControlError::Socket)?.hold(0);
-        if let Some(s) = p.guest.socket_mut(socket) {
-            s.host_holds += 1;
-        }
-        Ok(())
+        self.control(guest, notify, |p, _| {
+            let s = p.guest.socket(socket).ok_or(ControlError::Socket)?;
+            if s.generation != generation
+                || !matches!(s.state(), State::Open | State::Dead | State::GrantedRow)
+            {
+                return Err(ControlError::Socket);
+            }
+            p.guest.cell(socket).ok_or(ControlError::Socket)?.hold(0);
+            if let Some(s) = p.guest.socket_mut(socket) {
+                s.host_holds += 1;
+            }
+            Ok(())
+        })?
     }
 
-    /// Undoes [`Engine::hold`]; closes the socket when that was the last.
+    /// Undoes one [`Engine::hold`]; closes the socket when that was the last and nobody else holds it.
     pub fn unhold(
         &mut self,
         guest: GuestId,
@@ -223,6 +225,10 @@ impl Engine {
             }
             if let Some(s) = p.guest.socket_mut(socket) {
                 s.host_holds = s.host_holds.saturating_sub(1);
+                // It may travel in several messages at a time.
+                if s.host_holds != 0 {
+                    return Ok(());
+                }
             }
             let unheld = p.guest.cell(socket).ok_or(ControlError::Socket)?.release(0);
             if !p.guest.has_rows() {

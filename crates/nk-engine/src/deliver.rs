@@ -50,6 +50,14 @@ impl Guest {
 }
 
 impl Parts<'_> {
+    /// Takes what the NSM has said about this guest by now, out of turn. A process finds an accepted socket in the device as soon as
+    /// the NSM puts it there, and may use it before a poll has come to the word that the NSM sent ahead.
+    pub(crate) fn hear_nsm(&mut self, out: &mut Out<'_>) {
+        for nqe in self.nsm.pop_about(self.guest.id.0) {
+            self.take_from_nsm(&nqe, out);
+        }
+    }
+
     pub(crate) fn take_from_nsm(&mut self, nqe: &Nqe, out: &mut Out<'_>) {
         match Op::from_u8(nqe.op) {
             Some(Op::Event) => {

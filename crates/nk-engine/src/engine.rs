@@ -73,6 +73,8 @@ impl Engine {
         self.round += 1;
         let mut out = Out { notify, bells: core::mem::take(&mut self.bells), round: self.round };
         let r = self.parts(id).map(|mut p| {
+            // Whoever asks may know what the NSM said last, from the device.
+            p.hear_nsm(&mut out);
             let r = f(&mut p, &mut out);
             p.nsm.wake(out.notify);
             r

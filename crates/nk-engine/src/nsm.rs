@@ -24,6 +24,9 @@ pub(crate) struct Nsm {
     receive: Consumer,
     /// What found its ring full. While there is something, no guest's ring is read, so this stays small.
     backlog: VecDeque<Nqe>,
+    /// What was popped to hear of one guest and is about another: a ring's worth at most, since popped slots are given back only
+    /// by [`Nsm::commit`].
+    ahead: VecDeque<Nqe>,
     /// Something was pushed since its doorbell was last looked at.
     dirty: bool,
 }
@@ -39,6 +42,7 @@ impl Nsm {
             completion: Consumer::default(),
             receive: Consumer::default(),
             backlog: VecDeque::new(),
+            ahead: VecDeque::new(),
             dirty: false,
         };
         if let Some(q) = device.qset(0) {
@@ -54,6 +58,7 @@ impl Nsm {
     pub(crate) fn down(&mut self) {
         self.up = false;
         self.backlog.clear();
+        self.ahead.clear();
     }
 
     /// Whether NQEs wait for room.
@@ -124,6 +129,20 @@ impl Nsm {
 
     /// Next element of its receive ring, then of its completion ring.
     pub(crate) fn pop(&mut self) -> Option<Nqe> {
+        self.ahead.pop_front().or_else(|| self.pop_ring())
+    }
+
+    /// Takes out what it has said about a guest by now, oldest first; the rest keeps its order.
+    pub(crate) fn pop_about(&mut self, guest: u16) -> VecDeque<Nqe> {
+        while let Some(nqe) = self.pop_ring() {
+            self.ahead.push_back(nqe);
+        }
+        let (about, rest) = self.ahead.drain(..).partition(|nqe| nqe.guest == guest);
+        self.ahead = rest;
+        about
+    }
+
+    fn pop_ring(&mut self) -> Option<Nqe> {
         if !self.up {
             return None;
         }
@@ -146,7 +165,8 @@ impl Nsm {
     pub(crate) fn has_work(&self) -> bool {
         let Some(q) = self.device.qset(0) else { return false };
         self.up
-            && (self.receive.is_ready(&q.receive())
+            && (!self.ahead.is_empty()
+                || self.receive.is_ready(&q.receive())
                 || self.completion.is_ready(&q.completion())
                 || self.backlog.front().is_some_and(|n| {
                     // Copies: a look changes nothing.

@@ -7,7 +7,7 @@ use nk_device::sync::{Ordering, fence};
 use nk_device::{Addr, Op};
 
 use crate::engine::Parts;
-use crate::guest::{Guest, State, count};
+use crate::guest::{Guest, Socket, State, count};
 use crate::out::Out;
 
 // Linux's numbers (this crate does no system calls and links no libc).
@@ -201,6 +201,11 @@ impl Parts<'_> {
         if op == Op::Refill {
             return self.refill(row, nqe, out);
         }
+        let is_unheard =
+            |s: &Socket| s.state() == State::GrantedNsm && s.generation == nqe.generation;
+        if self.guest.socket(nqe.socket).is_some_and(is_unheard) {
+            self.hear_nsm(out);
+        }
         let Some(s) = self.guest.socket(nqe.socket) else { return self.guest.violation(q) };
         if s.generation != nqe.generation {
             self.guest.stats.stale += 1;
@@ -227,8 +232,9 @@ impl Parts<'_> {
                 let kind = if op == Op::Socket { nqe.op_data } else { u64::from(kind) };
                 self.make_socket(nqe.socket, kind);
             }
+            // The NSM has not used it: nobody can have got it from there.
             State::GrantedNsm => {
-                self.guest.stats.stale += 1;
+                self.guest.violation(q);
                 return self.refuse(q, &nqe, EBADF, out);
             }
             State::Dead => {

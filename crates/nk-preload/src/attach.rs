@@ -201,7 +201,7 @@ fn attach(is_raw_child: bool) {
 fn map(memory: c_int, len: u64, engine: c_int, identity: Identity) {
     // SAFETY: a fresh mapping of a descriptor that the daemon sealed against shrinking.
     let base = unsafe {
-        libc::syscall(
+        sys::system_call!(
             libc::SYS_mmap,
             0usize,
             len,

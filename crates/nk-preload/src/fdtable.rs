@@ -201,7 +201,7 @@ pub(crate) fn recount() {
     }
     let len = COUNTS_LEN.load(Ordering::Acquire) as usize * size_of::<AtomicU32>();
     // SAFETY: our own private mapping; its pages read as zero afterwards.
-    unsafe { libc::syscall(libc::SYS_madvise, counts, len, libc::MADV_DONTNEED) };
+    unsafe { sys::system_call!(libc::SYS_madvise, counts, len, libc::MADV_DONTNEED) };
     for_each_socket(|_, id, _| {
         add_holder(id);
     });

@@ -63,7 +63,7 @@ pub fn close() {
             return;
         }
         // SAFETY: takes nothing.
-        unsafe { libc::syscall(libc::SYS_sched_yield) };
+        unsafe { sys::system_call!(libc::SYS_sched_yield) };
     }
 }
 

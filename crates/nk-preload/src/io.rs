@@ -126,7 +126,7 @@ impl Open {
 /// Raises SIGPIPE in this thread, as a native send does.
 fn raise_sigpipe() {
     // SAFETY: no memory is involved.
-    unsafe { libc::syscall(libc::SYS_tgkill, sys::getpid(), sys::gettid(), libc::SIGPIPE) };
+    unsafe { sys::system_call!(libc::SYS_tgkill, sys::getpid(), sys::gettid(), libc::SIGPIPE) };
 }
 
 /// What a slow path does next.

@@ -128,16 +128,14 @@ fn exchange(
     // A resolver that is too busy has answered and closed its end already: then this fails, and its answer is there.
     // SAFETY: reads the packet.
     unsafe {
-        sys::call(
+        sys::system_call!(
             libc::SYS_sendto,
-            [
-                fd as usize,
-                packet.as_ptr() as usize,
-                packet.len(),
-                libc::MSG_NOSIGNAL as usize,
-                0,
-                0,
-            ],
+            fd,
+            packet.as_ptr(),
+            packet.len(),
+            libc::MSG_NOSIGNAL,
+            0usize,
+            0usize,
         )
     };
     loop {
@@ -152,9 +150,9 @@ fn exchange(
         }
         // SAFETY: at most ANSWER_MAX bytes, which the memory has.
         let n = unsafe {
-            let to = answer.memory.as_ptr() as usize;
-            let flags = libc::MSG_DONTWAIT as usize;
-            sys::call(libc::SYS_recvfrom, [fd as usize, to, ANSWER_MAX, flags, 0, 0])
+            let to = answer.memory.as_ptr();
+            let flags = libc::MSG_DONTWAIT;
+            sys::system_call!(libc::SYS_recvfrom, fd, to, ANSWER_MAX, flags, 0usize, 0usize)
         };
         match usize::try_from(n) {
             Ok(0) => return Ok(None),

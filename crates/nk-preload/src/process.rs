@@ -19,6 +19,7 @@ static DEVICE: DeviceSlot = DeviceSlot(UnsafeCell::new(MaybeUninit::uninit()));
 /// The attached process. There is one, in static memory; what a fork changes is atomic.
 #[derive(Debug)]
 pub struct Process {
+    pid: AtomicI32,
     row: AtomicU32,
     qset: AtomicU32,
     control_fd: AtomicI32,
@@ -27,6 +28,7 @@ pub struct Process {
 }
 
 static PROCESS: Process = Process {
+    pid: AtomicI32::new(0),
     row: AtomicU32::new(0),
     qset: AtomicU32::new(0),
     control_fd: AtomicI32::new(-1),
@@ -85,6 +87,12 @@ impl Process {
     pub fn device(&self) -> &'static Device {
         // SAFETY: nobody has a `Process` before `set_device` ran, and the slot is not written again.
         unsafe { (*DEVICE.0.get()).assume_init_ref() }
+    }
+
+    /// Whether the caller is this process, and not a child that shares its memory until it execs (vfork's, made past libc).
+    #[must_use]
+    pub(crate) fn is_caller(&self) -> bool {
+        self.pid.load(Ordering::Acquire) == sys::getpid()
     }
 
     /// Our row's number.
@@ -164,7 +172,7 @@ pub(crate) fn begin(device: Device, engine_fd: c_int, id: Identity) -> bool {
         return false;
     }
     // SAFETY: our own fresh page.
-    unsafe { libc::syscall(libc::SYS_madvise, page, 4096usize, libc::MADV_WIPEONFORK) };
+    unsafe { sys::system_call!(libc::SYS_madvise, page, 4096usize, libc::MADV_WIPEONFORK) };
     PROCESS.engine_fd.store(engine_fd, Ordering::Release);
     MARK.store(page.cast(), Ordering::Release);
     become_identity(id);
@@ -173,6 +181,7 @@ pub(crate) fn begin(device: Device, engine_fd: c_int, id: Identity) -> bool {
 
 /// This process has another identity: after a fork, in the child.
 pub(crate) fn become_identity(id: Identity) {
+    PROCESS.pid.store(sys::getpid(), Ordering::Release);
     PROCESS.row.store(u32::from(id.row), Ordering::Release);
     PROCESS.qset.store(u32::from(id.qset), Ordering::Release);
     PROCESS.control_fd.store(id.control_fd, Ordering::Release);

@@ -22,7 +22,7 @@ pub fn make(id: u32, generation: u16, flags: c_int) -> Result<c_int, c_int> {
     let flags = flags & (libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC);
     // SAFETY: no memory is involved.
     let fd = unsafe {
-        libc::syscall(libc::SYS_socket, libc::AF_UNIX, libc::SOCK_SEQPACKET | flags, 0) as c_int
+        sys::system_call!(libc::SYS_socket, libc::AF_UNIX, libc::SOCK_SEQPACKET | flags, 0) as c_int
     };
     if fd < 0 {
         return Err(sys::errno());
@@ -42,7 +42,7 @@ pub fn tag(fd: c_int, id: u32, generation: u16) -> Result<(), c_int> {
     let value = TAG << 48 | u64::from(generation) << 32 | u64::from(id);
     // SAFETY: reads 8 bytes of a local.
     let r = unsafe {
-        libc::syscall(
+        sys::system_call!(
             libc::SYS_setsockopt,
             fd,
             libc::SOL_SOCKET,
@@ -62,7 +62,7 @@ pub fn read_tag(fd: c_int) -> Option<(u32, u16)> {
     let mut len: libc::socklen_t = 8;
     // SAFETY: writes at most 8 bytes of a local.
     let r = unsafe {
-        libc::syscall(
+        sys::system_call!(
             libc::SYS_getsockopt,
             fd,
             libc::SOL_SOCKET,
@@ -122,7 +122,7 @@ struct Entries([u8; 4096]);
 pub fn for_each_open_fd(mut f: impl FnMut(c_int)) {
     // SAFETY: a literal path; no other memory.
     let dir = unsafe {
-        libc::syscall(
+        sys::system_call!(
             libc::SYS_openat,
             libc::AT_FDCWD,
             c"/proc/self/fd".as_ptr(),
@@ -139,7 +139,12 @@ pub fn for_each_open_fd(mut f: impl FnMut(c_int)) {
     loop {
         // SAFETY: the kernel writes at most 4096 bytes.
         let n = unsafe {
-            libc::syscall(libc::SYS_getdents64, dir, (&raw mut buffer).cast::<c_void>(), 4096usize)
+            sys::system_call!(
+                libc::SYS_getdents64,
+                dir,
+                (&raw mut buffer).cast::<c_void>(),
+                4096usize
+            )
         };
         let Ok(n) = usize::try_from(n) else { break };
         if n == 0 {
@@ -199,8 +204,9 @@ pub fn release_others(p: &Process) {
     while at < end {
         let pages = (end - at).div_ceil(4096).min(resident.len());
         // SAFETY: within the mapping (rounded to its pages); writes `pages` bytes.
-        let r =
-            unsafe { libc::syscall(libc::SYS_mincore, at, pages * 4096, resident.as_mut_ptr()) };
+        let r = unsafe {
+            sys::system_call!(libc::SYS_mincore, at, pages * 4096, resident.as_mut_ptr())
+        };
         for (i, in_core) in resident.iter().take(pages).enumerate() {
             if r == 0 && in_core & 1 == 0 {
                 continue;

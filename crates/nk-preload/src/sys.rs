@@ -1,4 +1,4 @@
-//! Raw system calls, errno and futex. Everything here bypasses the names that this library itself defines.
+//! Raw system calls, errno and futex. Everything here bypasses the names that this library itself defines, syscall(2) among them.
 
 use core::ptr::null;
 use core::sync::atomic::AtomicU32;
@@ -36,19 +36,74 @@ pub fn fail_size(e: c_int) -> isize {
     -1
 }
 
+/// A system call; the kernel's own result.
+///
+/// # Safety
+/// As the call itself.
+#[cfg(target_arch = "x86_64")]
+unsafe fn kernel(number: c_long, a: [usize; 6]) -> isize {
+    let result;
+    // SAFETY: the caller's promise; the kernel changes rcx, r11 and the result.
+    unsafe {
+        core::arch::asm!("syscall", inlateout("rax") number as isize => result, in("rdi") a[0], in("rsi") a[1],
+            in("rdx") a[2], in("r10") a[3], in("r8") a[4], in("r9") a[5], lateout("rcx") _, lateout("r11") _,
+            options(nostack));
+    }
+    result
+}
+
+/// See above.
+///
+/// # Safety
+/// As the call itself.
+#[cfg(target_arch = "aarch64")]
+unsafe fn kernel(number: c_long, a: [usize; 6]) -> isize {
+    let result;
+    // SAFETY: the caller's promise; the kernel changes x0 only.
+    unsafe {
+        core::arch::asm!("svc 0", in("x8") number, inlateout("x0") a[0] => result, in("x1") a[1], in("x2") a[2],
+            in("x3") a[3], in("x4") a[4], in("x5") a[5], options(nostack));
+    }
+    result
+}
+
 /// One system call by number; -1 and errno on failure.
 ///
 /// # Safety
 /// As the call itself: pointers must be what it expects.
-pub unsafe fn call(number: c_long, a: [usize; 6]) -> isize {
-    // SAFETY: the caller's promise; syscall(2) takes six machine words.
-    unsafe { libc::syscall(number, a[0], a[1], a[2], a[3], a[4], a[5]) as isize }
+#[inline]
+pub unsafe fn call(number: c_long, a: [usize; 6]) -> c_long {
+    // SAFETY: the caller's promise.
+    match unsafe { kernel(number, a) } {
+        e @ -4095..0 => fail_size(-e as c_int) as c_long,
+        r => r as c_long,
+    }
 }
+
+/// As many words as a system call takes.
+#[inline]
+pub const fn words<const N: usize>(given: [usize; N]) -> [usize; 6] {
+    let mut all = [0; 6];
+    let mut i = 0;
+    while i < N {
+        all[i] = given[i];
+        i += 1;
+    }
+    all
+}
+
+/// [`call`] with arguments as they come.
+macro_rules! system_call {
+    ($number:expr $(, $a:expr)* $(,)?) => {
+        $crate::sys::call($number, $crate::sys::words([$($a as usize),*]))
+    };
+}
+pub(crate) use system_call;
 
 /// close by syscall. errno is left alone on success.
 pub fn close(fd: c_int) -> c_int {
     // SAFETY: no memory is involved.
-    unsafe { libc::syscall(libc::SYS_close, fd) as c_int }
+    unsafe { system_call!(libc::SYS_close, fd) as c_int }
 }
 
 /// Writes 1 to an eventfd; a full counter is as good as written. errno is preserved: this runs in calls that succeed.
@@ -56,7 +111,7 @@ pub fn ring_eventfd(fd: c_int) {
     let one = 1u64;
     let saved = errno();
     // SAFETY: reads 8 bytes of a local.
-    unsafe { libc::syscall(libc::SYS_write, fd, &raw const one, 8usize) };
+    unsafe { system_call!(libc::SYS_write, fd, &raw const one, 8usize) };
     set_errno(saved);
 }
 
@@ -65,7 +120,7 @@ pub fn drain_eventfd(fd: c_int) {
     let mut count = 0u64;
     let saved = errno();
     // SAFETY: writes 8 bytes of a local.
-    unsafe { libc::syscall(libc::SYS_read, fd, &raw mut count, 8usize) };
+    unsafe { system_call!(libc::SYS_read, fd, &raw mut count, 8usize) };
     set_errno(saved);
 }
 
@@ -79,7 +134,7 @@ pub fn drain_eventfd(fd: c_int) {
 pub fn futex_wait(word: &AtomicU32, value: u32, timeout: Option<&timespec>) -> Result<(), c_int> {
     let t = timeout.map_or(null(), |t| &raw const *t);
     // SAFETY: the word is valid for the call; the timeout is null or valid.
-    let r = unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), libc::FUTEX_WAIT, value, t) };
+    let r = unsafe { system_call!(libc::SYS_futex, word.as_ptr(), libc::FUTEX_WAIT, value, t) };
     if r == 0 {
         return Ok(());
     }
@@ -93,7 +148,7 @@ pub fn futex_wait(word: &AtomicU32, value: u32, timeout: Option<&timespec>) -> R
 pub fn futex_wake(word: &AtomicU32, count: i32) {
     let saved = errno();
     // SAFETY: the word is only used as an address.
-    unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), libc::FUTEX_WAKE, count) };
+    unsafe { system_call!(libc::SYS_futex, word.as_ptr(), libc::FUTEX_WAKE, count) };
     set_errno(saved);
 }
 
@@ -102,13 +157,13 @@ pub fn futex_wake(word: &AtomicU32, count: i32) {
 pub fn map_private(len: usize) -> *mut c_void {
     // SAFETY: an anonymous mapping touches no existing memory.
     let p = unsafe {
-        libc::syscall(
+        system_call!(
             libc::SYS_mmap,
             0usize,
             len,
             libc::PROT_READ | libc::PROT_WRITE,
             libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
-            -1,
+            -1i32,
             0usize,
         )
     };
@@ -140,7 +195,7 @@ pub fn timespec_us(us: u64) -> timespec {
 #[must_use]
 pub fn gettid() -> c_int {
     // SAFETY: takes nothing.
-    unsafe { libc::syscall(libc::SYS_gettid) as c_int }
+    unsafe { system_call!(libc::SYS_gettid) as c_int }
 }
 
 /// A number that names the calling thread among those of this process and stays the same in the child of its fork.
@@ -166,7 +221,7 @@ pub fn thread_pointer() -> u64 {
 #[must_use]
 pub fn getpid() -> c_int {
     // SAFETY: takes nothing.
-    unsafe { libc::syscall(libc::SYS_getpid) as c_int }
+    unsafe { system_call!(libc::SYS_getpid) as c_int }
 }
 
 /// All signals blocked in this thread until dropped. Kernel-sized mask: also the ones glibc keeps for itself.
@@ -183,7 +238,7 @@ impl SignalsBlocked {
         let mut old = 0u64;
         // SAFETY: both masks are 8 bytes, as said in the last argument.
         unsafe {
-            libc::syscall(
+            system_call!(
                 libc::SYS_rt_sigprocmask,
                 libc::SIG_SETMASK,
                 &raw const all,
@@ -206,7 +261,7 @@ impl Drop for SignalsBlocked {
         let saved = errno();
         // SAFETY: restores the mask read before; 8 bytes.
         unsafe {
-            libc::syscall(
+            system_call!(
                 libc::SYS_rt_sigprocmask,
                 libc::SIG_SETMASK,
                 &raw const self.old,
@@ -223,7 +278,7 @@ pub fn sleep_us(us: u64) {
     let t = timespec_us(us);
     let saved = errno();
     // SAFETY: reads a local.
-    unsafe { libc::syscall(libc::SYS_nanosleep, &raw const t, 0usize) };
+    unsafe { system_call!(libc::SYS_nanosleep, &raw const t, 0usize) };
     set_errno(saved);
 }
 
@@ -231,7 +286,7 @@ pub fn sleep_us(us: u64) {
 pub fn complain(parts: &[&[u8]]) {
     for p in parts {
         // SAFETY: reads the slice.
-        unsafe { libc::syscall(libc::SYS_write, 2, p.as_ptr(), p.len()) };
+        unsafe { system_call!(libc::SYS_write, 2, p.as_ptr(), p.len()) };
     }
 }
 
@@ -250,12 +305,12 @@ pub fn move_up(fd: c_int) -> c_int {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: writes a local.
     unsafe {
-        libc::syscall(libc::SYS_prlimit64, 0, libc::RLIMIT_NOFILE, 0usize, &raw mut limit);
+        system_call!(libc::SYS_prlimit64, 0, libc::RLIMIT_NOFILE, 0usize, &raw mut limit);
     }
     let cap = c_int::try_from(limit.rlim_cur).unwrap_or(c_int::MAX);
     let min = INTERNAL_FD_MIN.min(cap.saturating_sub(24)).max(3);
     // SAFETY: no memory is involved.
-    let up = unsafe { libc::syscall(libc::SYS_fcntl, fd, libc::F_DUPFD_CLOEXEC, min) as c_int };
+    let up = unsafe { system_call!(libc::SYS_fcntl, fd, libc::F_DUPFD_CLOEXEC, min) as c_int };
     if up < 0 {
         return fd;
     }
@@ -268,7 +323,7 @@ pub fn move_up(fd: c_int) -> c_int {
 pub fn unread_by_peer(fd: c_int) -> c_int {
     let mut n: c_int = 0;
     // SAFETY: SIOCOUTQ (= TIOCOUTQ) writes one int.
-    unsafe { libc::syscall(libc::SYS_ioctl, fd, libc::TIOCOUTQ, &raw mut n) };
+    unsafe { system_call!(libc::SYS_ioctl, fd, libc::TIOCOUTQ, &raw mut n) };
     n
 }
 
@@ -278,14 +333,14 @@ pub fn wait_readable(fd: c_int, timeout_ms: u32) -> bool {
     let mut p = libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
     let t = timespec_us(u64::from(timeout_ms) * 1000);
     // SAFETY: one pollfd, one timespec, no mask.
-    unsafe { libc::syscall(libc::SYS_ppoll, &raw mut p, 1usize, &raw const t, 0usize, 8usize) > 0 }
+    unsafe { system_call!(libc::SYS_ppoll, &raw mut p, 1usize, &raw const t, 0usize, 8usize) > 0 }
 }
 
 /// An eventfd that does not block, or -errno.
 pub fn eventfd() -> Result<c_int, c_int> {
     // SAFETY: no memory is involved.
     let fd = unsafe {
-        libc::syscall(libc::SYS_eventfd2, 0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) as c_int
+        system_call!(libc::SYS_eventfd2, 0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) as c_int
     };
     if fd < 0 { Err(errno()) } else { Ok(fd) }
 }
@@ -295,7 +350,7 @@ pub fn seqpacket_pair() -> Result<[c_int; 2], c_int> {
     let mut p = [0; 2];
     // SAFETY: writes two ints.
     let r = unsafe {
-        libc::syscall(
+        system_call!(
             libc::SYS_socketpair,
             libc::AF_UNIX,
             libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC,
@@ -309,7 +364,7 @@ pub fn seqpacket_pair() -> Result<[c_int; 2], c_int> {
 /// fcntl by syscall.
 pub fn fcntl(fd: c_int, command: c_int, argument: usize) -> c_int {
     // SAFETY: the program's own argument, or a number of ours.
-    unsafe { libc::syscall(libc::SYS_fcntl, fd, command, argument) as c_int }
+    unsafe { system_call!(libc::SYS_fcntl, fd, command, argument) as c_int }
 }
 
 /// Moves one of our descriptors to another number of the upper range; -1 when there is none. errno is preserved.
@@ -347,6 +402,6 @@ impl Memory {
 impl Drop for Memory {
     fn drop(&mut self) {
         // SAFETY: the mapping is this value's own.
-        unsafe { libc::syscall(libc::SYS_munmap, self.at, self.len) };
+        unsafe { system_call!(libc::SYS_munmap, self.at, self.len) };
     }
 }

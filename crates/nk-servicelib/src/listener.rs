@@ -102,7 +102,7 @@ impl<S: Stack> Ctx<'_, S> {
             if !s.readable || s.is_stalled() {
                 return;
             }
-            if round >= ROUNDS || self.port.is_congested() {
+            if round >= ROUNDS || !self.port.has_room() {
                 self.enqueue(key, s);
                 return;
             }

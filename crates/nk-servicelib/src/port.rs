@@ -36,6 +36,12 @@ impl Port {
         !self.backlog.is_empty()
     }
 
+    /// Whether the next event goes on the ring at once. What the guest finds in its device must not be ahead of what is said of it
+    /// there.
+    pub(crate) fn has_room(&self) -> bool {
+        !self.is_congested() && self.device.qset(0).is_some_and(|q| !q.receive().is_full())
+    }
+
     pub(crate) fn push(&mut self, nqe: &Nqe) {
         self.pushed = true;
         if self.is_congested() || !self.try_push(nqe) {

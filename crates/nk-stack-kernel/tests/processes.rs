@@ -283,14 +283,14 @@ fn the_hosts_own_hold_keeps_a_socket() {
     let region = host.add_guest(1, 0, Limits::default());
     let mut p = host.process(1, region.device);
     let (listener, _) = p.listener(&mut host, 16);
-    host.engine.hold(G, listener.socket, listener.generation).expect("hold");
+    host.engine.hold(G, listener.socket, listener.generation, &mut host.log).expect("hold");
     p.close(listener);
     host.polls(3);
     assert_eq!(host.engine.guest_sockets(G), 1);
     let g = listener.generation;
     host.engine.unhold(G, listener.socket, g, &mut host.log).expect("unhold");
     assert_quiet(&mut host, 1);
-    let gone = host.engine.hold(G, listener.socket, g);
+    let gone = host.engine.hold(G, listener.socket, g, &mut host.log);
     assert_eq!(gone, Err(ControlError::Socket));
 }
 

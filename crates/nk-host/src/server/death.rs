@@ -107,7 +107,7 @@ impl Server {
         if self.guests.get(&id.0).is_none_or(|g| g.holds.len() >= HOLDS_MAX) {
             return Ok(Reply::refused(libc::EAGAIN, "too many sockets are in flight"));
         }
-        if let Err(e) = self.ask(move |s| s.engine.hold(id, socket, generation))? {
+        if let Err(e) = self.ask(move |s| s.engine.hold(id, socket, generation, &mut s.notify))? {
             return Ok(Reply::refused(libc::EBADF, &e.to_string()));
         }
         let raw = far.as_raw_fd();
@@ -130,14 +130,6 @@ impl Server {
         self.note_hold_gone(id, token);
         let held = self.guests.get_mut(&id.0).and_then(|g| g.holds.remove(&token));
         let Some((socket, generation)) = held else { return Ok(()) };
-        // The same socket may travel in another pair at the same time.
-        let still = self
-            .guests
-            .get(&id.0)
-            .is_some_and(|g| g.holds.values().any(|h| *h == (socket, generation)));
-        if still {
-            return Ok(());
-        }
         self.ask(move |s| {
             if let Err(e) = s.engine.unhold(id, socket, generation, &mut s.notify) {
                 tracing::debug!(socket, error = %e, "a hold had ended before");

@@ -465,7 +465,7 @@ fn act(
                 generation
             };
             if bytes.u8() & 1 == 0 {
-                let _ = w.engine.hold(HOSTILE, id, generation);
+                let _ = w.engine.hold(HOSTILE, id, generation, &mut w.bells);
             } else {
                 let _ = w.engine.unhold(HOSTILE, id, generation, &mut w.bells);
             }

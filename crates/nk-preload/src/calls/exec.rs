@@ -345,7 +345,7 @@ mod tests {
             unsafe {
                 assert_eq!(libc::pipe(pipe.as_mut_ptr()), 0);
                 let to = CString::new(pipe[1].to_string()).expect("number");
-                let child = libc::syscall(libc::SYS_fork);
+                let child = sys::system_call!(libc::SYS_fork);
                 if child == 0 {
                     let sh = c"/bin/sh".as_ptr();
                     let (c, a, b) = (c"-c".as_ptr(), c"a".as_ptr(), c"b".as_ptr());
@@ -356,10 +356,10 @@ mod tests {
                     }
                     libc::_exit(1);
                 }
-                libc::syscall(libc::SYS_close, pipe[1]);
+                sys::system_call!(libc::SYS_close, pipe[1]);
                 let mut b = [0u8; 256];
-                let n = libc::syscall(libc::SYS_read, pipe[0], b.as_mut_ptr(), 256usize);
-                libc::syscall(libc::SYS_close, pipe[0]);
+                let n = sys::system_call!(libc::SYS_read, pipe[0], b.as_mut_ptr(), 256usize);
+                sys::system_call!(libc::SYS_close, pipe[0]);
                 libc::waitpid(child as i32, std::ptr::null_mut(), 0);
                 let text = std::str::from_utf8(&b[..n.max(0) as usize]).expect("text");
                 text.replace(&format!(",{},", to.to_str().expect("number")), ",N,")

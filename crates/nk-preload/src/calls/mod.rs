@@ -34,7 +34,7 @@ use crate::sys;
 macro_rules! native {
     ($number:expr $(, $a:expr)* $(,)?) => {
         // SAFETY: the program's own arguments, passed on unchanged: the kernel checks them.
-        unsafe { libc::syscall($number $(, $a)*) }
+        unsafe { sys::system_call!($number $(, $a)*) }
     };
 }
 pub(crate) use native;

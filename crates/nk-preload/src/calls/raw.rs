@@ -1,12 +1,14 @@
-//! syscall(2), the function: a fork by number is a fork all the same, and datagrams sent by number (libuv 1.44: dig, node) go where the
-//! function would send them. Whatever else is called by number goes to the kernel as it is, also for this library, whose own system
-//! calls come here.
+//! syscall(2), the function: a fork by number is a fork all the same, so is what changes descriptors (libuv closes by number), and
+//! datagrams sent by number (libuv 1.44: dig, node) go where the function would send them. Whatever else is called by number goes to
+//! the kernel as it is. This library's own system calls do not come here ([`sys::call`]).
 //!
 //! A child of a real raw fork attaches by itself with its first call ([`crate::process::process`]), but by then its parent may
 //! have closed what only the child was to keep.
 
 use libc::{c_int, c_long, c_uint, pid_t};
 
+use super::control::fcntl;
+use super::descriptors::{close, close_range, dup, dup2, dup3};
 use super::messages::{recvmmsg, sendmmsg};
 use crate::fdtable::{self, Entry};
 use crate::fork::fork_as_guest;
@@ -17,37 +19,6 @@ use crate::sys;
 const SHARES: u64 = (libc::CLONE_VM | libc::CLONE_FILES | libc::CLONE_THREAD) as u64;
 /// `clone_args` up to the first field that came later.
 const CLONE_ARGS_SIZE: usize = 64;
-
-/// A system call; the kernel's own result.
-///
-/// # Safety
-/// As the call itself.
-#[cfg(target_arch = "x86_64")]
-unsafe fn kernel(number: c_long, a: [usize; 6]) -> isize {
-    let result;
-    // SAFETY: the caller's promise; the kernel changes rcx, r11 and the result.
-    unsafe {
-        core::arch::asm!("syscall", inlateout("rax") number as isize => result, in("rdi") a[0], in("rsi") a[1],
-            in("rdx") a[2], in("r10") a[3], in("r8") a[4], in("r9") a[5], lateout("rcx") _, lateout("r11") _,
-            options(nostack));
-    }
-    result
-}
-
-/// See above.
-///
-/// # Safety
-/// As the call itself.
-#[cfg(target_arch = "aarch64")]
-unsafe fn kernel(number: c_long, a: [usize; 6]) -> isize {
-    let result;
-    // SAFETY: the caller's promise; the kernel changes x0 only.
-    unsafe {
-        core::arch::asm!("svc 0", in("x8") number, inlateout("x0") a[0] => result, in("x1") a[1], in("x2") a[2],
-            in("x3") a[3], in("x4") a[4], in("x5") a[5], options(nostack));
-    }
-    result
-}
 
 /// Whether the call makes a process with memory and descriptors of its own that goes on where this one is.
 fn is_fork(number: c_long, a: [usize; 6]) -> bool {
@@ -65,9 +36,30 @@ fn is_fork(number: c_long, a: [usize; 6]) -> bool {
     }
 }
 
-/// -1 and errno for what the kernel calls an error.
-fn result(r: isize) -> c_long {
-    if (-4095..0).contains(&r) { sys::fail(-r as c_int).into() } else { r as c_long }
+/// What changes which descriptors there are, where one of ours is concerned: the table has to follow.
+fn change_descriptors(number: c_long, a: [usize; 6]) -> Option<c_int> {
+    let (old, new) = (a[0] as c_int, a[1] as c_int);
+    let known = |fd| fdtable::get(fd) != Entry::None;
+    let concerns_us = match number {
+        libc::SYS_close | libc::SYS_dup | libc::SYS_fcntl => known(old),
+        #[cfg(target_arch = "x86_64")]
+        libc::SYS_dup2 => known(old) || known(new),
+        libc::SYS_dup3 => known(old) || known(new),
+        libc::SYS_close_range => fdtable::top() != 0,
+        _ => false,
+    };
+    // A child that shares this memory has descriptors of its own, and the table is not about them.
+    if !concerns_us || !process()?.is_caller() {
+        return None;
+    }
+    Some(match number {
+        libc::SYS_close => close(old),
+        libc::SYS_dup => dup(old),
+        libc::SYS_dup3 => dup3(old, new, a[2] as c_int),
+        libc::SYS_close_range => close_range(a[0] as c_uint, a[1] as c_uint, a[2] as c_int),
+        libc::SYS_fcntl => fcntl(old, new, a[2]),
+        _ => dup2(old, new),
+    })
 }
 
 /// syscall(2).
@@ -86,13 +78,15 @@ pub unsafe extern "C" fn syscall(
 ) -> c_long {
     let arguments = [a, b, c, d, e, f];
     // SAFETY: the caller's promise.
-    let native = || result(unsafe { kernel(number, arguments) });
+    let native = || unsafe { sys::call(number, arguments) };
     if is_fork(number, arguments)
         && let Some(p) = process()
     {
         return fork_as_guest(p, || native() as pid_t).into();
     }
-    // The calls of ours that end here concern other descriptors, so this does not come back.
+    if let Some(r) = change_descriptors(number, arguments) {
+        return r.into();
+    }
     if matches!(number, libc::SYS_sendmmsg | libc::SYS_recvmmsg)
         && matches!(fdtable::get(a as c_int), Entry::Socket { .. })
     {

@@ -94,7 +94,7 @@ fn swap_in(p: &Process, near: c_int, far: c_int, id: u32, generation: u16) -> Re
             let cloexec = sys::fcntl(fd, libc::F_GETFD, 0) & libc::FD_CLOEXEC != 0;
             let flags = if cloexec { libc::O_CLOEXEC } else { 0 };
             // SAFETY: no memory is involved. It replaces the old stand-in at once.
-            unsafe { libc::syscall(libc::SYS_dup3, near, fd, flags) };
+            unsafe { sys::system_call!(libc::SYS_dup3, near, fd, flags) };
         }
     });
     Ok(())

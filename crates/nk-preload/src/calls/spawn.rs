@@ -189,7 +189,7 @@ pub extern "C" fn daemon(no_chdir: c_int, no_close: c_int) -> c_int {
     if no_close == 0 {
         // SAFETY: a literal path.
         let fd = unsafe {
-            libc::syscall(libc::SYS_openat, libc::AT_FDCWD, c"/dev/null".as_ptr(), libc::O_RDWR)
+            sys::system_call!(libc::SYS_openat, libc::AT_FDCWD, c"/dev/null".as_ptr(), libc::O_RDWR)
                 as c_int
         };
         if fd < 0 {

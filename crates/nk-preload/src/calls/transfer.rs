@@ -27,7 +27,13 @@ impl Source for File {
             let offset = self.start + (self.done + at + got) as off_t;
             // SAFETY: the core gives room for `len` bytes in a chunk.
             let n = unsafe {
-                libc::syscall(libc::SYS_pread64, self.fd, to.as_ptr().add(got), len - got, offset)
+                sys::system_call!(
+                    libc::SYS_pread64,
+                    self.fd,
+                    to.as_ptr().add(got),
+                    len - got,
+                    offset
+                )
             };
             match usize::try_from(n) {
                 Ok(0) => return Err(Fault),
@@ -53,7 +59,7 @@ fn do_sendfile(s: &Open, input: c_int, offset: *mut off_t, count: usize) -> Resu
     // SAFETY: plain data, filled by the kernel.
     let st = unsafe {
         let mut st: libc::stat = core::mem::zeroed();
-        if libc::syscall(libc::SYS_fstat, input, &raw mut st) < 0 {
+        if sys::system_call!(libc::SYS_fstat, input, &raw mut st) < 0 {
             return Err(sys::errno());
         }
         st
@@ -143,8 +149,9 @@ impl Source for Pipe {
         let mut got = 0;
         while got < len {
             // SAFETY: the core gives room for `len` bytes in a chunk.
-            let n =
-                unsafe { libc::syscall(libc::SYS_read, self.0, to.as_ptr().add(got), len - got) };
+            let n = unsafe {
+                sys::system_call!(libc::SYS_read, self.0, to.as_ptr().add(got), len - got)
+            };
             match usize::try_from(n) {
                 Ok(0) => return Err(Fault),
                 Ok(n) => got += n,
@@ -168,7 +175,8 @@ fn wait_pipe(fd: c_int, events: i16, flags: c_uint) -> Result<bool, c_int> {
     let now = sys::timespec_us(0);
     let limit = if dont_wait { &raw const now } else { core::ptr::null() };
     // SAFETY: one pollfd, a timespec or null, no mask.
-    let r = unsafe { libc::syscall(libc::SYS_ppoll, &raw mut p, 1usize, limit, 0usize, 8usize) };
+    let r =
+        unsafe { sys::system_call!(libc::SYS_ppoll, &raw mut p, 1usize, limit, 0usize, 8usize) };
     match r {
         0 => Ok(false),
         r if r > 0 => Ok(true),
@@ -179,7 +187,7 @@ fn wait_pipe(fd: c_int, events: i16, flags: c_uint) -> Result<bool, c_int> {
 fn bytes_in(pipe: c_int) -> usize {
     let mut n: c_int = 0;
     // SAFETY: FIONREAD writes one int.
-    let r = unsafe { libc::syscall(libc::SYS_ioctl, pipe, libc::FIONREAD, &raw mut n) };
+    let r = unsafe { sys::system_call!(libc::SYS_ioctl, pipe, libc::FIONREAD, &raw mut n) };
     if r < 0 { 0 } else { usize::try_from(n).unwrap_or(0) }
 }
 
@@ -187,7 +195,7 @@ fn is_pipe(fd: c_int) -> bool {
     // SAFETY: plain data, filled by the kernel.
     unsafe {
         let mut st: libc::stat = core::mem::zeroed();
-        libc::syscall(libc::SYS_fstat, fd, &raw mut st) == 0
+        sys::system_call!(libc::SYS_fstat, fd, &raw mut st) == 0
             && st.st_mode & libc::S_IFMT == libc::S_IFIFO
     }
 }

@@ -78,7 +78,8 @@ fn inode_of(fd: c_int) -> Option<u64> {
     let mut st = core::mem::MaybeUninit::<libc::stat>::uninit();
     // SAFETY: the kernel fills a stat on success.
     unsafe {
-        (libc::syscall(libc::SYS_fstat, fd, st.as_mut_ptr()) == 0).then(|| st.assume_init().st_ino)
+        (sys::system_call!(libc::SYS_fstat, fd, st.as_mut_ptr()) == 0)
+            .then(|| st.assume_init().st_ino)
     }
 }
 
@@ -87,7 +88,7 @@ fn for_each_member(epfd: c_int, mut f: impl FnMut(Member)) -> Result<(), c_int> 
     let name = path(epfd);
     // SAFETY: a terminated path; no other memory.
     let info = unsafe {
-        libc::syscall(
+        sys::system_call!(
             libc::SYS_openat,
             libc::AT_FDCWD,
             name.as_ptr(),
@@ -103,7 +104,12 @@ fn for_each_member(epfd: c_int, mut f: impl FnMut(Member)) -> Result<(), c_int> 
     loop {
         // SAFETY: the kernel writes within the buffer.
         let n = unsafe {
-            libc::syscall(libc::SYS_read, info, buffer.as_mut_ptr().cast::<c_void>(), buffer.len())
+            sys::system_call!(
+                libc::SYS_read,
+                info,
+                buffer.as_mut_ptr().cast::<c_void>(),
+                buffer.len()
+            )
         };
         let Ok(n) = usize::try_from(n) else {
             let e = sys::errno();
@@ -168,9 +174,9 @@ pub(super) fn copy_kernel_epoll(epfd: c_int, index: u32, mark: u64) -> Result<()
 fn put_over(copy: c_int, fd: c_int) {
     // SAFETY: no memory is involved; both descriptors are open and differ.
     unsafe {
-        let flags = libc::syscall(libc::SYS_fcntl, fd, libc::F_GETFD) as c_int;
+        let flags = sys::system_call!(libc::SYS_fcntl, fd, libc::F_GETFD) as c_int;
         let cloexec = if flags & libc::FD_CLOEXEC != 0 { libc::O_CLOEXEC } else { 0 };
-        libc::syscall(libc::SYS_dup3, copy, fd, cloexec);
+        sys::system_call!(libc::SYS_dup3, copy, fd, cloexec);
     }
 }
 

@@ -83,7 +83,7 @@ pub(super) unsafe fn ppoll(
     let mut t = left;
     let t = t.as_mut().map_or(null_mut(), |t| &raw mut *t);
     // SAFETY: the caller's promise; the timespec is a local copy, which the kernel may change.
-    unsafe { libc::syscall(libc::SYS_ppoll, fds, n, t, mask, KERNEL_MASK_BYTES) as c_int }
+    unsafe { sys::system_call!(libc::SYS_ppoll, fds, n, t, mask, KERNEL_MASK_BYTES) as c_int }
 }
 
 /// epoll_pwait2(2), or epoll_pwait(2) on kernels older than 5.11: -1 and errno on failure.
@@ -105,7 +105,7 @@ pub(super) unsafe fn epoll_wait(
         Some(t) => {
             // SAFETY: the caller's promise; the timespec is a local.
             let r = unsafe {
-                libc::syscall(
+                sys::system_call!(
                     libc::SYS_epoll_pwait2,
                     epfd,
                     events,
@@ -125,7 +125,7 @@ pub(super) unsafe fn epoll_wait(
     };
     // SAFETY: the caller's promise.
     unsafe {
-        libc::syscall(libc::SYS_epoll_pwait, epfd, events, max, ms, mask, KERNEL_MASK_BYTES)
+        sys::system_call!(libc::SYS_epoll_pwait, epfd, events, max, ms, mask, KERNEL_MASK_BYTES)
             as c_int
     }
 }
@@ -140,7 +140,7 @@ pub(super) fn epoll_ctl(
     let mut e = event.map(|(events, data)| epoll_event { events, u64: data });
     let e = e.as_mut().map_or(null_mut(), |e| &raw mut *e);
     // SAFETY: the event is a local or null.
-    if unsafe { libc::syscall(libc::SYS_epoll_ctl, epfd, op, fd, e) } == 0 {
+    if unsafe { sys::system_call!(libc::SYS_epoll_ctl, epfd, op, fd, e) } == 0 {
         Ok(())
     } else {
         Err(sys::errno())
@@ -158,13 +158,13 @@ pub(super) unsafe fn epoll_ctl_as_is(
     event: *mut epoll_event,
 ) -> c_int {
     // SAFETY: the kernel copies from the pointer and gives EFAULT for a bad one.
-    unsafe { libc::syscall(libc::SYS_epoll_ctl, epfd, op, fd, event) as c_int }
+    unsafe { sys::system_call!(libc::SYS_epoll_ctl, epfd, op, fd, event) as c_int }
 }
 
 /// epoll_create1(2): -1 and errno on failure.
 pub(super) fn epoll_create1(flags: c_int) -> c_int {
     // SAFETY: no memory is involved.
-    unsafe { libc::syscall(libc::SYS_epoll_create1, flags) as c_int }
+    unsafe { sys::system_call!(libc::SYS_epoll_create1, flags) as c_int }
 }
 
 /// No mask.

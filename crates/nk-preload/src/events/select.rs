@@ -118,7 +118,7 @@ unsafe fn native(sets: Sets, limit: &mut Limit, mask: Mask) -> c_int {
     let sized_mask = [mask as usize, 8];
     // SAFETY: the caller's sets; the time and the mask's description are locals.
     unsafe {
-        libc::syscall(
+        sys::system_call!(
             libc::SYS_pselect6,
             sets.n,
             sets.read,

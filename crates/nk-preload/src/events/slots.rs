@@ -167,7 +167,7 @@ impl Taken {
         self.slot.buffer_len.store(len, Ordering::Relaxed);
         if old_len != 0 {
             // SAFETY: the slot's own mapping, which nobody uses: the slot is ours.
-            unsafe { sys::call(libc::SYS_munmap, [old as usize, old_len, 0, 0, 0, 0]) };
+            unsafe { sys::system_call!(libc::SYS_munmap, old, old_len) };
         }
         Ok(new.cast())
     }

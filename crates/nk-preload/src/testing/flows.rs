@@ -65,7 +65,7 @@ fn descriptors_are_stand_ins_and_counted() {
         assert_eq!((fdtable::holders(id), fdtable::holders(other)), (4, 0));
         // What escapes interception fails loudly on the stand-in.
         let mut b = [0u8; 1];
-        assert_eq!(libc::syscall(libc::SYS_read, fd, b.as_mut_ptr(), 1usize), -1);
+        assert_eq!(crate::sys::system_call!(libc::SYS_read, fd, b.as_mut_ptr(), 1usize), -1);
         assert_eq!(libc::close(fd), 0);
     }
     drop((again, s, l));

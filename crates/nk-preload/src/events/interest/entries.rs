@@ -38,7 +38,7 @@ impl Interest {
         let entries_at = (self.sockets as usize * size_of::<Link>()).next_multiple_of(64);
         let len = entries_at + self.capacity as usize * size_of::<Entry>();
         // SAFETY: exactly the mapping that `map` made; self is consumed, so nothing refers to it any more.
-        unsafe { sys::call(libc::SYS_munmap, [self.first as usize, len, 0, 0, 0, 0]) };
+        unsafe { sys::system_call!(libc::SYS_munmap, self.first, len) };
     }
 
     pub(super) fn first(&mut self, socket: u32) -> Option<&mut Link> {
