@@ -25,6 +25,8 @@
 //! | [`Kind::Names`] | daemon → resolver | first: a = guest id | first: network namespace, counters; then: the other end of the connection, each |
 //! | [`Kind::Query`] | nk → daemon | text = question | |
 //! | reply | | a = length; on failure text = why | memfd with JSON |
+//! | [`Kind::Order`] | nk → daemon | text = order: `limit GUEST KEY=N…` | |
+//! | reply | | on failure text = why | |
 //! | [`Kind::Socket`] | NSM process → broker | a = namespace key, b = family | |
 //! | reply | | | the socket |
 //! | [`Kind::Keep`] | daemon → keeper | a = class, b = key, c, d = words; text = more | what is to be kept; no reply |
@@ -82,6 +84,8 @@ pub enum Kind {
     Nsm = 14,
     /// A connection to the guest's resolver.
     Names = 15,
+    /// The operator changes something.
+    Order = 16,
 }
 
 impl Kind {
@@ -104,6 +108,7 @@ impl Kind {
             13 => Kind::Kept,
             14 => Kind::Nsm,
             15 => Kind::Names,
+            16 => Kind::Order,
             _ => return None,
         })
     }

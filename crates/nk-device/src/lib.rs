@@ -25,6 +25,7 @@
 #![no_std]
 
 pub mod addr;
+pub mod bucket;
 pub mod cell;
 pub mod datagram;
 pub mod device;

@@ -1,5 +1,6 @@
 //! What the host gives to the engine, and what it gets back.
 
+use nk_device::bucket::Rate;
 use nk_device::sync::AtomicU32;
 use nk_device::{Addr, Device};
 
@@ -31,6 +32,8 @@ pub struct PollResult {
     pub worked: u32,
     /// Something is left to do now: poll again before sleeping.
     pub pending: bool,
+    /// Something that a rate holds back has its turn then: poll again at that time, on the clock of `now_ns`.
+    pub due_ns: Option<u64>,
 }
 
 /// Limits of a guest.
@@ -42,12 +45,18 @@ pub struct Limits {
     pub rows_max: u32,
     /// Queue sets.
     pub qsets_max: u32,
-    /// NQEs taken from one queue set in one turn.
+    /// NQEs taken from one queue set in one turn, and from all of a guest of weight 1.
     pub nqes_per_turn_max: u32,
     /// Protocol violations after which a queue set is quarantined.
     pub violations_max: u32,
     /// Lowest port that may be bound by number (0: whatever the stack allows). Below it: EACCES.
     pub port_min: u16,
+    /// NQEs that the guest may push.
+    pub nqes: Option<Rate>,
+    /// Connections, made or accepted.
+    pub connections: Option<Rate>,
+    /// Its turn is so many times that of a guest of weight 1.
+    pub weight: u32,
 }
 
 impl Default for Limits {
@@ -59,6 +68,9 @@ impl Default for Limits {
             nqes_per_turn_max: 64,
             violations_max: 64,
             port_min: 0,
+            nqes: None,
+            connections: None,
+            weight: 1,
         }
     }
 }
@@ -188,6 +200,12 @@ pub struct Stats {
     pub overflows: u64,
     /// Ports that were not had because they are another guest's.
     pub ports_refused: u64,
+    /// Times that the guest's NQEs had to wait for its rate.
+    pub nqes_held: u64,
+    /// Connects that had to wait for its rate.
+    pub connects_held: u64,
+    /// Times that accepting had to wait for its rate.
+    pub accepts_held: u64,
 }
 
 impl Default for Stats {
@@ -208,6 +226,9 @@ impl Default for Stats {
             quarantined: 0,
             overflows: 0,
             ports_refused: 0,
+            nqes_held: 0,
+            connects_held: 0,
+            accepts_held: 0,
         }
     }
 }

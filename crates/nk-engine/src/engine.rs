@@ -83,21 +83,21 @@ impl Engine {
         r
     }
 
-    /// Moves NQEs, at most about `budget`.
-    pub fn poll(&mut self, budget: u32, notify: &mut dyn Notify) -> PollResult {
+    /// Moves NQEs, at most about `budget`. `now_ns` is the time on any clock that does not go back; only rates look at it.
+    pub fn poll(&mut self, now_ns: u64, budget: u32, notify: &mut dyn Notify) -> PollResult {
         self.round += 1;
         let mut out = Out { notify, bells: core::mem::take(&mut self.bells), round: self.round };
         let mut worked = 0;
         for i in 0..self.nsms.len() {
             worked += self.drain_nsm(i, &mut out);
         }
-        worked += self.serve_guests(budget, &mut out);
+        worked += self.serve_guests(now_ns, budget, &mut out);
         self.sweep(worked, &mut out);
         for nsm in &mut self.nsms {
             nsm.wake(out.notify);
         }
         self.bells = out.flush();
-        PollResult { worked, pending: self.has_work() }
+        PollResult { worked, pending: self.has_work(), due_ns: self.due_ns() }
     }
 
     fn sweep(&mut self, worked: u32, out: &mut Out<'_>) {
@@ -148,23 +148,32 @@ impl Engine {
         n
     }
 
-    fn serve_guests(&mut self, budget: u32, out: &mut Out<'_>) -> u32 {
+    /// Turns in order, each by its guest's weight, until nobody has anything or the budget is spent; the next poll goes on from there.
+    fn serve_guests(&mut self, now_ns: u64, budget: u32, out: &mut Out<'_>) -> u32 {
         let count = self.order.len();
-        let mut worked = 0;
-        let start = self.next;
         for i in 0..count {
-            let Some(&id) = self.order.get((start + i) % count) else { break };
-            let Ok(mut p) = self.parts(id) else { continue };
-            p.guest.take_bells();
-            worked += p.serve(budget.saturating_sub(worked), out);
-            if worked >= budget {
-                // The rest first next time.
-                self.next = (start + i + 1) % count;
-                return worked;
+            if let Some(&id) = self.order.get(i)
+                && let Ok(mut p) = self.parts(id)
+            {
+                p.begin_poll(now_ns, out);
             }
         }
-        self.next = if count == 0 { 0 } else { (start + 1) % count };
+        let (mut worked, mut idle) = (0, 0);
+        while worked < budget && idle < count {
+            self.next = if self.next + 1 < count { self.next + 1 } else { 0 };
+            let Some(&id) = self.order.get(self.next) else { break };
+            let n = self.parts(id).map_or(0, |mut p| p.serve_turn(budget - worked, out));
+            worked += n;
+            idle = if n == 0 { idle + 1 } else { 0 };
+        }
         worked
+    }
+
+    /// When something that a rate holds back has its turn. What waits for an NSM waits for that, not for time.
+    fn due_ns(&self) -> Option<u64> {
+        let guests = self.order.iter().filter_map(|id| self.guest(*id));
+        let awaited = guests.filter(|g| !self.nsms.iter().any(|n| n.id == g.nsm && n.is_stuck()));
+        awaited.filter_map(|g| g.limiter.due_ns()).min()
     }
 
     /// Whether a poll would move something now.
@@ -172,14 +181,14 @@ impl Engine {
         self.nsms.iter().any(Nsm::has_work)
             || self.order.iter().filter_map(|id| self.guest(*id)).any(|g| {
                 let stuck = self.nsms.iter().any(|n| n.id == g.nsm && n.is_stuck());
-                !g.active.is_empty() && !stuck
+                !g.active.is_empty() && !g.limiter.is_held && !stuck
             })
     }
 
-    /// The header of each guest's device, and how many words of its bell bitmap count.
-    fn headers(&self) -> impl Iterator<Item = (&Header, usize)> {
+    /// The header of each guest's device, how many words of its bell bitmap count, and whether its rate holds its elements back.
+    fn headers(&self) -> impl Iterator<Item = (&Header, usize, bool)> {
         let guests = self.order.iter().filter_map(|id| self.guest(*id));
-        guests.map(|g| (g.device.header(), g.bell_words))
+        guests.map(|g| (g.device.header(), g.bell_words, g.limiter.is_held))
     }
 
     /// Before the poll thread sleeps: asks all peers for the doorbell and looks again. `true`: sleep (the guests' engine eventfd
@@ -187,8 +196,9 @@ impl Engine {
     #[must_use]
     pub fn prepare_sleep(&mut self) -> bool {
         let mut idle = true;
-        for (h, words) in self.headers() {
-            idle &= h.prepare_sleep(words);
+        for (h, words, is_held) in self.headers() {
+            // Whoever is over its rate is not asked to ring: its time comes by itself.
+            idle &= is_held || h.prepare_sleep(words);
         }
         for n in &self.nsms {
             let why = if n.is_congested() { WANTS_ROOM } else { 1 };
@@ -200,7 +210,7 @@ impl Engine {
 
     /// After the sleep (or instead of it).
     pub fn finish_sleep(&mut self) {
-        for (h, _) in self.headers() {
+        for (h, _, _) in self.headers() {
             h.finish_sleep();
         }
         for n in &self.nsms {

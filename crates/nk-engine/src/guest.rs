@@ -7,6 +7,7 @@ use nk_device::ring::{Consumer, Producer};
 use nk_device::sync::Ordering;
 use nk_device::{Addr, Cell, Device, HOLDER_WORDS, Nqe, Op};
 
+use crate::limits::{HeldConnect, Limiter};
 use crate::nsm::Nsm;
 use crate::ports::Space;
 use crate::{GuestId, GuestSetup, Limits, NsmId, Stats};
@@ -68,6 +69,8 @@ pub(crate) struct Socket {
     /// Its bound address as the stack said it, or as the guest asked while that is under way.
     pub(crate) local: Option<Addr>,
     pub(crate) listener: Option<Box<Listener>>,
+    /// A connect that waits for the guest's rate.
+    pub(crate) held: Option<Box<HeldConnect>>,
     /// The backlog last given to listen.
     pub(crate) backlog: u32,
     /// The host holds it ([`crate::Engine::hold`]): what row 0's bit in the cell should say.
@@ -127,6 +130,7 @@ pub(crate) struct Guest {
     pub(crate) namespace: u64,
     pub(crate) nsm: NsmId,
     pub(crate) limits: Limits,
+    pub(crate) limiter: Limiter,
     pub(crate) vm: bool,
     pub(crate) rows: Vec<Row>,
     pub(crate) rows_free: VecDeque<u16>,
@@ -159,7 +163,7 @@ pub(crate) struct Guest {
 impl Guest {
     pub(crate) fn new(s: &GuestSetup) -> Guest {
         let layout = s.device.layout();
-        let rows = layout.rows.min(s.limits.rows_max.max(1)) as u16;
+        let rows = layout.rows as u16;
         let qsets = layout.qsets.min(s.limits.qsets_max.max(1)) as u16;
         Guest {
             id: s.id,
@@ -167,6 +171,7 @@ impl Guest {
             namespace: s.namespace,
             nsm: s.nsm,
             limits: s.limits,
+            limiter: Limiter::new(&s.limits),
             vm: s.vm,
             rows: (0..rows).map(|_| Row::default()).collect(),
             // Row 0 is the host's own, or the VM's.
@@ -356,10 +361,14 @@ impl Guest {
 
     /// Tops up the ids granted to the NSM of a guest that listens.
     pub(crate) fn top_up_nsm(&mut self, nsm: &mut Nsm) {
-        if self.listeners == 0 || !nsm.up || self.nsm_granted > NSM_IDS / 2 {
+        let most = self.limiter.accepts(NSM_IDS);
+        let is_held = self.listeners > 0 && self.nsm_granted == 0 && most == 0;
+        self.stats.accepts_held += u64::from(is_held && !self.limiter.accepts_held);
+        self.limiter.accepts_held = is_held;
+        if self.listeners == 0 || !nsm.up || self.nsm_granted > most / 2 {
             return;
         }
-        while self.nsm_granted < NSM_IDS {
+        while self.nsm_granted < most {
             let Some(id) = self.take_id() else { return };
             self.set_state(id, State::GrantedNsm);
             let Some(generation) = self.socket(id).map(|s| s.generation) else { return };

@@ -14,6 +14,7 @@
 //! | `adopt` | after the death of an NSM or of another engine |
 //! | `report` | counters and the list of sockets |
 //! | `guest`, `rows` | what is known of a guest, its ids; its rows and queue sets |
+//! | `limits` | rates, and turns by weight |
 //! | `nsm`, `ports`, `out` | an NSM's device, port ownership, wake-ups due |
 //!
 //! Nothing a guest writes makes it panic or work without bound: elements are copied once, ids and generations are checked against
@@ -27,6 +28,7 @@ mod deliver;
 mod end;
 mod engine;
 mod guest;
+mod limits;
 mod nsm;
 mod out;
 mod ports;

@@ -37,6 +37,10 @@ impl Guest {
         wanted: Option<u16>,
         pid: u32,
     ) -> Result<NewRow, ControlError> {
+        let processes = self.rows.iter().skip(1).filter(|r| r.in_use).count();
+        if wanted.is_none() && processes >= self.limits.rows_max as usize {
+            return Err(ControlError::Row);
+        }
         let row = match wanted {
             Some(row) => row,
             None => self.rows_free.pop_front().ok_or(ControlError::Row)?,

@@ -8,6 +8,7 @@ use nk_device::{Addr, Op};
 
 use crate::engine::Parts;
 use crate::guest::{Guest, Socket, State, count};
+use crate::limits::follows_connect;
 use crate::out::Out;
 
 // Linux's numbers (this crate does no system calls and links no libc).
@@ -263,6 +264,9 @@ impl Parts<'_> {
         if !self.nsm.up {
             return self.refuse(q, &nqe, ENETDOWN, out);
         }
+        if follows_connect(op) && self.waits_behind(q, &nqe, out) {
+            return;
+        }
         match op {
             Op::Bind => {
                 if let Err(errno) = self.claim(&nqe) {
@@ -276,13 +280,18 @@ impl Parts<'_> {
                 {
                     let to = Addr::from_words(s.family, nqe.size, nqe.op_data, nqe.data);
                     s.peer = Some(to);
-                } else if let Some(s) = g.sockets.get_mut(nqe.socket as usize)
-                    && !s.connection
-                    && s.listener.is_none()
-                {
-                    s.connection = true;
-                    g.stats.connections_open += 1;
-                    g.stats.connections_total += 1;
+                } else {
+                    if let Some(s) = g.sockets.get_mut(nqe.socket as usize)
+                        && !s.connection
+                        && s.listener.is_none()
+                    {
+                        s.connection = true;
+                        g.stats.connections_open += 1;
+                        g.stats.connections_total += 1;
+                    }
+                    if !self.may_connect(q, &nqe, out) {
+                        return;
+                    }
                 }
             }
             Op::Disconnect => {
@@ -309,8 +318,13 @@ impl Parts<'_> {
             Op::Send | Op::RxRoom => nqe.op_data = u64::from(row),
             _ => {}
         }
+        self.pass_on(q, &nqe);
+    }
+
+    /// Gives the NSM an element that was found to be right.
+    pub(crate) fn pass_on(&mut self, q: u16, nqe: &Nqe) {
         self.note_call(q, nqe.ticket);
-        self.nsm.push(&nqe);
+        self.nsm.push(nqe);
     }
 
     fn note_call(&mut self, q: u16, ticket: u8) {

@@ -8,6 +8,14 @@
 //! namespace = "netns:blue"
 //! uid = 1000
 //! sockets_max = 4096
+//! processes_max = 100
+//! chunks_max = 2048             # of 16 KiB
+//! out = "500Mbit/s"             # what it sends; kbit/s to Gbit/s, kB/s to GB/s
+//! in = "1Gbit/s"                # what it receives
+//! connections_per_s = 1000      # made and accepted
+//! nqes_per_s = 1000000          # elements that it pushes
+//! burst_ms = 20                 # of these rates, what may come at once after a pause
+//! weight = 2                    # its part where guests compete; 1 to 64
 //! port_min = 1024
 //! names = false                 # no getaddrinfo: addresses only
 //!
@@ -23,8 +31,9 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-use nk_engine::Limits;
 use serde::Deserialize;
+
+use crate::limits::{ByteRate, Change, GuestLimits};
 
 /// Where the daemon's attach socket is by default.
 pub const DEFAULT_SOCKET: &str = "/run/netkernel/nk.sock";
@@ -37,6 +46,9 @@ const UNPRIVILEGED_PORT_MIN: u16 = 1024;
 pub struct Config {
     /// Path of the attach socket.
     pub socket: Option<PathBuf>,
+    /// The file that this was read from.
+    #[serde(skip)]
+    pub file: Option<PathBuf>,
     /// Namespace of guests whose `nk run` names none.
     pub namespace: Option<NamespaceName>,
     /// Guests by name.
@@ -59,6 +71,21 @@ pub struct GuestConfig {
     pub sockets_max: Option<u32>,
     /// Processes.
     pub processes_max: Option<u32>,
+    /// Chunks.
+    pub chunks_max: Option<u32>,
+    /// What it sends.
+    pub out: Option<ByteRate>,
+    /// What it receives.
+    #[serde(rename = "in")]
+    pub input: Option<ByteRate>,
+    /// Connections, made and accepted.
+    pub connections_per_s: Option<u32>,
+    /// Elements.
+    pub nqes_per_s: Option<u32>,
+    /// Bursts of these rates.
+    pub burst_ms: Option<u32>,
+    /// Its part where guests compete.
+    pub weight: Option<u32>,
     /// Lowest port that it may bind.
     pub port_min: Option<u16>,
     /// Whether its questions about names are answered.
@@ -188,18 +215,38 @@ fn open_host() -> io::Result<File> {
 }
 
 impl GuestConfig {
-    /// The engine's limits for a guest of this user.
+    /// What is said of limits that can be changed, as changes.
+    fn changes(&self) -> impl Iterator<Item = Result<Change, String>> {
+        let number = |n: Option<u32>| n.map(u64::from);
+        [
+            ("out", self.out.map(|r| r.0)),
+            ("in", self.input.map(|r| r.0)),
+            ("nqes_per_s", number(self.nqes_per_s)),
+            ("connections_per_s", number(self.connections_per_s)),
+            ("sockets_max", number(self.sockets_max)),
+            ("chunks_max", number(self.chunks_max)),
+            ("processes_max", number(self.processes_max)),
+            ("burst_ms", number(self.burst_ms)),
+            ("weight", number(self.weight)),
+        ]
+        .into_iter()
+        .filter_map(|(key, value)| Some((key, value?)))
+        .map(|(key, value)| match (value, format!("{key}={value}").parse::<Change>()) {
+            // At run time 0 takes a limit away; here that is said by saying nothing.
+            (0, Ok(_)) => Err(format!("{key}: at least 1; for no limit leave it out")),
+            (_, change) => change,
+        })
+    }
+
+    /// The limits for a guest of this user.
     #[must_use]
-    pub fn limits(&self, uid: u32) -> Limits {
-        let d = Limits::default();
+    pub fn limits(&self, uid: u32) -> GuestLimits {
         // The kernel itself holds users to this; a daemon that runs as root would not be held.
         let port_min = if uid == 0 { 0 } else { UNPRIVILEGED_PORT_MIN };
-        Limits {
-            sockets_max: self.sockets_max.unwrap_or(d.sockets_max),
-            rows_max: self.processes_max.unwrap_or(d.rows_max),
-            port_min: self.port_min.unwrap_or(port_min),
-            ..d
-        }
+        let port_min = self.port_min.unwrap_or(port_min);
+        let mut limits = GuestLimits { port_min, ..GuestLimits::default() };
+        self.changes().flatten().for_each(|c| limits.change(c));
+        limits
     }
 }
 
@@ -211,7 +258,7 @@ impl Config {
     pub fn read(path: &Path) -> Result<Config, ConfigError> {
         let fail = |why: String| ConfigError { file: path.to_owned(), why };
         let text = std::fs::read_to_string(path).map_err(|e| fail(e.to_string()))?;
-        let config: Config = toml::from_str(&text).map_err(|e| {
+        let mut config: Config = toml::from_str(&text).map_err(|e| {
             let at = e.span().map_or(0, |s| s.start);
             let line = text.get(..at).unwrap_or("").matches('\n').count() + 1;
             let key = text.lines().nth(line - 1).unwrap_or("").trim();
@@ -219,6 +266,7 @@ impl Config {
             fail(format!("line {line}: {why} (at `{key}`)"))
         })?;
         config.check().map_err(fail)?;
+        config.file = Some(path.to_owned());
         Ok(config)
     }
 
@@ -229,12 +277,8 @@ impl Config {
             ));
         }
         for (name, g) in &self.guest {
-            let all = nk_device::ROWS_MAX as u32 - 1;
-            if g.processes_max.is_some_and(|n| n == 0 || n > all) {
-                return Err(format!("guest.{name}.processes_max: 1 to {all}"));
-            }
-            if g.sockets_max == Some(0) {
-                return Err(format!("guest.{name}.sockets_max: at least 1"));
+            if let Some(why) = g.changes().find_map(Result::err) {
+                return Err(format!("guest.{name}.{why}"));
             }
         }
         Ok(())
@@ -294,7 +338,11 @@ mod tests {
         assert_eq!(c.io(), Io::Auto);
         assert_eq!(c.guest("web").limits(1000).port_min, 1024);
         assert_eq!(c.guest("web").namespace, Some(NamespaceName::Named("blue".into())));
-        assert_eq!(c.guest("other").limits(0), Limits::default());
+        assert_eq!(
+            (c.guest("web").limits(0).out, c.guest("web").limits(0).weight),
+            (62_500_000, 2)
+        );
+        assert_eq!(c.guest("other").limits(0), GuestLimits::default());
     }
 
     #[test]
@@ -309,5 +357,9 @@ mod tests {
         assert!(e.contains("line 2") && e.contains("io_uring"), "{e}");
         let e = read("[guest.a]\nprocesses_max = 0\n").expect_err("range");
         assert!(e.contains("guest.a.processes_max"), "{e}");
+        let e = read("[guest.a]\nweight = 65\n").expect_err("range");
+        assert!(e.contains("guest.a.weight: 1 to 64"), "{e}");
+        let e = read("[guest.a]\n\nout = \"5 Mbps\"\n").expect_err("unit");
+        assert!(e.contains("line 3") && e.contains("Mbit/s"), "{e}");
     }
 }

@@ -8,8 +8,9 @@ use std::time::Instant;
 use nk_attach::CREATE_VM;
 use nk_device::sync::Ordering;
 use nk_device::{Device, Layout, Row, row};
-use nk_engine::{GuestId, Limits};
+use nk_engine::GuestId;
 
+use crate::limits::GuestLimits;
 use crate::names::Counters;
 use crate::server::Token;
 use crate::sys::{self, Mapping};
@@ -107,7 +108,7 @@ pub(crate) struct Guest {
     pub(crate) engine_bell: OwnedFd,
     pub(crate) netns: OwnedFd,
     pub(crate) namespace: u64,
-    pub(crate) limits: Limits,
+    pub(crate) limits: GuestLimits,
     pub(crate) flags: u64,
     /// By row.
     pub(crate) processes: BTreeMap<u16, Process>,

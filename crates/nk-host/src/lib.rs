@@ -11,6 +11,7 @@
 //! | [`keeper`] | what survives the daemon |
 //! | [`private`] | daemons that `nk run` starts for itself |
 //! | [`config`] | the configuration file |
+//! | [`limits`] | what a guest may use |
 //! | [`guest`] | a guest's region and processes |
 //! | [`spawn`] | this program again, as another process |
 //! | [`sys`] | syscalls |
@@ -21,6 +22,7 @@ pub mod config;
 mod epoll;
 pub mod guest;
 pub mod keeper;
+pub mod limits;
 pub mod names;
 pub mod notify;
 pub mod nsm;

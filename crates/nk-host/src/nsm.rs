@@ -19,7 +19,7 @@ use nk_stack_kernel::{KernelStack, ListenerKeeper};
 use crate::broker::Broker;
 use crate::config::Io;
 use crate::guest::{Region, layout};
-use crate::poll::now_ms;
+use crate::poll::{now_ns, wait_ms};
 use crate::sys;
 
 /// Commands of the daemon: word a of a [`Kind::Nsm`] message. Each but the first is answered with the same word.
@@ -34,6 +34,8 @@ pub mod command {
     pub const ADOPT_LISTENER: u64 = 4;
     /// b = guest; answered with the counters as text.
     pub const STATS: u64 = 5;
+    /// b = guest, text = its limits.
+    pub const LIMITS: u64 = 6;
 }
 
 /// What the NSM reports unasked.
@@ -152,6 +154,10 @@ pub fn format_stats(s: &GuestStats) -> String {
         s.accept_failures,
         s.datagrams_refused,
         s.datagrams_dropped,
+        s.out_held,
+        s.out_held_ms,
+        s.in_held,
+        s.in_held_ms,
     ]
     .map(|n| format!("{n:x}"))
     .join(" ")
@@ -175,7 +181,11 @@ pub fn parse_stats(text: &str) -> Option<GuestStats> {
         accept_failures,
         datagrams_refused,
         datagrams_dropped,
-    ] = *<&[u64; 12]>::try_from(n.as_slice()).ok()?;
+        out_held,
+        out_held_ms,
+        in_held,
+        in_held_ms,
+    ] = *<&[u64; 16]>::try_from(n.as_slice()).ok()?;
     Some(GuestStats {
         sockets,
         orphans,
@@ -189,6 +199,10 @@ pub fn parse_stats(text: &str) -> Option<GuestStats> {
         accept_failures,
         datagrams_refused,
         datagrams_dropped,
+        out_held,
+        out_held_ms,
+        in_held,
+        in_held_ms,
     })
 }
 
@@ -260,7 +274,7 @@ impl Worker {
             let mut ring = || {
                 sys::ring(engine_bell);
             };
-            let r = self.service.poll(now_ms(), 0, &mut ring);
+            let r = self.service.poll(now_ns(), 0, &mut ring);
             let mut busy = r.worked > 0 || r.pending;
             // After the stack's look at its epoll, as in the daemon's poll thread.
             loop {
@@ -285,10 +299,7 @@ impl Worker {
                 continue;
             }
             if self.service.prepare_sleep() {
-                let wait_ms = r
-                    .timer_ms
-                    .map_or(-1, |t| i32::try_from(t.saturating_sub(now_ms())).unwrap_or(i32::MAX));
-                self.service.poll(now_ms(), wait_ms, &mut ring);
+                self.service.poll(now_ns(), wait_ms(r.due_ns), &mut ring);
             }
             self.service.finish_sleep();
             wait = patience.wait();
@@ -325,6 +336,15 @@ impl Worker {
                     Err(e) => e.0,
                 }
             }
+            (command::LIMITS, _) => {
+                match m.text().and_then(crate::limits::GuestLimits::from_text) {
+                    Some(l) => {
+                        self.service.set_limits(guest, &l.service());
+                        0
+                    }
+                    None => libc::EINVAL,
+                }
+            }
             (command::STATS, _) => match self.service.stats(guest) {
                 Some(s) => {
                     *answer = answer.with_text(&format_stats(&s));
@@ -356,6 +376,10 @@ mod tests {
             accept_failures: 10,
             datagrams_refused: 11,
             datagrams_dropped: 12,
+            out_held: 13,
+            out_held_ms: 14,
+            in_held: 15,
+            in_held_ms: 16,
         };
         assert_eq!(parse_stats(&format_stats(&s)), Some(s));
         assert!(format_stats(&s).len() <= nk_attach::TEXT_MAX);

@@ -139,27 +139,36 @@ impl Drop for PollHandle {
     }
 }
 
-/// Milliseconds since this process's first look at the clock.
-pub(crate) fn now_ms() -> u64 {
+/// Nanoseconds since this process's first look at the clock.
+pub(crate) fn now_ns() -> u64 {
     static START: OnceLock<Instant> = OnceLock::new();
-    START.get_or_init(Instant::now).elapsed().as_millis() as u64
+    START.get_or_init(Instant::now).elapsed().as_nanos() as u64
+}
+
+/// How long to wait for something that is due then.
+pub(crate) fn wait_ms(due_ns: Option<u64>) -> i32 {
+    due_ns.map_or(-1, |t| {
+        let left = t.saturating_sub(now_ns()).div_ceil(1_000_000);
+        i32::try_from(left).unwrap_or(i32::MAX)
+    })
 }
 
 fn run(state: &mut PollState, commands: &Receiver<Command>) {
     if let Err(e) = crate::watchdog::install() {
         tracing::warn!("no timer: a hostile guest's doorbell may block this thread: {e}");
     }
-    let mut timer_ms: Option<u64> = None;
     let mut woken = Vec::new();
     let patience = Patience::new();
     let mut wait = patience.wait();
     while !state.end {
-        let e = state.engine.poll(BUDGET, &mut state.notify);
+        let now = now_ns();
+        let e = state.engine.poll(now, BUDGET, &mut state.notify);
+        let mut due_ns = e.due_ns;
         let mut busy = e.worked > 0 || e.pending;
         if let Some(s) = &mut state.service {
-            let r = s.poll(now_ms(), 0, &mut || {});
+            let r = s.poll(now, 0, &mut || {});
             busy |= r.worked > 0 || r.pending;
-            timer_ms = r.timer_ms;
+            due_ns = due_ns.into_iter().chain(r.due_ns).min();
         }
         // After the stack's look at its epoll, which takes the bell's edge: a command sent before that look is found here, one
         // sent later ends the sleep.
@@ -182,13 +191,10 @@ fn run(state: &mut PollState, commands: &Receiver<Command>) {
             continue;
         }
         if state.engine.prepare_sleep() {
-            let wait_ms = match timer_ms {
-                Some(t) => i32::try_from(t.saturating_sub(now_ms())).unwrap_or(i32::MAX),
-                None => -1,
-            };
+            let wait_ms = wait_ms(due_ns);
             match (&mut state.service, &state.sleeper) {
                 (Some(s), _) => {
-                    s.poll(now_ms(), wait_ms, &mut || {});
+                    s.poll(now_ns(), wait_ms, &mut || {});
                 }
                 (None, Some(e)) => {
                     let _ = e.wait(&mut woken, wait_ms);

@@ -116,6 +116,28 @@ pub fn eventfd() -> io::Result<OwnedFd> {
     Ok(own(check(unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) })?))
 }
 
+/// A descriptor that is readable when the signal came. The signal is blocked in this thread from now on, and in those that it starts.
+///
+/// # Errors
+/// Those of signalfd.
+pub fn signals(signal: i32) -> io::Result<OwnedFd> {
+    // SAFETY: a set of our own.
+    unsafe {
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut set);
+        libc::sigaddset(&raw mut set, signal);
+        libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut());
+        Ok(own(check(libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK))?))
+    }
+}
+
+/// Empties such a descriptor.
+pub fn drain_signals(fd: RawFd) {
+    let mut info = [0u8; size_of::<libc::signalfd_siginfo>()];
+    // SAFETY: the buffer has the size of one record.
+    while unsafe { libc::read(fd, info.as_mut_ptr().cast(), info.len()) } > 0 {}
+}
+
 /// Rings an eventfd. `false` when the write was interrupted: it would have blocked, see [`crate::watchdog`]. Other errors are the
 /// loss of whoever handed over the descriptor.
 pub fn ring(fd: RawFd) -> bool {

@@ -7,6 +7,7 @@ use crate::service::{Ctx, Taken};
 use crate::socket::Socket;
 use crate::span::span;
 use crate::{Errno, Key, RawSpan, Sending, Service, Stack};
+use nk_device::stream::Span;
 
 /// How often a poll goes back to those that published more meanwhile.
 const ROUNDS: usize = 2;
@@ -18,27 +19,41 @@ struct Out<S: Stack> {
     key: Key,
     socket: Taken<S>,
     spans: Range<usize>,
+    /// Bytes for which its guest's rate gave leave.
+    leave: u64,
 }
 
 impl<S: Stack> Ctx<'_, S> {
     /// What the socket has to send goes with the others'. Until then it stays the socket's as before.
+    /// A guest whose turn is over waits for the next, but not to close.
     pub(crate) fn gather(&mut self, key: Key, s: &mut Socket<S::Socket>) {
-        if !s.sending {
-            s.sending = true;
-            self.gathered.push(key);
+        if s.sending {
+            return;
         }
+        if !s.closing && self.guest.turns.is_over() {
+            return self.enqueue(key, s);
+        }
+        s.sending = true;
+        self.guest.turns.charge(s.tx.iter().map(|span| u64::from(span.len)).sum());
+        self.gathered.push(key);
+    }
+
+    /// The guest's rate lets nothing be sent now: the socket has a turn when it does.
+    pub(crate) fn wait_out(&mut self, key: Key, s: &mut Socket<S::Socket>) {
+        s.waits_out = true;
+        self.guest.out.wait(key);
     }
 }
 
 impl<S: Stack> Service<S> {
     /// Sends what was gathered. What is gathered by that, beyond some rounds, is for the next poll.
-    pub(crate) fn send_gathered(&mut self, now_ms: u64) -> u32 {
+    pub(crate) fn send_gathered(&mut self, now_ns: u64) -> u32 {
         let mut n = 0;
         for _ in 0..ROUNDS {
             let mut keys = core::mem::take(&mut self.gathered);
             n += keys.len() as u32;
             for some in keys.chunks(SENDS) {
-                self.send_some(some, now_ms);
+                self.send_some(some, now_ns);
             }
             keys.clear();
             if self.gathered.is_empty() {
@@ -49,13 +64,13 @@ impl<S: Stack> Service<S> {
         n
     }
 
-    fn send_some(&mut self, keys: &[Key], now_ms: u64) {
+    fn send_some(&mut self, keys: &[Key], now_ns: u64) {
         let mut spans: Vec<RawSpan> = Vec::new();
         let mut out: Vec<Out<S>> = Vec::with_capacity(keys.len());
         for key in keys {
             // One that ended meanwhile took back what it had.
-            let Some((socket, spans)) = self.take_out(*key, &mut spans) else { continue };
-            out.push(Out { key: *key, socket, spans });
+            let Some(o) = self.take_out(*key, &mut spans) else { continue };
+            out.push(o);
         }
         let sending = |o| {
             let Out { socket, spans: range, .. }: &Out<S> = o;
@@ -66,13 +81,14 @@ impl<S: Stack> Service<S> {
         self.stack.send_all(&mut sends);
         let results: Vec<_> = sends.into_iter().map(|s| s.result).collect();
         for (o, result) in out.into_iter().zip(results) {
-            let bytes = spans.get(o.spans).unwrap_or_default().iter().map(RawSpan::len).sum();
-            self.put_back(o.key, o.socket, bytes, result, now_ms);
+            let bytes =
+                spans.get(o.spans.clone()).unwrap_or_default().iter().map(RawSpan::len).sum();
+            self.put_back(o, bytes, result, now_ns);
         }
     }
 
     /// A socket with what it has to send.
-    fn take_out(&mut self, key: Key, spans: &mut Vec<RawSpan>) -> Option<(Taken<S>, Range<usize>)> {
+    fn take_out(&mut self, key: Key, spans: &mut Vec<RawSpan>) -> Option<Out<S>> {
         let guest = self.guests.get_mut(usize::from(key.guest))?.as_deref_mut()?;
         let mut socket = guest.take(key)?;
         socket.sending = false;
@@ -80,20 +96,30 @@ impl<S: Stack> Service<S> {
             guest.put(key.socket, socket);
             return None;
         }
+        let queued = socket.tx.iter().map(|s| u64::from(s.len)).sum();
+        let leave = if socket.waits_out { 0 } else { guest.out.take(queued) };
+        if leave == 0 {
+            if !socket.waits_out {
+                socket.waits_out = true;
+                guest.out.wait(key);
+            }
+            guest.put(key.socket, socket);
+            return None;
+        }
         let first = spans.len();
-        spans.extend(socket.tx.iter().map_while(|s| span(&guest.device, *s)));
-        Some((socket, first..spans.len()))
+        let mut left = leave;
+        spans.extend(socket.tx.iter().map_while(|s| {
+            let len = left.min(s.len.into()) as u32;
+            left -= u64::from(len);
+            span(&guest.device, Span { len, ..*s }).filter(|_| len > 0)
+        }));
+        Some(Out { key, socket, spans: first..spans.len(), leave })
     }
 
-    fn put_back(
-        &mut self,
-        key: Key,
-        socket: Taken<S>,
-        bytes: usize,
-        result: Result<usize, Errno>,
-        now_ms: u64,
-    ) {
-        self.ctx(key.guest, now_ms, |c| {
+    fn put_back(&mut self, o: Out<S>, bytes: usize, result: Result<usize, Errno>, now_ns: u64) {
+        let Out { key, socket, leave, .. } = o;
+        self.ctx(key.guest, now_ns, |c| {
+            c.guest.out.settle(leave, result.map_or(0, |sent| sent as u64));
             c.guest.put(key.socket, socket);
             c.with(key, |c, key, cell, mut s| {
                 c.sent(key, cell, &mut s, bytes, result);

@@ -7,9 +7,11 @@ use nk_device::stream::{Span, read_slot};
 use nk_device::sync::{Ordering, fence};
 use nk_device::{Device, Nqe, Op, STREAM_SLOTS};
 
+use crate::limits::{Gate, GuestLimits};
 use crate::pool::{Owner, Pool};
 use crate::port::Port;
 use crate::socket::Socket;
+use crate::turns::Turns;
 use crate::{GuestPool, GuestStats, Key};
 
 /// Chunks leased to a row ahead of need.
@@ -42,6 +44,10 @@ pub(crate) struct Guest<T> {
     pub(crate) pool_starved: Vec<Key>,
     /// Sockets with received chunks that may have been read.
     reap: VecDeque<u32>,
+    /// Bytes out and in.
+    pub(crate) out: Gate,
+    pub(crate) input: Gate,
+    pub(crate) turns: Turns,
     pub(crate) stats: GuestStats,
 }
 
@@ -61,6 +67,9 @@ impl<T> Guest<T> {
             wanting: Vec::new(),
             pool_starved: Vec::new(),
             reap: VecDeque::new(),
+            out: Gate::default(),
+            input: Gate::default(),
+            turns: Turns::default(),
             stats: GuestStats::default(),
         }
     }
@@ -75,7 +84,16 @@ impl<T> Guest<T> {
         s.chunks_leased = u64::from(self.pool.leased);
         s.chunks_tx = u64::from(self.pool.tx);
         s.chunks_rx = u64::from(self.pool.rx);
+        (s.out_held, s.out_held_ms) = (self.out.held, self.out.held_ms());
+        (s.in_held, s.in_held_ms) = (self.input.held, self.input.held_ms());
         s
+    }
+
+    pub(crate) fn set_limits(&mut self, limits: &GuestLimits) {
+        self.out.set(limits.out);
+        self.input.set(limits.input);
+        self.pool.set_limit(limits.chunks_max);
+        self.turns.weight = limits.weight.max(1);
     }
 
     /// Takes a socket out of the table while it is worked on.

@@ -24,6 +24,8 @@ const UDP: u32 = libc::IPPROTO_UDP as u32;
 const INLINE_MAX: usize = 16;
 /// How often a drain looks again.
 const DRAIN_STEP_MS: u64 = 2;
+/// When a closed socket that its guest's rate holds back is looked at again.
+const AGAIN_MS: u64 = 1_000;
 
 fn negative(errno: i32) -> u64 {
     i64::from(-errno) as u64
@@ -487,6 +489,11 @@ impl<S: Stack> Ctx<'_, S> {
                 Some(s)
             }
             Due::Drain => Some(c.look_at_drain(key, cell, s)),
+            // What its guest's rate holds back has its time.
+            Due::Orphan if s.closing && s.waits_out => {
+                c.at(c.now_ms + AGAIN_MS, key, Due::Orphan);
+                Some(s)
+            }
             Due::Orphan if s.closing => {
                 c.end(key, cell, s, true);
                 None

@@ -7,6 +7,7 @@ mod datagram;
 mod gather;
 mod guest;
 mod jobs;
+mod limits;
 mod listener;
 mod pool;
 mod port;
@@ -15,11 +16,13 @@ mod service;
 mod socket;
 mod span;
 mod stack;
+mod turns;
 mod tx;
 
 use core::ops::Range;
 use nk_device::Device;
 
+pub use limits::GuestLimits;
 pub use service::Service;
 pub use stack::{Connect, Datagram, Errno, How, Key, Kind, RawSpan, Sending, Stack, StackEvent};
 
@@ -43,8 +46,8 @@ pub struct PollResult {
     pub worked: u32,
     /// Something is left to do now: poll again without waiting.
     pub pending: bool,
-    /// When the next timer is due, on the clock of `now_ms`.
-    pub timer_ms: Option<u64>,
+    /// When to poll next if nothing happens, on the clock of `now_ns`.
+    pub due_ns: Option<u64>,
 }
 
 /// Counters of a guest.
@@ -74,4 +77,12 @@ pub struct GuestStats {
     pub datagrams_refused: u64,
     /// Datagrams that the stack dropped because nobody read (as seen with those that came later).
     pub datagrams_dropped: u64,
+    /// Times that a socket had to wait for the guest's rate of sending.
+    pub out_held: u64,
+    /// Milliseconds during which some socket did.
+    pub out_held_ms: u64,
+    /// Times that a socket was not read because of the guest's rate of receiving.
+    pub in_held: u64,
+    /// Milliseconds during which some socket was not.
+    pub in_held_ms: u64,
 }

@@ -27,6 +27,8 @@ pub(crate) enum Owner {
 pub(crate) struct Pool {
     start: u32,
     owners: Vec<Owner>,
+    /// How many may be in use.
+    limit: u32,
     free: VecDeque<u32>,
     /// Chunks below this were used once.
     touched: u32,
@@ -43,6 +45,7 @@ impl Pool {
         Pool {
             start: range.start,
             owners: vec![Owner::Free; n as usize],
+            limit: n,
             free: VecDeque::new(),
             touched: 0,
             leased: 0,
@@ -52,12 +55,20 @@ impl Pool {
         }
     }
 
+    /// How many chunks there are to be used.
     pub(crate) fn total(&self) -> u32 {
-        self.owners.len() as u32
+        self.limit
+    }
+
+    /// Lets only so many be used. Those that are used already beyond that stay until they come back.
+    pub(crate) fn set_limit(&mut self, limit: u32) {
+        self.limit = limit.min(self.owners.len() as u32);
+        self.freed = true;
     }
 
     pub(crate) fn available(&self) -> u32 {
-        self.free.len() as u32 + (self.total() - self.touched)
+        let there = self.free.len() + (self.owners.len() - self.touched as usize);
+        self.limit.saturating_sub(self.leased + self.tx + self.rx).min(there as u32)
     }
 
     pub(crate) fn take_freed(&mut self) -> bool {
@@ -73,7 +84,10 @@ impl Pool {
     }
 
     fn take(&mut self, owner: Owner) -> Option<u32> {
-        let i = if self.free.len() < ROTATION && self.touched < self.total() {
+        if self.available() == 0 {
+            return None;
+        }
+        let i = if self.free.len() < ROTATION && (self.touched as usize) < self.owners.len() {
             self.touched += 1;
             self.touched - 1
         } else {

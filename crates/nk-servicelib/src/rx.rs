@@ -21,7 +21,7 @@ impl<S: Stack> Ctx<'_, S> {
         self.guest.free_read(key.socket, s);
         let mut got = 0;
         for round in 0.. {
-            if !s.readable || !s.can_receive() || s.is_stalled() {
+            if !s.readable || !s.can_receive() || s.is_stalled() || s.waits_in {
                 break;
             }
             if round >= ROUNDS {
@@ -39,11 +39,21 @@ impl<S: Stack> Ctx<'_, S> {
                 self.starve(key, cell, s);
                 break;
             };
-            got += self.read(key, cell, s, chunks);
+            let wanted = (chunks.len() * CHUNK_SIZE) as u64;
+            let limit = self.guest.input.take(wanted);
+            if limit == 0 {
+                self.untake(chunks);
+                self.wait_in(key, s);
+                break;
+            }
+            let bytes = self.read(key, cell, s, chunks, limit as usize);
+            self.guest.input.settle(limit, bytes);
+            got += bytes;
         }
         if got > 0 {
             s.rx_bytes = s.rx_bytes.wrapping_add(got);
             self.guest.stats.bytes_received = self.guest.stats.bytes_received.wrapping_add(got);
+            self.guest.turns.charge(got);
             cell.rx_bytes.store(s.rx_bytes, Ordering::Relaxed);
             self.guest.enter_reap(key.socket, s);
             self.tell(key, cell, IN);
@@ -75,20 +85,44 @@ impl<S: Stack> Ctx<'_, S> {
         n
     }
 
-    /// One call of the stack into these chunks; bytes got. What was not filled goes back.
-    fn read(&mut self, key: Key, cell: &Cell, s: &mut Taken<S>, chunks: &[u32]) -> u64 {
+    /// Gives back chunks that nothing was received into.
+    fn untake(&mut self, chunks: &[u32]) {
+        for chunk in chunks.iter().rev() {
+            self.guest.pool.untake_rx(*chunk);
+        }
+    }
+
+    /// The guest's rate lets nothing be received now: the socket is read when it does.
+    pub(crate) fn wait_in(&mut self, key: Key, s: &mut Taken<S>) {
+        s.waits_in = true;
+        self.guest.input.wait(key);
+    }
+
+    /// One call of the stack into these chunks, for `limit` bytes at most; bytes got. What was not filled goes back.
+    fn read(
+        &mut self,
+        key: Key,
+        cell: &Cell,
+        s: &mut Taken<S>,
+        chunks: &[u32],
+        limit: usize,
+    ) -> u64 {
         let mut spans = [RawSpan::EMPTY; CHUNKS];
+        let (mut offered, mut parts) = (0, 0);
         for (to, chunk) in spans.iter_mut().zip(chunks) {
-            let whole = Span { chunk: *chunk, offset: 0, len: CHUNK_SIZE as u32 };
-            if let Some(raw) = span(&self.guest.device, whole) {
+            let len = CHUNK_SIZE.min(limit - offered);
+            let part = Span { chunk: *chunk, offset: 0, len: len as u32 };
+            if let Some(raw) = span(&self.guest.device, part).filter(|_| len > 0) {
                 *to = raw;
+                offered += len;
+                parts += 1;
             }
         }
         let result = match &s.handle {
-            Some(h) => self.stack.recv(h, spans.get(..chunks.len()).unwrap_or_default()),
+            Some(h) => self.stack.recv(h, spans.get(..parts).unwrap_or_default()),
             None => Err(Errno(libc::ENOTCONN)),
         };
-        let count = result.unwrap_or(0).min(chunks.len() * CHUNK_SIZE);
+        let count = result.unwrap_or(0).min(offered);
         let mut left = count;
         for chunk in chunks {
             if left == 0 {
@@ -103,14 +137,10 @@ impl<S: Stack> Ctx<'_, S> {
             s.rx.push_back(*chunk);
         }
         let used = count.div_ceil(CHUNK_SIZE);
-        for chunk in chunks.iter().skip(used).rev() {
-            self.guest.pool.untake_rx(*chunk);
-        }
+        self.untake(chunks.get(used..).unwrap_or_default());
         match result {
             Ok(0) => self.end_of_stream(key, cell, s),
-            Ok(_) if used == chunks.len() && count == used * CHUNK_SIZE => {
-                s.rx_want = (s.rx_want * 2).min(CHUNKS);
-            }
+            Ok(_) if count == offered => s.rx_want = (s.rx_want * 2).min(CHUNKS),
             Ok(_) => {
                 s.rx_want = used.clamp(1, CHUNKS);
                 // Nothing more is there, except an end that was announced.

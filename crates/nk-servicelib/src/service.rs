@@ -9,14 +9,14 @@ use nk_device::sync::{Ordering, fence};
 use nk_device::{Cell, Device, Nqe, Op};
 
 use crate::guest::Guest;
+use crate::limits::GuestLimits;
 use crate::port::Port;
 use crate::socket::Socket;
 use crate::{Errno, GuestPool, GuestStats, Key, PollResult, Stack, StackEvent};
 
 /// Jobs, and sends, taken in one poll.
 const NQES: u32 = 512;
-/// Sockets worked on in one poll.
-const TURNS: usize = 512;
+pub(crate) const NS_PER_MS: u64 = 1_000_000;
 
 /// Event hints, Linux's numbers.
 pub(crate) const IN: u64 = 0x001;
@@ -43,9 +43,12 @@ pub(crate) enum Due {
 #[derive(Debug)]
 pub struct Service<S: Stack> {
     pub(crate) stack: S,
-    port: Port,
+    pub(crate) port: Port,
     pub(crate) guests: Vec<Option<Box<Guest<S::Socket>>>>,
-    run: VecDeque<Key>,
+    /// Guests with sockets that asked for a turn, in the order of theirs.
+    pub(crate) active: VecDeque<u16>,
+    /// Guests with rates.
+    pub(crate) limited: Vec<u16>,
     /// Who sends with the next [`Service::send_gathered`].
     pub(crate) gathered: Vec<Key>,
     timers: BinaryHeap<Reverse<(u64, u64, Due)>>,
@@ -57,10 +60,11 @@ pub(crate) struct Ctx<'a, S: Stack> {
     pub(crate) stack: &'a mut S,
     pub(crate) port: &'a mut Port,
     pub(crate) guest: &'a mut Guest<S::Socket>,
-    pub(crate) run: &'a mut VecDeque<Key>,
+    pub(crate) active: &'a mut VecDeque<u16>,
     pub(crate) gathered: &'a mut Vec<Key>,
     pub(crate) timers: &'a mut BinaryHeap<Reverse<(u64, u64, Due)>>,
     pub(crate) now_ms: u64,
+    pub(crate) now_ns: u64,
 }
 
 /// A socket being worked on.
@@ -86,7 +90,9 @@ impl<S: Stack> Ctx<'_, S> {
     pub(crate) fn enqueue(&mut self, key: Key, socket: &mut Socket<S::Socket>) {
         if !socket.running {
             socket.running = true;
-            self.run.push_back(key);
+            if self.guest.turns.push(key) {
+                self.active.push_back(key.guest);
+            }
         }
     }
 
@@ -119,7 +125,8 @@ impl<S: Stack> Service<S> {
             stack,
             port: Port::new(device),
             guests: Vec::new(),
-            run: VecDeque::new(),
+            active: VecDeque::new(),
+            limited: Vec::new(),
             gathered: Vec::new(),
             timers: BinaryHeap::new(),
             events: Vec::new(),
@@ -150,7 +157,8 @@ impl<S: Stack> Service<S> {
                 self.stack.close(handle, true, socket.listener.is_some().then_some(key));
             }
         }
-        self.run.retain(|k| k.guest != guest);
+        self.active.retain(|g| *g != guest);
+        self.limited.retain(|g| *g != guest);
         self.gathered.retain(|k| k.guest != guest);
     }
 
@@ -158,7 +166,7 @@ impl<S: Stack> Service<S> {
     pub(crate) fn ctx<R>(
         &mut self,
         guest: u16,
-        now_ms: u64,
+        now_ns: u64,
         f: impl FnOnce(&mut Ctx<'_, S>) -> R,
     ) -> Option<R> {
         let g = self.guests.get_mut(usize::from(guest))?.as_deref_mut()?;
@@ -166,10 +174,11 @@ impl<S: Stack> Service<S> {
             stack: &mut self.stack,
             port: &mut self.port,
             guest: g,
-            run: &mut self.run,
+            active: &mut self.active,
             gathered: &mut self.gathered,
             timers: &mut self.timers,
-            now_ms,
+            now_ms: now_ns / NS_PER_MS,
+            now_ns,
         };
         Some(f(&mut ctx))
     }
@@ -183,56 +192,65 @@ impl<S: Stack> Service<S> {
             .unwrap_or(Err(Errno(libc::ENOENT)))
     }
 
-    /// Handles NQEs, then stack events, waiting for these at most `wait_ms` (-1: for ever; only after
+    /// Handles NQEs, then stack events. `now_ns` is the time on any clock that does not go back. Events are waited for at most `wait_ms` (-1: for ever; only after
     /// [`Service::prepare_sleep`] or, inline, `Engine::prepare_sleep`). `engine_doorbell` is called when the engine sleeps and must wake (never
     /// when one thread polls both).
     pub fn poll(
         &mut self,
-        now_ms: u64,
+        now_ns: u64,
         wait_ms: i32,
         engine_doorbell: &mut dyn FnMut(),
     ) -> PollResult {
         self.port.flush();
-        let mut worked = self.take_nqes(now_ms);
-        worked += self.take_timers(now_ms);
+        let mut worked = self.take_nqes(now_ns);
+        worked += self.take_timers(now_ns);
         if !self.port.is_congested() {
             // What was done above may have to reach the engine before anybody waits.
             let wait_ms = if worked > 0 || self.has_turns() { 0 } else { wait_ms };
-            worked += self.take_events(now_ms, wait_ms);
+            worked += self.take_events(now_ns, wait_ms);
         }
-        worked += self.work(now_ms);
-        worked += self.send_gathered(now_ms);
-        self.recover(now_ms);
+        worked += self.release(now_ns);
+        worked += self.work(now_ns);
+        worked += self.send_gathered(now_ns);
+        self.recover(now_ns);
         self.port.flush();
         self.port.ring(engine_doorbell);
         PollResult {
             worked,
             pending: self.port.has_work() || (self.has_turns() && !self.port.is_congested()),
-            timer_ms: self.timers.peek().map(|Reverse((due, _, _))| *due),
+            due_ns: self.due_ns(),
         }
     }
 
     /// Sockets wait for a turn or to send.
     fn has_turns(&self) -> bool {
-        !self.run.is_empty() || !self.gathered.is_empty()
+        !self.active.is_empty() || !self.gathered.is_empty()
     }
 
-    fn take_nqes(&mut self, now_ms: u64) -> u32 {
+    /// When the next timer is due, or a rate lets somebody go on.
+    fn due_ns(&self) -> Option<u64> {
+        let timer = self.timers.peek().map(|Reverse((due, _, _))| *due * NS_PER_MS);
+        let guests = self.limited.iter().filter_map(|g| self.guests.get(usize::from(*g))?.as_ref());
+        let gates = guests.flat_map(|g| [g.out.due_ns(), g.input.due_ns()]);
+        gates.flatten().chain(timer).min()
+    }
+
+    fn take_nqes(&mut self, now_ns: u64) -> u32 {
         let mut n = 0;
         while n < NQES && !self.port.is_congested() {
             let Some(nqe) = self.port.pop_job() else { break };
             n += 1;
             if matches!(Op::from_u8(nqe.op), Some(Op::Bind | Op::Listen | Op::Connect)) {
                 // A socket that was closed before this is to have given its port back.
-                self.send_gathered(now_ms);
+                self.send_gathered(now_ns);
             }
-            self.ctx(nqe.guest, now_ms, |c| c.job(&nqe));
+            self.ctx(nqe.guest, now_ns, |c| c.job(&nqe));
         }
         let mut m = 0;
         while m < NQES && !self.port.is_congested() {
             let Some(nqe) = self.port.pop_send() else { break };
             m += 1;
-            self.ctx(nqe.guest, now_ms, |c| c.kicked(&nqe));
+            self.ctx(nqe.guest, now_ns, |c| c.kicked(&nqe));
         }
         if n + m > 0 {
             self.port.commit();
@@ -240,23 +258,25 @@ impl<S: Stack> Service<S> {
         n + m
     }
 
-    fn take_timers(&mut self, now_ms: u64) -> u32 {
+    fn take_timers(&mut self, now_ns: u64) -> u32 {
         let mut n = 0;
-        while n < NQES && self.timers.peek().is_some_and(|Reverse((due, _, _))| *due <= now_ms) {
+        while n < NQES
+            && self.timers.peek().is_some_and(|Reverse((due, _, _))| *due <= now_ns / NS_PER_MS)
+        {
             let Some(Reverse((_, word, what))) = self.timers.pop() else { break };
             n += 1;
             let key = Key::from_word(word);
-            self.ctx(key.guest, now_ms, |c| c.timer(key, what));
+            self.ctx(key.guest, now_ns, |c| c.timer(key, what));
         }
         n
     }
 
-    fn take_events(&mut self, now_ms: u64, wait_ms: i32) -> u32 {
+    fn take_events(&mut self, now_ns: u64, wait_ms: i32) -> u32 {
         let mut events = core::mem::take(&mut self.events);
         self.stack.poll(wait_ms, &mut events);
         let n = events.len() as u32;
         for e in events.drain(..) {
-            self.ctx(e.key.guest, now_ms, |c| {
+            self.ctx(e.key.guest, now_ns, |c| {
                 c.with(e.key, |c, key, cell, s| c.event(key, cell, s, &e))
             });
         }
@@ -264,29 +284,27 @@ impl<S: Stack> Service<S> {
         n
     }
 
-    /// A turn for those who asked, each bounded.
-    fn work(&mut self, now_ms: u64) -> u32 {
-        let mut n = 0;
-        for _ in 0..self.run.len().min(TURNS) {
-            if self.port.is_congested() {
-                break;
+    /// Limits of a guest from now on.
+    pub fn set_limits(&mut self, guest: u16, limits: &GuestLimits) {
+        if let Some(g) = self.guests.get_mut(usize::from(guest)).and_then(Option::as_deref_mut) {
+            g.set_limits(limits);
+            let has_rate = g.out.is_limited() || g.input.is_limited();
+            if !self.limited.contains(&guest) {
+                self.limited.push(guest);
             }
-            let Some(key) = self.run.pop_front() else { break };
-            n += 1;
-            self.ctx(key.guest, now_ms, |c| {
-                c.with(key, |c, key, cell, mut s| {
-                    s.running = false;
-                    c.turn(key, cell, s)
-                })
-            });
+            // Who waited for a rate that is no more goes on.
+            let at = g.out.now_ns();
+            self.release(at);
+            if !has_rate {
+                self.limited.retain(|g| *g != guest);
+            }
         }
-        n
     }
 
     /// Those who wait for chunks get what was freed.
-    fn recover(&mut self, now_ms: u64) {
+    fn recover(&mut self, now_ns: u64) {
         for guest in 0..self.guests.len() as u16 {
-            self.ctx(guest, now_ms, |c| {
+            self.ctx(guest, now_ns, |c| {
                 if !c.guest.pool.take_freed() {
                     return;
                 }

@@ -53,6 +53,10 @@ pub(crate) struct Socket<T> {
     pub(crate) tx_broken: bool,
     /// It is among those whose bytes go with the next [`crate::Service::send_gathered`].
     pub(crate) sending: bool,
+    /// It waits for its guest's rate of sending.
+    pub(crate) waits_out: bool,
+    /// It waits for its guest's rate of receiving.
+    pub(crate) waits_in: bool,
     pub(crate) shut_wr_wanted: bool,
     pub(crate) shut_wr: bool,
     // ---- from the stack ----
@@ -95,6 +99,8 @@ impl<T> Socket<T> {
             writable: false,
             tx_broken: false,
             sending: false,
+            waits_out: false,
+            waits_in: false,
             shut_wr_wanted: false,
             shut_wr: false,
             rx_tail: 0,

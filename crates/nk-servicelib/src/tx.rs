@@ -59,7 +59,7 @@ impl<S: Stack> Ctx<'_, S> {
                 }
                 continue;
             }
-            if !s.writable {
+            if !s.writable || s.waits_out {
                 return true;
             }
             if s.datagram.is_none() {

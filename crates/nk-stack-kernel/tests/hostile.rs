@@ -356,11 +356,11 @@ fn a_separate_nsm_sleeps_and_wakes() {
             while !stop.load(StdOrdering::Relaxed) {
                 let now = || start.elapsed().as_millis() as u64;
                 let mut bell = || ring(&to_engine);
-                let r = service.poll(now(), 0, &mut bell);
+                let r = service.poll(now() * 1_000_000, 0, &mut bell);
                 if !r.pending && r.worked == 0 {
                     if service.prepare_sleep() {
                         sleeps += 1;
-                        service.poll(now(), 3000, &mut bell);
+                        service.poll(now() * 1_000_000, 3000, &mut bell);
                     }
                     service.finish_sleep();
                 }
@@ -374,7 +374,7 @@ fn a_separate_nsm_sleeps_and_wakes() {
             use std::os::fd::AsRawFd;
             let mut notify = Bells { nsm: to_nsm };
             while !stop.load(StdOrdering::Relaxed) {
-                let r = engine.poll(1024, &mut notify);
+                let r = engine.poll(0, 1024, &mut notify);
                 if r.worked == 0 && !r.pending {
                     if engine.prepare_sleep() {
                         let mut p = libc::pollfd {

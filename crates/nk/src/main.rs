@@ -6,6 +6,7 @@
 //! | [`daemon`] | `nk daemon`, also the private one |
 //! | [`mod@bench`] | `nk bench` |
 //! | [`doctor`] | `nk doctor` |
+//! | [`order`] | `nk guest`: changes what runs |
 //! | [`query`] | `nk guests`, `nk flows`, `nk why` |
 //!
 //! The program has no Rust runtime entry: that would ignore SIGPIPE, and a command run by `nk run` would inherit it.
@@ -14,6 +15,7 @@
 mod bench;
 mod daemon;
 mod doctor;
+mod order;
 mod query;
 mod run;
 
@@ -73,6 +75,11 @@ Exit status: the command's; 126 when it cannot be run as a guest, 127 when it is
     Guests {
         #[command(flatten)]
         from: query::From,
+    },
+    /// Change a running guest
+    Guest {
+        #[command(subcommand)]
+        command: order::GuestCommand,
     },
     /// List sockets, as ss does, with guest and pid
     Flows {
@@ -154,6 +161,7 @@ fn start(cli: Cli) -> Result<(), Failure> {
             daemon::daemon(config.as_deref(), socket, nsm, private)
         }
         Command::Guests { from } => query::guests(&from),
+        Command::Guest { command } => order::guest(&command),
         Command::Flows { from } => query::flows(&from),
         Command::Why { from, pid } => query::why(&from, pid),
         Command::Doctor { json } => doctor::doctor(json),

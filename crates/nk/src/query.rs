@@ -5,7 +5,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use nk_attach::{Kind, Message};
+use nk_attach::{Fds, Kind, Message};
 use nk_host::config::DEFAULT_SOCKET;
 use nk_host::{private, sys};
 use serde_json::Value;
@@ -24,18 +24,23 @@ pub(crate) struct From {
     json: bool,
 }
 
-/// One daemon's answer. `Err` carries an errno and its text.
-fn ask(socket: &Path, question: &str) -> Result<Value, (i32, String)> {
+/// Sends one request and gets what comes with the answer. `Err` carries an errno and its text.
+pub(crate) fn request(socket: &Path, kind: Kind, text: &str) -> Result<Fds, (i32, String)> {
     let os = |e: i32| (e, std::io::Error::from_raw_os_error(e).to_string());
     let fd = nk_attach::connect(socket.as_os_str().as_bytes()).map(sys::own).map_err(os)?;
     set_timeout(&fd);
-    nk_attach::send(fd.as_raw_fd(), &Message::new(Kind::Query).with_text(question), &[])
-        .map_err(os)?;
-    let (reply, mut fds, _) = nk_attach::recv(fd.as_raw_fd(), false)
+    nk_attach::send(fd.as_raw_fd(), &Message::new(kind).with_text(text), &[]).map_err(os)?;
+    let (reply, fds, _) = nk_attach::recv(fd.as_raw_fd(), false)
         .map_err(|e| (libc::EIO, format!("no answer ({e:?})")))?;
-    if reply.status != 0 {
-        return Err((reply.status, reply.text().unwrap_or("").to_owned()));
+    match reply.status {
+        0 => Ok(fds),
+        errno => Err((errno, reply.text().unwrap_or("").to_owned())),
     }
+}
+
+/// One daemon's answer.
+fn ask(socket: &Path, question: &str) -> Result<Value, (i32, String)> {
+    let mut fds = request(socket, Kind::Query, question)?;
     let Some(memfd) = fds.take(0) else { return Err((libc::EPROTO, "an empty answer".into())) };
     let mut text = String::new();
     std::fs::File::from(sys::own(memfd))
@@ -55,9 +60,10 @@ fn set_timeout(fd: &OwnedFd) {
     }
 }
 
-fn daemons(from: &From) -> Result<Vec<PathBuf>, Failure> {
-    if let Some(p) = &from.engine {
-        return Ok(vec![p.clone()]);
+/// The daemon that is named, else all that there may be.
+pub(crate) fn reachable(engine: Option<&PathBuf>) -> Vec<PathBuf> {
+    if let Some(p) = engine {
+        return vec![p.clone()];
     }
     let mut all = vec![PathBuf::from(DEFAULT_SOCKET)];
     all.extend(private::sockets());
@@ -67,13 +73,13 @@ fn daemons(from: &From) -> Result<Vec<PathBuf>, Failure> {
     }
     all.sort();
     all.dedup();
-    Ok(all)
+    all
 }
 
 /// The lists of all daemons in one.
 fn collect(from: &From, question: &str) -> Result<Vec<Value>, Failure> {
     let mut rows = Vec::new();
-    for socket in daemons(from)? {
+    for socket in reachable(from.engine.as_ref()) {
         match ask(&socket, question) {
             Ok(Value::Array(mut r)) => rows.append(&mut r),
             Ok(_) => return Err(Failure::new(1, format!("{}: an odd answer", socket.display()))),
@@ -193,7 +199,7 @@ pub(crate) fn flows(from: &From) -> Result<(), Failure> {
 
 pub(crate) fn why(from: &From, pid: i32) -> Result<(), Failure> {
     let question = format!("why {pid}");
-    for socket in daemons(from)? {
+    for socket in reachable(from.engine.as_ref()) {
         match ask(&socket, &question) {
             Ok(v) if from.json => return print_json(&v),
             Ok(v) => {

@@ -52,7 +52,7 @@ pub(super) fn measure(
         // What was under way when the time was over.
         let mut arrived = s.arrived;
         loop {
-            let worked = engine.poll(BUDGET, &mut NobodySleeps).worked;
+            let worked = engine.poll(0, BUDGET, &mut NobodySleeps).worked;
             let drained = peers.nsm.drain();
             arrived += drained;
             if worked == 0 && drained == 0 {
@@ -89,7 +89,7 @@ fn in_turn(
             let mut left = LOT;
             let begun = Instant::now();
             while left > 0 {
-                let worked = engine.poll(left, &mut NobodySleeps).worked;
+                let worked = engine.poll(0, left, &mut NobodySleeps).worked;
                 if worked == 0 {
                     break;
                 }
@@ -152,7 +152,7 @@ fn at_once(
         let (mut switched, begun) = (0u64, Instant::now());
         let spent = loop {
             for _ in 0..POLLS {
-                switched += u64::from(engine.poll(BUDGET, &mut NobodySleeps).worked);
+                switched += u64::from(engine.poll(0, BUDGET, &mut NobodySleeps).worked);
             }
             let spent = begun.elapsed();
             // On a busy machine the other side may not even have begun.

@@ -201,7 +201,7 @@ fn open_sockets(
         }
         ensure!(sockets.len() > before, "the engine grants no ids");
         let _asleep = device.header().ring_bell(row.qset);
-        while engine.poll(1024, &mut NobodySleeps).worked > 0 {
+        while engine.poll(0, 1024, &mut NobodySleeps).worked > 0 {
             nsm.drain();
         }
     }

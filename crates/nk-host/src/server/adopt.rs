@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::Instant;
 
-use nk_engine::{AdoptedListener, AdoptedRow, Adoption, GuestId, GuestSetup, Limits};
+use nk_engine::{AdoptedListener, AdoptedRow, Adoption, GuestId, GuestSetup};
 use nk_servicelib::{GuestPool, Key};
 
 use super::keep::{HAS_CONTROL, HAS_PIDFD};
@@ -14,6 +14,7 @@ use crate::guest::{Guest, Missed, Names, Process, Region, layout};
 use crate::keeper::{
     CLASS_GUEST, CLASS_HOLD, CLASS_LISTENER, CLASS_PROCESS, CLASS_QSET, Entry, Keeper, parse_addr,
 };
+use crate::limits::GuestLimits;
 use crate::sys;
 
 /// One guest's entries, sorted out.
@@ -54,16 +55,11 @@ fn sort(entries: Vec<Entry>) -> BTreeMap<u16, Kept> {
 }
 
 /// uid, flags, limits, name.
-fn parse_guest(text: &str) -> Option<(u32, u64, Limits, String)> {
-    let mut w = text.splitn(6, ' ');
+fn parse_guest(text: &str) -> Option<(u32, u64, GuestLimits, String)> {
+    let mut w = text.splitn(4, ' ');
     let uid = w.next()?.parse().ok()?;
     let flags = w.next()?.parse().ok()?;
-    let limits = Limits {
-        sockets_max: w.next()?.parse().ok()?,
-        rows_max: w.next()?.parse().ok()?,
-        port_min: w.next()?.parse().ok()?,
-        ..Limits::default()
-    };
+    let limits = GuestLimits::from_text(w.next()?)?;
     Some((uid, flags, limits, w.next()?.to_owned()))
 }
 
@@ -167,7 +163,7 @@ impl Server {
         }
         let device = guest.region.device;
         let vm = guest.is_vm();
-        let setup = GuestSetup { id, device, namespace, nsm: NSM, limits, vm };
+        let setup = GuestSetup { id, device, namespace, nsm: NSM, limits: limits.engine(), vm };
         let pool = GuestPool { guest: id.0, device, namespace, pool: 0..device.layout().chunks };
         let bell = guest.engine_bell.try_clone()?;
         let counts = (guest.processes.len(), listeners.len());
@@ -188,6 +184,7 @@ impl Server {
             }
             s.engine.adopt_guest(setup, &adoption, &mut s.notify).map_err(io::Error::other)
         })??;
+        self.limit_bytes(id)?;
         self.give_listeners(listeners)?;
         // Tokens are new ones, and with them the holds' keys.
         let keeper: Option<Keeper> = self.keeper.clone();

@@ -165,7 +165,14 @@ impl Server {
         let engine_bell = sys::eventfd()?;
         let pidfd = sys::pidfd(who.pid)?;
         let limits = rules.limits(who.uid);
-        let setup = GuestSetup { id, device: region.device, namespace, nsm: NSM, limits, vm };
+        let setup = GuestSetup {
+            id,
+            device: region.device,
+            namespace,
+            nsm: NSM,
+            limits: limits.engine(),
+            vm,
+        };
         let pool = GuestPool {
             guest: id.0,
             device: region.device,
@@ -209,6 +216,7 @@ impl Server {
                 names: Names::default(),
             },
         );
+        self.limit_bytes(id)?;
         // The keeper knows process guests only: a VM guest ends with the daemon.
         if !vm {
             self.note_guest(id);

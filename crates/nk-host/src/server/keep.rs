@@ -32,8 +32,7 @@ fn hold_key(guest: GuestId, token: Token) -> u64 {
 
 /// A guest's words as text; the name, which may be long, comes last.
 fn guest_text(g: &Guest) -> String {
-    let l = &g.limits;
-    format!("{} {} {} {} {} {}", g.uid, g.flags, l.sockets_max, l.rows_max, l.port_min, g.name)
+    format!("{} {} {} {}", g.uid, g.flags, g.limits.to_text(), g.name)
 }
 
 impl Server {
@@ -81,7 +80,11 @@ impl Server {
             | Source::CreatorPidfd { fd, .. }
             | Source::Hold { fd, .. }
             | Source::Listener(fd) => Some(fd.as_raw_fd()),
-            Source::Bell | Source::Keeper | Source::Nsm(_) | Source::Resolver { .. } => None,
+            Source::Bell
+            | Source::Keeper
+            | Source::Hangup(_)
+            | Source::Nsm(_)
+            | Source::Resolver { .. } => None,
         }
     }
 

@@ -8,6 +8,7 @@ mod attach;
 mod create;
 mod death;
 mod keep;
+mod limits;
 mod names;
 mod nsm;
 mod query;
@@ -76,6 +77,8 @@ pub(crate) enum Source {
     Hold { fd: OwnedFd, guest: GuestId },
     /// The keeper closed its connection.
     Keeper,
+    /// The configuration is to be read again.
+    Hangup(OwnedFd),
     /// The NSM process: its control socket, its broker socket or its end.
     Nsm(nsm::Part),
     /// A guest's resolver.
@@ -141,6 +144,8 @@ impl Server {
     /// # Errors
     /// When descriptors, memory or threads cannot be had.
     pub fn new(setup: Setup) -> io::Result<Server> {
+        // Before there is any other thread, which would take the signal.
+        let hangup = setup.config.file.as_ref().map(|_| sys::signals(libc::SIGHUP)).transpose()?;
         let epoll = Epoll::new()?;
         let mut sources = Slab::new();
         let bell = Arc::new(sys::eventfd()?);
@@ -189,6 +194,9 @@ impl Server {
             resolver: setup.resolver,
         };
         server.watch_keeper()?;
+        if let Some(fd) = hangup {
+            server.watch_hangup(fd)?;
+        }
         if let (Some(k), Some(fd)) = (&server.keeper, server.raw(Some(server.listener))) {
             k.keep(CLASS_ATTACH, 0, (0, 0), "", &[fd]);
         }
@@ -248,6 +256,11 @@ impl Server {
                 let part = *part;
                 self.nsm_event(part)
             }
+            Some(Source::Hangup(fd)) => {
+                sys::drain_signals(fd.as_raw_fd());
+                self.reload();
+                Ok(())
+            }
             Some(Source::Resolver { .. }) => {
                 self.resolver_ended(token);
                 Ok(())
@@ -306,7 +319,7 @@ impl Server {
             | Source::CreatorPidfd { fd, .. }
             | Source::Hold { fd, .. }
             | Source::Resolver { fd, .. } => fd.as_raw_fd(),
-            Source::Bell | Source::Keeper | Source::Nsm(_) => return,
+            Source::Bell | Source::Keeper | Source::Hangup(_) | Source::Nsm(_) => return,
         };
         if let Source::Connection { role: Role::Stranger, .. } = source {
             self.strangers -= 1;
@@ -377,6 +390,7 @@ impl Server {
             (Kind::Attach, Role::Stranger | Role::Creator(_)) => {
                 Some(self.attach(token, message, fds, credentials)?)
             }
+            (Kind::Order, Role::Stranger) => Some(self.order(message, credentials)?),
             (Kind::Query, Role::Stranger) => Some(self.query(message, credentials)?),
             (Kind::Fork, Role::Process(g, row)) if row != 0 => Some(self.fork(g, row, fds)?),
             (Kind::Hello, Role::Process(g, row)) => {

@@ -234,7 +234,24 @@ impl Server {
             pool: 0..device.layout().chunks,
         };
         let (memfd, flags) = (g.region.memfd.try_clone()?, g.flags);
-        self.nsm_guest(&pool, flags, &memfd)
+        self.nsm_guest(&pool, flags, &memfd)?;
+        self.nsm_limits(id)
+    }
+
+    /// Tells the guest's NSM process of its limits.
+    pub(super) fn nsm_limits(&mut self, id: GuestId) -> io::Result<()> {
+        let Some(limits) = self.guests.get(&id.0).map(|g| g.limits) else { return Ok(()) };
+        if self.nsm.child.is_none() {
+            return Ok(());
+        }
+        let mut m = Message::new(Kind::Nsm).with_text(&limits.to_text());
+        (m.a, m.b) = (command::LIMITS, id.0.into());
+        match self.nsm_command(&m, &[]).map(|r| r.status) {
+            Ok(0) => Ok(()),
+            Ok(e) => Err(io::Error::from_raw_os_error(e)),
+            // It died, and its end is in the queue: the next one is told of every guest.
+            Err(_) => Ok(()),
+        }
     }
 
     /// Tells an NSM process of a guest, before the engine is told.

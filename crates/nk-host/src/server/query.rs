@@ -78,6 +78,8 @@ impl Server {
                         "violations": s.violations, "accept_failures": s.accept_failures,
                         "datagrams_refused": s.datagrams_refused,
                         "datagrams_dropped": s.datagrams_dropped,
+                        "out_held": s.out_held, "out_held_ms": s.out_held_ms,
+                        "in_held": s.in_held, "in_held_ms": s.in_held_ms,
                     }),
                 );
             }
@@ -136,11 +138,7 @@ fn describe_guest(g: &Guest, s: &Stats) -> Value {
         "uid": g.uid,
         "namespace": g.namespace,
         "share_net": g.flags & nk_attach::CREATE_SHARE_NET != 0,
-        "limits": {
-            "sockets_max": g.limits.sockets_max,
-            "processes_max": g.limits.rows_max,
-            "port_min": g.limits.port_min,
-        },
+        "limits": g.limits.to_json(),
         "processes": processes,
         "holds": g.holds.len(),
         "names": super::names::describe(g),
@@ -160,6 +158,9 @@ fn describe_guest(g: &Guest, s: &Stats) -> Value {
             "quarantined": s.quarantined,
             "ports_refused": s.ports_refused,
             "overflows": s.overflows,
+            "nqes_held": s.nqes_held,
+            "connects_held": s.connects_held,
+            "accepts_held": s.accepts_held,
         },
     })
 }

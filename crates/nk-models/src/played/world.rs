@@ -269,11 +269,11 @@ impl World {
         Shell { device: region.device, row, qset }
     }
     fn poll_engine(&mut self) {
-        let r = self.engine.poll(256, &mut self.bells);
+        let r = self.engine.poll(self.now_ms * 1_000_000, 256, &mut self.bells);
         assert!(r.worked < WORK_MAX, "{} in one poll", r.worked);
     }
     fn poll_service(&mut self) {
-        let r = self.service.poll(self.now_ms, 0, &mut || {});
+        let r = self.service.poll(self.now_ms * 1_000_000, 0, &mut || {});
         assert!(r.worked < WORK_MAX, "{} in one poll", r.worked);
     }
     fn settle(&mut self) {

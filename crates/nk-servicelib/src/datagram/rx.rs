@@ -15,6 +15,8 @@ use crate::{Datagram, Errno, Key, RawSpan, Stack};
 const ROUNDS: usize = 4;
 /// Datagrams that one call may bring.
 const BATCH: usize = 8;
+/// Bytes that must be within the guest's rate before the stack is read.
+const LEAVE: u64 = 1500;
 /// How long the stack gets when it is out of memory.
 const RETRY_MS: u64 = 20;
 
@@ -23,13 +25,20 @@ impl<S: Stack> Ctx<'_, S> {
         self.guest.free_read(key.socket, s);
         let (mut count, mut bytes) = (0, 0u64);
         for round in 0.. {
-            if !s.readable || s.handle.is_none() || s.has(SF_DEAD) || s.is_stalled() {
+            if !s.readable || s.handle.is_none() || s.has(SF_DEAD) || s.is_stalled() || s.waits_in {
                 break;
             }
             if round >= ROUNDS {
                 self.enqueue(key, s);
                 break;
             }
+            // How long they are is known when they are there: what is beyond this is owed.
+            let leave = self.guest.input.take(LEAVE);
+            if leave == 0 {
+                self.wait_in(key, s);
+                break;
+            }
+            self.guest.input.settle(leave, 0);
             let room = STREAM_SLOTS - s.rx.len().min(STREAM_SLOTS);
             if room == 0 {
                 self.stall(key, cell, s);
@@ -42,12 +51,14 @@ impl<S: Stack> Ctx<'_, S> {
                 break;
             };
             let (datagrams, more) = self.read_datagrams(key, cell, s, chunks);
+            self.guest.input.settle(0, more);
             count += datagrams;
             bytes += more;
         }
         if count > 0 {
             s.rx_bytes = s.rx_bytes.wrapping_add(bytes);
             self.guest.stats.bytes_received = self.guest.stats.bytes_received.wrapping_add(bytes);
+            self.guest.turns.charge(bytes);
             cell.rx_bytes.store(s.rx_bytes, Ordering::Relaxed);
             self.guest.enter_reap(key.socket, s);
             self.tell(key, cell, IN);

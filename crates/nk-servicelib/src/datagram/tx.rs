@@ -83,13 +83,22 @@ impl<S: Stack> Ctx<'_, S> {
             (s.tx.front().copied(), s.datagram.as_ref().and_then(|d| d.tx.front().copied()))
         {
             if first.len > 0 {
+                let leave = u64::from(header.len);
+                if !self.guest.out.take_whole(leave) {
+                    self.wait_out(key, s);
+                    break;
+                }
                 match self.send_one(key, cell, s, first, &header) {
                     Ok(()) => bytes += u64::from(header.len),
                     Err(Errno(libc::EAGAIN)) => {
+                        self.guest.out.settle(leave, 0);
                         s.writable = false;
                         break;
                     }
-                    Err(Errno(e)) => self.refused(key, cell, s, &header, e),
+                    Err(Errno(e)) => {
+                        self.guest.out.settle(leave, 0);
+                        self.refused(key, cell, s, &header, e);
+                    }
                 }
             }
             self.datagram_done(s);
@@ -99,6 +108,7 @@ impl<S: Stack> Ctx<'_, S> {
         }
         s.tx_bytes = s.tx_bytes.wrapping_add(bytes);
         self.guest.stats.bytes_sent = self.guest.stats.bytes_sent.wrapping_add(bytes);
+        self.guest.turns.charge(bytes);
         cell.tx_bytes.store(s.tx_bytes, Ordering::Relaxed);
         let head = s.tx_head;
         if cell.consume_tx(head, &mut s.tx_served) {

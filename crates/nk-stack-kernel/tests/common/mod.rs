@@ -148,10 +148,10 @@ impl Host {
 
     /// What the poll thread does in one round.
     pub fn poll(&mut self) {
-        let now_ms = self.now_ms();
-        self.engine.poll(1024, &mut self.log);
-        self.service.poll(now_ms, 0, &mut || {});
-        self.engine.poll(1024, &mut self.log);
+        let now_ns = self.now_ms() * 1_000_000;
+        self.engine.poll(now_ns, 1024, &mut self.log);
+        self.service.poll(now_ns, 0, &mut || {});
+        self.engine.poll(now_ns, 1024, &mut self.log);
     }
 
     pub fn polls(&mut self, n: usize) {

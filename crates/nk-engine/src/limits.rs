@@ -1,0 +1,223 @@
+//! Limits on rates, and turns by weight.
+//!
+//! Elements per second and connections per second are kept here, where every element passes; bytes are ServiceLib's to count, where
+//! they are consumed. What is over a limit is not lost and not refused: elements stay on the guest's rings, a connect waits here, and
+//! an accept waits for an id. The guest never has to ask again: [`crate::PollResult::due_ns`] says when to poll next.
+
+use nk_device::bucket::{Bucket, Rate};
+use nk_device::{Nqe, Op};
+
+use crate::engine::{Engine, Parts};
+use crate::guest::{Guest, State};
+use crate::out::Out;
+use crate::{ControlError, GuestId, Limits};
+
+const EALREADY: i32 = 114;
+const ECONNRESET: i32 = 104;
+/// Who ran out of elements is served again when a thousandth of a second's are there, so that they are taken in lots.
+const LOTS_PER_S: u64 = 1000;
+
+/// A guest's buckets, and who waits for them.
+#[derive(Debug, Default)]
+pub(crate) struct Limiter {
+    nqes: Option<Bucket>,
+    /// Elements wait on the guest's rings for the bucket.
+    pub(crate) is_held: bool,
+    pub(crate) connections: Option<Bucket>,
+    /// Sockets whose connect waits here, oldest first; those that were closed meanwhile are passed over.
+    connects: std::collections::VecDeque<(u32, u16)>,
+    /// The NSM has no id to accept into because of the limit.
+    pub(crate) accepts_held: bool,
+}
+
+/// A connect that waits for its turn.
+#[derive(Debug)]
+pub(crate) struct HeldConnect {
+    nqe: Nqe,
+    /// A shutdown or disconnect that came after it.
+    after: Option<Nqe>,
+}
+
+fn change(bucket: &mut Option<Bucket>, rate: Option<Rate>) {
+    *bucket = match (bucket.take(), rate) {
+        (Some(mut b), Some(rate)) => {
+            b.set(rate);
+            Some(b)
+        }
+        (None, Some(rate)) => Some(Bucket::new(rate)),
+        (_, None) => None,
+    };
+}
+
+fn lot(b: &Bucket) -> u64 {
+    (b.rate().per_s / LOTS_PER_S).clamp(1, b.rate().burst)
+}
+
+impl Limiter {
+    pub(crate) fn new(limits: &Limits) -> Limiter {
+        let mut l = Limiter::default();
+        l.set(limits);
+        l
+    }
+
+    fn set(&mut self, limits: &Limits) {
+        change(&mut self.nqes, limits.nqes);
+        change(&mut self.connections, limits.connections);
+        self.is_held &= self.nqes.is_some();
+    }
+
+    /// How many ids the NSM may have to accept into, `most` at most.
+    pub(crate) fn accepts(&self, most: u32) -> u32 {
+        let there = self.connections.as_ref().map(Bucket::available);
+        there.map_or(most, |n| u32::try_from(n).unwrap_or(most).min(most))
+    }
+
+    /// A connection came to be.
+    pub(crate) fn connected(&mut self) {
+        if let Some(b) = &mut self.connections {
+            b.take(1);
+        }
+    }
+
+    fn may_connect(&self) -> bool {
+        self.connections.as_ref().is_none_or(|b| b.available() > 0)
+    }
+
+    /// When something that waits has its turn.
+    pub(crate) fn due_ns(&self) -> Option<u64> {
+        let nqes = self.nqes.as_ref().filter(|_| self.is_held).map(|b| b.due_ns(lot(b)));
+        let waits = self.accepts_held || !self.connects.is_empty();
+        let connections = self.connections.as_ref().filter(|_| waits).map(|b| b.due_ns(1));
+        nqes.into_iter().chain(connections).min()
+    }
+
+    fn refill(&mut self, now_ns: u64) {
+        if let Some(b) = &mut self.nqes {
+            b.refill(now_ns);
+            self.is_held &= b.available() < lot(b);
+        }
+        if let Some(b) = &mut self.connections {
+            b.refill(now_ns);
+        }
+    }
+}
+
+impl Guest {
+    /// Elements that its turn may take: by its weight, and by what its bucket has.
+    fn turn(&mut self) -> u32 {
+        let turn = self.limits.nqes_per_turn_max.saturating_mul(self.limits.weight.max(1));
+        match &self.limiter.nqes {
+            Some(_) if self.limiter.is_held => 0,
+            Some(b) if b.available() == 0 => {
+                self.limiter.is_held = true;
+                self.stats.nqes_held += 1;
+                0
+            }
+            Some(b) => u32::try_from(b.available()).unwrap_or(u32::MAX).min(turn),
+            None => turn,
+        }
+    }
+}
+
+impl Parts<'_> {
+    /// Before the guest's first turn of a poll: takes its bells, and gives those who waited what time brought.
+    pub(crate) fn begin_poll(&mut self, now_ns: u64, out: &mut Out<'_>) {
+        self.guest.take_bells();
+        self.guest.limiter.refill(now_ns);
+        while self.guest.limiter.may_connect() && !self.nsm.is_stuck() {
+            let Some((id, generation)) = self.guest.limiter.connects.pop_front() else { break };
+            self.release_connect(id, generation, out);
+        }
+        if self.guest.limiter.accepts_held && self.guest.limiter.may_connect() {
+            self.guest.top_up_nsm(self.nsm);
+        }
+    }
+
+    /// The guest's turn.
+    pub(crate) fn serve_turn(&mut self, budget: u32, out: &mut Out<'_>) -> u32 {
+        if self.guest.active.is_empty() {
+            return 0;
+        }
+        let turn = self.guest.turn().min(budget);
+        let n = self.serve(turn, out);
+        if let Some(b) = &mut self.guest.limiter.nqes {
+            b.take(n.into());
+        }
+        n
+    }
+
+    /// Whether a connect may go on now; else it waits here, or is refused because one waits already.
+    pub(crate) fn may_connect(&mut self, q: u16, nqe: &Nqe, out: &mut Out<'_>) -> bool {
+        let g = &mut *self.guest;
+        let Some(s) = g.sockets.get_mut(nqe.socket as usize) else { return false };
+        if s.held.is_some() {
+            self.refuse(q, nqe, EALREADY, out);
+            return false;
+        }
+        if g.limiter.connects.is_empty() && g.limiter.may_connect() {
+            g.limiter.connected();
+            return true;
+        }
+        s.held = Some(Box::new(HeldConnect { nqe: *nqe, after: None }));
+        g.stats.connects_held += 1;
+        if g.limiter.connects.len() > g.sockets.len() * 2 {
+            // Most are of sockets that were closed.
+            let sockets = &g.sockets;
+            g.limiter.connects.retain(|(id, generation)| {
+                sockets
+                    .get(*id as usize)
+                    .is_some_and(|s| s.generation == *generation && s.held.is_some())
+            });
+        }
+        g.limiter.connects.push_back((nqe.socket, nqe.generation));
+        false
+    }
+
+    /// A shutdown or disconnect waits behind the connect before it; `true` when it does.
+    pub(crate) fn waits_behind(&mut self, q: u16, nqe: &Nqe, out: &mut Out<'_>) -> bool {
+        let held = self.guest.socket_mut(nqe.socket).and_then(|s| s.held.as_mut());
+        let Some(held) = held else { return false };
+        match held.after.replace(Nqe { qset: q, ..*nqe }) {
+            Some(old) => self.refuse(old.qset, &old, EALREADY, out),
+            None => {}
+        }
+        true
+    }
+
+    fn release_connect(&mut self, id: u32, generation: u16, out: &mut Out<'_>) {
+        let Some(s) = self.guest.socket_mut(id) else { return };
+        if s.generation != generation {
+            return;
+        }
+        let Some(held) = s.held.take() else { return };
+        let is_open = s.state() == State::Open;
+        self.guest.limiter.connected();
+        for nqe in [Some(held.nqe), held.after].into_iter().flatten() {
+            if is_open {
+                self.pass_on(nqe.qset, &nqe);
+            } else {
+                self.refuse(nqe.qset, &nqe, ECONNRESET, out);
+            }
+        }
+    }
+}
+
+impl Engine {
+    /// Changes a guest's limits. What it has beyond a lower one it keeps.
+    pub fn set_limits(&mut self, guest: GuestId, limits: Limits) -> Result<(), ControlError> {
+        let p = self.parts(guest)?;
+        p.guest.limits = limits;
+        p.guest.limiter.set(&limits);
+        // Who found no id under the old limit asks again: with the next that is freed, or now.
+        for row in core::mem::take(&mut p.guest.starved) {
+            p.guest.top_up_row(row);
+        }
+        p.guest.top_up_nsm(p.nsm);
+        Ok(())
+    }
+}
+
+/// Whether the operation must not overtake a connect.
+pub(crate) fn follows_connect(op: Op) -> bool {
+    matches!(op, Op::Shutdown | Op::Disconnect)
+}

@@ -1,0 +1,116 @@
+//! Limits while guests run: told to who keeps them, changed by order, and read again with the configuration.
+
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use nk_attach::{Credentials, Message};
+use nk_engine::GuestId;
+
+use super::{Reply, Server, Source};
+use crate::config::Config;
+use crate::limits::{Change, GuestLimits};
+
+impl Server {
+    /// Tells the guest's NSM, inline or not, its part.
+    pub(super) fn limit_bytes(&mut self, id: GuestId) -> io::Result<()> {
+        let Some(part) = self.guests.get(&id.0).map(|g| g.limits.service()) else { return Ok(()) };
+        self.ask(move |s| {
+            if let Some(service) = &mut s.service {
+                service.set_limits(id.0, &part);
+            }
+        })?;
+        self.nsm_limits(id)
+    }
+
+    /// Changes a running guest's limits.
+    fn limit(&mut self, id: GuestId, limits: GuestLimits) -> io::Result<()> {
+        let Some(g) = self.guests.get_mut(&id.0) else { return Ok(()) };
+        if g.limits == limits {
+            return Ok(());
+        }
+        g.limits = limits;
+        tracing::info!(guest = g.name, limits = %limits.to_json(), "limits changed");
+        let vm = g.is_vm();
+        self.ask(move |s| s.engine.set_limits(id, limits.engine()).map_err(io::Error::other))??;
+        self.limit_bytes(id)?;
+        if !vm {
+            self.note_guest(id);
+        }
+        Ok(())
+    }
+
+    /// What root or the daemon's user orders.
+    pub(super) fn order(
+        &mut self,
+        message: &Message,
+        credentials: Option<Credentials>,
+    ) -> io::Result<Reply> {
+        // SAFETY: no arguments, cannot fail.
+        let own = unsafe { libc::geteuid() };
+        if credentials.is_none_or(|who| who.uid != 0 && who.uid != own) {
+            return Ok(Reply::refused(
+                libc::EPERM,
+                "only root and the daemon's user may change this",
+            ));
+        }
+        let mut words = message.text().unwrap_or("").split_ascii_whitespace();
+        match words.next() {
+            Some("limit") => self.order_limit(words.next().unwrap_or(""), words),
+            _ => Ok(Reply::refused(libc::EINVAL, "the orders are: limit GUEST KEY=N...")),
+        }
+    }
+
+    fn order_limit<'a>(
+        &mut self,
+        name: &str,
+        changes: impl Iterator<Item = &'a str>,
+    ) -> io::Result<Reply> {
+        let Some((id, mut limits)) =
+            self.guests.values().find(|g| g.name == name).map(|g| (g.id, g.limits))
+        else {
+            return Ok(Reply::refused(libc::ESRCH, &format!("there is no guest {name:?} here")));
+        };
+        for c in changes {
+            match c.parse::<Change>() {
+                Ok(c) => limits.change(c),
+                Err(why) => return Ok(Reply::refused(libc::EINVAL, &why)),
+            }
+        }
+        match self.limit(id, limits) {
+            Ok(()) => Ok(Reply::ok(0, 0, 0, 0)),
+            Err(e) => Ok(Reply::failed("cannot change the limits", &e)),
+        }
+    }
+
+    /// Where there is a file to read again, SIGHUP is what asks for it.
+    pub(super) fn watch_hangup(&mut self, fd: OwnedFd) -> io::Result<()> {
+        let raw = fd.as_raw_fd();
+        let token = self.sources.insert(Source::Hangup(fd));
+        self.epoll.add(raw, libc::EPOLLIN, token.word())
+    }
+
+    /// Reads the configuration again. A wrong one changes nothing.
+    pub(super) fn reload(&mut self) {
+        let Some(file) = self.config.file.clone() else { return };
+        let new = match Config::read(&file) {
+            Ok(c) => c,
+            Err(e) => {
+                tracing::error!(error = %e, "the configuration is wrong: nothing is changed");
+                return;
+            }
+        };
+        self.config.guest = new.guest;
+        self.config.namespace = new.namespace;
+        tracing::info!(file = %file.display(), "configuration read again; socket and NSMs stay as they were started");
+        let all: Vec<(GuestId, GuestLimits)> = self
+            .guests
+            .values()
+            .map(|g| (g.id, self.config.guest(&g.name).limits(g.uid)))
+            .collect();
+        for (id, limits) in all {
+            if let Err(e) = self.limit(id, limits) {
+                tracing::error!(id = id.0, error = %e, "a guest's limits could not be changed");
+            }
+        }
+    }
+}
