@@ -60,6 +60,11 @@ const STEPS: &[Step] = &[
         about: "loads of nginx and redis, without io_uring",
         body: programs_epoll,
     },
+    Step {
+        name: "tenants",
+        about: "limits per guest: bytes, connections, elements, processes",
+        body: tenants,
+    },
     Step { name: "safety", about: "churn, kills, restarts, hostile guests", body: safety },
     Step {
         name: "safety-nsm",
@@ -270,6 +275,11 @@ fn programs_epoll() -> Result<()> {
         programs_by(&["--group", "programs", "--filter", program, "--io", "epoll"])?;
     }
     Ok(())
+}
+
+fn tenants() -> Result<()> {
+    programs_by(&["--group", "tenants"])?;
+    programs_by(&["--group", "tenants", "--nsm", "separate"])
 }
 
 fn safety() -> Result<()> {

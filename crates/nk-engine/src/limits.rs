@@ -177,9 +177,8 @@ impl Parts<'_> {
     pub(crate) fn waits_behind(&mut self, q: u16, nqe: &Nqe, out: &mut Out<'_>) -> bool {
         let held = self.guest.socket_mut(nqe.socket).and_then(|s| s.held.as_mut());
         let Some(held) = held else { return false };
-        match held.after.replace(Nqe { qset: q, ..*nqe }) {
-            Some(old) => self.refuse(old.qset, &old, EALREADY, out),
-            None => {}
+        if let Some(old) = held.after.replace(Nqe { qset: q, ..*nqe }) {
+            self.refuse(old.qset, &old, EALREADY, out);
         }
         true
     }

@@ -12,7 +12,7 @@
 //! | [`load`] | wrk and ab, and what they report |
 //! | [`generator`] | loads that Debian has no program for, behind `nk-load` |
 //! | [`suite`] | the list of tests, and running them |
-//! | [`cases`], [`safety`] | the tests themselves |
+//! | [`cases`], [`tenants`], [`safety`] | the tests themselves |
 #![forbid(unsafe_code)]
 
 pub mod cases;
@@ -26,6 +26,7 @@ pub mod procfs;
 pub mod redis;
 pub mod safety;
 pub mod suite;
+pub mod tenants;
 pub mod world;
 
 pub use world::{Mode, Side, World};

@@ -55,6 +55,7 @@ enum NsmChoice {
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum GroupChoice {
     Programs,
+    Tenants,
     Safety,
 }
 
@@ -133,6 +134,7 @@ fn choose(arguments: &Arguments) -> Vec<(Test, Mode)> {
     let all = tests().into_iter().filter(|test| match arguments.group {
         None => true,
         Some(GroupChoice::Programs) => test.group == Group::Programs,
+        Some(GroupChoice::Tenants) => test.group == Group::Tenants,
         Some(GroupChoice::Safety) => test.group == Group::Safety,
     });
     let native = [Mode::NATIVE];

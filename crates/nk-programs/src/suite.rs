@@ -6,12 +6,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, anyhow};
 
 use crate::world::{Mode, Options, World};
-use crate::{cases, safety};
+use crate::{cases, safety, tenants};
 
-/// Which of the suite's two halves a test belongs to.
+/// Which of the suite's parts a test belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Group {
     Programs,
+    Tenants,
     Safety,
 }
 
@@ -40,6 +41,7 @@ pub const GUESTS_ONLY: &[Mode] = &[Mode::BOTH_GUESTS];
 #[must_use]
 pub fn tests() -> Vec<Test> {
     let mut tests = cases::tests();
+    tests.extend(tenants::tests());
     tests.extend(safety::tests());
     tests
 }

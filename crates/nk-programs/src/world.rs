@@ -68,6 +68,8 @@ pub struct Options {
     pub keep: bool,
     /// A tenth of the connections and of the time of the safety tests.
     pub quick: bool,
+    /// More of the daemon's configuration: guests.
+    pub config: String,
 }
 
 /// A running daemon.
@@ -148,6 +150,7 @@ impl World {
             text.push_str(&format!("io = {io:?}\n"));
         }
         text.push_str(&format!("\n[guest.{NAMELESS}]\nnames = false\n"));
+        text.push_str(&self.options.config);
         fs::write(&config, text)?;
         let mut words = self.options.host_prefix.clone();
         words.extend([nk, "daemon".into(), "--config".into(), config.display().to_string()]);
@@ -210,10 +213,18 @@ impl World {
 
     /// The words that come before a guest's command; none for a plain program.
     pub fn prefix(&self, side: Side) -> Result<Vec<String>> {
+        self.prefix_named(side, None)
+    }
+
+    /// As [`prefix`](Self::prefix), for a guest that the configuration names.
+    pub fn prefix_named(&self, side: Side, guest: Option<&str>) -> Result<Vec<String>> {
         if side == Side::Plain || self.options.nk.is_none() {
             return Ok(Vec::new());
         }
         let mut words = vec![self.nk()?.to_owned(), "run".to_owned()];
+        if let Some(guest) = guest {
+            words.extend(["--name".to_owned(), guest.to_owned()]);
+        }
         if let Some(daemon) = &self.daemon {
             words.push("--engine".to_owned());
             words.push(daemon.socket.display().to_string());
@@ -241,6 +252,28 @@ impl World {
         self.surround(&mut command);
         change(&mut command);
         process::start(command, &self.dir, name)
+    }
+
+    /// As [`start`](Self::start), as the guest of that name.
+    pub fn start_as<S: AsRef<str>>(&self, guest: &str, words: &[S]) -> Result<Running> {
+        let prefix = self.prefix_named(Side::Guest, Some(guest))?;
+        let all = prefix.iter().map(String::as_str).chain(words.iter().map(AsRef::as_ref));
+        let mut command = process::command(all);
+        self.surround(&mut command);
+        process::start(command, &self.dir, guest)
+    }
+
+    /// The daemon anew, with more configuration.
+    pub fn restart_with(&mut self, config: &str) -> Result<()> {
+        if let Some(daemon) = self.daemon.take() {
+            daemon.running.signal(Signal::TERM)?;
+            daemon.running.finish_alone(Duration::from_secs(10))?;
+        }
+        self.options.config = config.to_owned();
+        self.start_daemon()?;
+        self.warm_up()?;
+        self.daemon_fds_before = Some(leaks::DaemonState::of(self)?);
+        Ok(())
     }
 
     /// As [`start`](Self::start), with a pipe to the program's standard input.

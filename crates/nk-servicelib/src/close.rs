@@ -46,7 +46,7 @@ impl<S: Stack> Ctx<'_, S> {
             self.end(key, cell, s, abort);
             return None;
         }
-        if s.closing && !s.sending && !s.orphaned {
+        if s.closing && !s.sending && !s.waits_out && !s.orphaned {
             s.orphaned = true;
             s.readable = true;
             self.at(self.now_ms + ORPHAN_MS, key, Due::Orphan);

@@ -6,7 +6,7 @@
 use std::collections::VecDeque;
 
 use nk_device::cell::{SF_BOUND, SF_CONNECTED};
-use nk_device::datagram::{Header, MORE_MAX};
+use nk_device::datagram::{DF_PEER, Header, MORE_MAX};
 use nk_device::sync::Ordering;
 use nk_device::{Addr, Cell, Nqe, Op};
 
@@ -32,6 +32,8 @@ pub(crate) struct Datagrams {
     rx_more: VecDeque<(u32, Vec<u32>)>,
     /// What became of datagrams whose report is awaited, when it was nothing good: tx index and errno.
     failed: VecDeque<(u32, i32)>,
+    /// Calls that wait to be told what became of the datagram at an index, which their guest's rate holds back.
+    reports: VecDeque<(u32, Nqe)>,
     /// Drops of the stack that were counted.
     dropped: u32,
     /// The stack's port is known.
@@ -130,6 +132,17 @@ impl<S: Stack> Ctx<'_, S> {
         Some(s)
     }
 
+    /// What the guest's rate holds back goes where it was meant to go, whatever the socket is connected to by then.
+    fn keep_peer(&self, s: &mut Taken<S>) {
+        let peer = s.handle.as_ref().filter(|_| s.has(SF_CONNECTED)).map(|h| self.stack.peer(h));
+        if let (Some(Ok(peer)), Some(d)) = (peer, &mut s.datagram) {
+            for header in d.tx.iter_mut().filter(|h| h.flags & DF_PEER == 0) {
+                header.flags |= DF_PEER;
+                header.peer = peer;
+            }
+        }
+    }
+
     /// Gives back all that was received and not read.
     pub(crate) fn free_rx(&mut self, s: &mut Taken<S>) {
         let more = s.datagram.iter_mut().flat_map(|d| d.rx_more.drain(..)).flat_map(|(_, m)| m);
@@ -198,6 +211,7 @@ impl<S: Stack> Ctx<'_, S> {
         let addr = Addr::from_words(s.family, nqe.size, nqe.op_data, nqe.data);
         // What was queued before goes where it was meant to go.
         let _ = self.transmit(key, cell, &mut s);
+        self.keep_peer(&mut s);
         self.choose_port(&s);
         let r = self.on(&s, |stack, h| {
             stack.connect(h, &addr)?;
@@ -222,6 +236,7 @@ impl<S: Stack> Ctx<'_, S> {
         mut s: Taken<S>,
     ) -> Taken<S> {
         let _ = self.transmit(key, cell, &mut s);
+        self.keep_peer(&mut s);
         let r = self.on(&s, |stack, h| stack.disconnect(h));
         if r.is_ok() {
             s.change(cell, 0, SF_CONNECTED);

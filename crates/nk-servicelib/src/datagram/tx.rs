@@ -24,6 +24,9 @@ const ICMP_ERRORS: [i32; 9] = [
     libc::EPROTO,
 ];
 
+/// Calls that wait for a report at once.
+const REPORTS_MAX: usize = 64;
+
 impl<S: Stack> Ctx<'_, S> {
     /// Takes the chunks of a datagram that a descriptor names: all of them leased, or none is taken.
     pub(crate) fn begin_datagram(&mut self, span: Span) -> Option<Header> {
@@ -106,6 +109,7 @@ impl<S: Stack> Ctx<'_, S> {
         if s.datagram.as_ref().is_some_and(|d| !d.has_port) {
             self.refresh_local(key, cell, s);
         }
+        self.answer_reports(s);
         s.tx_bytes = s.tx_bytes.wrapping_add(bytes);
         self.guest.stats.bytes_sent = self.guest.stats.bytes_sent.wrapping_add(bytes);
         self.guest.turns.charge(bytes);
@@ -183,11 +187,31 @@ impl<S: Stack> Ctx<'_, S> {
             self.break_off(key, cell, &mut s);
         }
         let index = nqe.op_data as u32;
+        let is_held = s.waits_out && (index.wrapping_sub(s.tx_head) as i32) >= 0;
+        if let Some(d) = s.datagram.as_mut().filter(|d| is_held && d.reports.len() < REPORTS_MAX) {
+            d.reports.push_back((index, *nqe));
+            return s;
+        }
+        self.answer_report(&mut s, index, nqe);
+        s
+    }
+
+    /// Answers those whose datagram is gone by now.
+    fn answer_reports(&mut self, s: &mut Taken<S>) {
+        let head = s.tx_head;
+        while let Some((index, nqe)) = s.datagram.as_mut().and_then(|d| {
+            let at = d.reports.iter().position(|(i, _)| (i.wrapping_sub(head) as i32) < 0)?;
+            d.reports.remove(at)
+        }) {
+            self.answer_report(s, index, &nqe);
+        }
+    }
+
+    fn answer_report(&mut self, s: &mut Taken<S>, index: u32, nqe: &Nqe) {
         let found = s.datagram.as_mut().and_then(|d| {
             let at = d.failed.iter().position(|(i, _)| *i == index)?;
             d.failed.remove(at)
         });
         self.reply(nqe, found.map_or(Ok(0), |(_, errno)| Err(Errno(errno))));
-        s
     }
 }
