@@ -7,6 +7,7 @@
 //! | [`store`] | `redis` |
 //! | [`trip`] | `trip`: 64-byte round trips |
 //! | [`idle`] | `idle`, `memory`: connections on which nothing happens |
+//! | [`isolation`] | several guests at once |
 //! | [`table`] | both sides in turn, and the lines of the tables |
 //! | [`place`] | on which CPUs what runs |
 //!
@@ -15,6 +16,7 @@
 
 mod http;
 mod idle;
+mod isolation;
 mod place;
 mod store;
 mod stream;
@@ -55,6 +57,11 @@ const SUITES: &[Suite] = &[
     Suite { name: "trip", about: "64-byte round trips on one connection", body: trip::trip },
     Suite { name: "memory", about: "memory per idle connection", body: idle::memory },
     Suite { name: "idle", about: "CPU of 1,000 idle connections", body: idle::idle },
+    Suite {
+        name: "isolation",
+        about: "guests beside each other: caps, and latency beside busy neighbours",
+        body: isolation::isolation,
+    },
     Suite { name: "switch", about: "`nk bench switch`", body: switch },
 ];
 
@@ -140,7 +147,13 @@ impl Plan {
 
     /// A daemon of its own, placed as asked.
     fn world(&self) -> Result<World> {
+        self.world_with("")
+    }
+
+    /// As above, with guests in its configuration.
+    fn world_with(&self, config: &str) -> Result<World> {
         World::new(&Options {
+            config: config.to_owned(),
             nk: Some(workspace::release("nk")?),
             nsm: self.nsm,
             host_prefix: place::pinned(self.daemon_cpus.as_deref()),

@@ -62,7 +62,7 @@ const STEPS: &[Step] = &[
     },
     Step {
         name: "tenants",
-        about: "limits per guest: bytes, connections, elements, processes",
+        about: "limits per guest, who may run which, and where it may listen",
         body: tenants,
     },
     Step { name: "safety", about: "churn, kills, restarts, hostile guests", body: safety },

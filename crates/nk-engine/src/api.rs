@@ -75,6 +75,15 @@ impl Default for Limits {
     }
 }
 
+/// Where a guest may listen: an address (all of IPv4, or with `[::]` of both families) and ports.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listen {
+    /// The address; its port counts for nothing.
+    pub addr: Addr,
+    /// The ports.
+    pub ports: core::ops::RangeInclusive<u16>,
+}
+
 /// A guest to serve. The device is formatted and mapped for as long as the guest is known to the engine.
 #[derive(Clone, Debug)]
 pub struct GuestSetup {
@@ -200,6 +209,8 @@ pub struct Stats {
     pub overflows: u64,
     /// Ports that were not had because they are another guest's.
     pub ports_refused: u64,
+    /// Binds and listens that the guest's policy does not allow.
+    pub listens_refused: u64,
     /// Times that the guest's NQEs had to wait for its rate.
     pub nqes_held: u64,
     /// Connects that had to wait for its rate.
@@ -226,6 +237,7 @@ impl Default for Stats {
             quarantined: 0,
             overflows: 0,
             ports_refused: 0,
+            listens_refused: 0,
             nqes_held: 0,
             connects_held: 0,
             accepts_held: 0,

@@ -10,7 +10,7 @@ use nk_device::{Addr, Cell, Device, HOLDER_WORDS, Nqe, Op};
 use crate::limits::{HeldConnect, Limiter};
 use crate::nsm::Nsm;
 use crate::ports::Space;
-use crate::{GuestId, GuestSetup, Limits, NsmId, Stats};
+use crate::{GuestId, GuestSetup, Limits, Listen, NsmId, Stats};
 
 /// No socket.
 pub(crate) const NONE: u32 = u32::MAX;
@@ -131,6 +131,8 @@ pub(crate) struct Guest {
     pub(crate) nsm: NsmId,
     pub(crate) limits: Limits,
     pub(crate) limiter: Limiter,
+    /// Where it may listen; `None`: anywhere.
+    pub(crate) listen: Option<Vec<Listen>>,
     pub(crate) vm: bool,
     pub(crate) rows: Vec<Row>,
     pub(crate) rows_free: VecDeque<u16>,
@@ -172,6 +174,7 @@ impl Guest {
             nsm: s.nsm,
             limits: s.limits,
             limiter: Limiter::new(&s.limits),
+            listen: None,
             vm: s.vm,
             rows: (0..rows).map(|_| Row::default()).collect(),
             // Row 0 is the host's own, or the VM's.

@@ -5,12 +5,12 @@
 //! an accept waits for an id. The guest never has to ask again: [`crate::PollResult::due_ns`] says when to poll next.
 
 use nk_device::bucket::{Bucket, Rate};
-use nk_device::{Nqe, Op};
+use nk_device::{Addr, Nqe, Op};
 
 use crate::engine::{Engine, Parts};
 use crate::guest::{Guest, State};
 use crate::out::Out;
-use crate::{ControlError, GuestId, Limits};
+use crate::{ControlError, GuestId, Limits, Listen};
 
 const EALREADY: i32 = 114;
 const ECONNRESET: i32 = 104;
@@ -212,6 +212,27 @@ impl Engine {
             p.guest.top_up_row(row);
         }
         p.guest.top_up_nsm(p.nsm);
+        Ok(())
+    }
+}
+
+impl Guest {
+    /// Whether the guest's policy lets a socket bind there by number, or listen there; counted where it does not.
+    pub(crate) fn may_listen(&mut self, addr: &Addr, v6only: bool) -> bool {
+        let may = self.listen.as_ref().is_none_or(|all| all.iter().any(|l| l.allows(addr, v6only)));
+        self.stats.listens_refused += u64::from(!may);
+        may
+    }
+}
+
+impl Engine {
+    /// Says where a guest may listen from now on; `None`: anywhere. Who listens already goes on.
+    pub fn set_listen(
+        &mut self,
+        guest: GuestId,
+        policy: Option<Vec<Listen>>,
+    ) -> Result<(), ControlError> {
+        self.parts(guest)?.guest.listen = policy;
         Ok(())
     }
 }

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use nk_device::Addr;
 use nk_device::addr::AF_INET6;
 
-use crate::GuestId;
+use crate::{GuestId, Listen};
 
 /// One bound address of one socket.
 #[derive(Clone, Copy, Debug)]
@@ -67,6 +67,24 @@ impl Covered {
             (AnyV6, One(ip)) | (One(ip), AnyV6) => !is_v4(ip),
             (One(a), One(b)) => a == b,
         }
+    }
+
+    fn contains(self, other: Covered) -> bool {
+        use Covered::{Any, AnyV4, AnyV6, One};
+        match (self, other) {
+            (Any, _) | (AnyV4, AnyV4) | (AnyV6, AnyV6) => true,
+            (AnyV4 | AnyV6, One(_)) => self.overlaps(other),
+            (One(a), One(b)) => a == b,
+            _ => false,
+        }
+    }
+}
+
+impl Listen {
+    /// Whether a socket with this address is within what is allowed.
+    pub(crate) fn allows(&self, addr: &Addr, v6only: bool) -> bool {
+        self.ports.contains(&addr.port)
+            && Covered::of(&self.addr, false).contains(Covered::of(addr, v6only))
     }
 }
 
@@ -135,6 +153,28 @@ impl Ports {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_policy_allows_what_is_within_it() {
+        let v4 = |a: [u8; 4], p| Addr::v4(a, p);
+        let one = Listen { addr: v4([10, 0, 0, 2], 0), ports: 80..=80 };
+        assert!(one.allows(&v4([10, 0, 0, 2], 80), false));
+        assert!(!one.allows(&v4([10, 0, 0, 2], 81), false));
+        assert!(!one.allows(&v4([10, 0, 0, 3], 80), false));
+        assert!(!one.allows(&v4([0; 4], 80), false), "all addresses are more than one");
+        let mapped = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 10, 0, 0, 2];
+        assert!(one.allows(&Addr::v6(mapped, 80, 0), false));
+        let all4 = Listen { addr: v4([0; 4], 0), ports: 1024..=u16::MAX };
+        assert!(all4.allows(&v4([0; 4], 1024), false) && all4.allows(&v4([1; 4], 65535), false));
+        assert!(!all4.allows(&v4([0; 4], 1023), false));
+        assert!(!all4.allows(&Addr::v6([0; 16], 2000, 0), false), "that is IPv6, too");
+        assert!(!all4.allows(&Addr::v6([1; 16], 2000, 0), false));
+        let all = Listen { addr: Addr::v6([0; 16], 0, 0), ports: 0..=u16::MAX };
+        for addr in [v4([0; 4], 0), v4([9; 4], 9), Addr::v6([0; 16], 1, 0), Addr::v6([1; 16], 1, 0)]
+        {
+            assert!(all.allows(&addr, false) && all.allows(&addr, true));
+        }
+    }
 
     const A: GuestId = GuestId(1);
     const B: GuestId = GuestId(2);

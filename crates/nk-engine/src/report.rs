@@ -84,6 +84,7 @@ impl Stats {
             (&mut self.quarantined, o.quarantined),
             (&mut self.ports_refused, o.ports_refused),
             (&mut self.overflows, o.overflows),
+            (&mut self.listens_refused, o.listens_refused),
             (&mut self.nqes_held, o.nqes_held),
             (&mut self.connects_held, o.connects_held),
             (&mut self.accepts_held, o.accepts_held),

@@ -300,6 +300,15 @@ impl Parts<'_> {
                 }
             }
             Op::Listen => {
+                // Without an address it would be all of them, at a port that the stack chooses.
+                let (local, family, v6only) = self
+                    .guest
+                    .socket(nqe.socket)
+                    .map_or((None, 0, false), |s| (s.local, s.family, s.v6only));
+                let local = local.unwrap_or(Addr { family, ..Addr::default() });
+                if !self.guest.may_listen(&local, v6only) {
+                    return self.refuse(q, &nqe, EACCES, out);
+                }
                 if let Some(s) = self.guest.socket_mut(nqe.socket) {
                     s.backlog = nqe.op_data as u32;
                 }
@@ -378,6 +387,11 @@ impl Parts<'_> {
         if addr.port != 0 && addr.port < g.limits.port_min {
             return Err(EACCES);
         }
+        let v6only = s.v6only;
+        if addr.port != 0 && !g.may_listen(&addr, v6only) {
+            return Err(EACCES);
+        }
+        let s = g.sockets.get_mut(nqe.socket as usize).ok_or(EBADF)?;
         if let Some(bound) = s.local {
             // Bound already, or another thread's bind is under way.
             if bound.port != 0 {

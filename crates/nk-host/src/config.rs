@@ -2,11 +2,15 @@
 //!
 //! ```toml
 //! socket = "/run/netkernel/nk.sock"
+//! socket_mode = "0660"          # who may connect; by default everybody
+//! socket_group = "root"
 //! namespace = "host"            # of guests that name none
 //!
 //! [guest.web]                   # for `nk run --name web`
 //! namespace = "netns:blue"
-//! uid = 1000
+//! uid = 1000                    # who may run it, or [1000, 1001]; root and the daemon's user may
+//! gid = [100]                   # or who is of these groups
+//! listen = ["10.0.0.2:80", "[::]:1024-65535"]   # where it may listen; nowhere else
 //! sockets_max = 4096
 //! processes_max = 100
 //! chunks_max = 2048             # of 16 KiB
@@ -28,9 +32,12 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::File;
 use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
+use nk_device::Addr;
+use nk_engine::Listen;
 use serde::Deserialize;
 
 use crate::limits::{ByteRate, Change, GuestLimits};
@@ -46,6 +53,10 @@ const UNPRIVILEGED_PORT_MIN: u16 = 1024;
 pub struct Config {
     /// Path of the attach socket.
     pub socket: Option<PathBuf>,
+    /// Permissions of the attach socket, in octal.
+    pub socket_mode: Option<Mode>,
+    /// Its group, by name or number.
+    pub socket_group: Option<String>,
     /// The file that this was read from.
     #[serde(skip)]
     pub file: Option<PathBuf>,
@@ -65,8 +76,12 @@ pub struct Config {
 pub struct GuestConfig {
     /// Where its sockets are opened.
     pub namespace: Option<NamespaceName>,
-    /// The user who may run it.
-    pub uid: Option<u32>,
+    /// The users who may run it.
+    pub uid: Option<Ids>,
+    /// The groups whose members may.
+    pub gid: Option<Ids>,
+    /// Where it may listen; everywhere where nothing is said.
+    pub listen: Option<Vec<ListenRule>>,
     /// Sockets.
     pub sockets_max: Option<u32>,
     /// Processes.
@@ -90,6 +105,65 @@ pub struct GuestConfig {
     pub port_min: Option<u16>,
     /// Whether its questions about names are answered.
     pub names: Option<bool>,
+}
+
+/// One number or several.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(untagged)]
+pub enum Ids {
+    /// One.
+    One(u32),
+    /// Several.
+    Many(Vec<u32>),
+}
+
+impl Ids {
+    fn has(&self, id: u32) -> bool {
+        match self {
+            Ids::One(one) => *one == id,
+            Ids::Many(all) => all.contains(&id),
+        }
+    }
+}
+
+/// Permissions in octal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct Mode(pub u32);
+
+impl TryFrom<String> for Mode {
+    type Error = String;
+    fn try_from(s: String) -> Result<Self, String> {
+        let mode = u32::from_str_radix(&s, 8).ok().filter(|m| *m <= 0o777);
+        mode.map(Mode).ok_or_else(|| {
+            format!("{s:?} are no permissions: write them in octal, such as \"0660\"")
+        })
+    }
+}
+
+/// An address with a port or a range of ports.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct ListenRule(pub Listen);
+
+impl TryFrom<String> for ListenRule {
+    type Error = String;
+    fn try_from(s: String) -> Result<Self, String> {
+        let fail = || {
+            format!(
+                "{s:?} is no place to listen: write ADDRESS:PORT or ADDRESS:PORT-PORT, IPv6 addresses in brackets"
+            )
+        };
+        let (ip, ports) = s.rsplit_once(':').ok_or_else(fail)?;
+        let (first, last) = ports.split_once('-').unwrap_or((ports, ports));
+        let port = |p: &str| p.parse::<u16>().map_err(|_| fail());
+        let ports = port(first)?..=port(last)?;
+        let addr = match ip.strip_prefix('[').and_then(|ip| ip.strip_suffix(']')) {
+            Some(ip) => Addr::v6(ip.parse::<Ipv6Addr>().map_err(|_| fail())?.octets(), 0, 0),
+            None => Addr::v4(ip.parse::<Ipv4Addr>().map_err(|_| fail())?.octets(), 0),
+        };
+        if ports.is_empty() { Err(fail()) } else { Ok(ListenRule(Listen { addr, ports })) }
+    }
 }
 
 /// One NSM.
@@ -215,6 +289,19 @@ fn open_host() -> io::Result<File> {
 }
 
 impl GuestConfig {
+    /// Whether this user, of these groups, may run it. Root and the daemon's user always may.
+    #[must_use]
+    pub fn admits(&self, uid: u32, gids: &[u32]) -> bool {
+        self.uid.as_ref().is_some_and(|ids| ids.has(uid))
+            || self.gid.as_ref().is_some_and(|ids| gids.iter().any(|gid| ids.has(*gid)))
+    }
+
+    /// Where it may listen.
+    #[must_use]
+    pub fn listen(&self) -> Option<Vec<Listen>> {
+        Some(self.listen.as_ref()?.iter().map(|l| l.0.clone()).collect())
+    }
+
     /// What is said of limits that can be changed, as changes.
     fn changes(&self) -> impl Iterator<Item = Result<Change, String>> {
         let number = |n: Option<u32>| n.map(u64::from);
@@ -275,6 +362,11 @@ impl Config {
             return Err(format!(
                 "nsm.{name}: there is no such NSM; the one there is is \"kernel\""
             ));
+        }
+        if let Some(group) = &self.socket_group
+            && crate::sys::group(group).is_none()
+        {
+            return Err(format!("socket_group: there is no group {group:?}"));
         }
         for (name, g) in &self.guest {
             if let Some(why) = g.changes().find_map(Result::err) {
@@ -343,6 +435,15 @@ mod tests {
             (62_500_000, 2)
         );
         assert_eq!(c.guest("other").limits(0), GuestLimits::default());
+        let web = c.guest("web");
+        assert!(web.admits(1000, &[1]) && web.admits(7, &[3, 100]) && !web.admits(7, &[1]));
+        assert!(!c.guest("other").admits(1, &[1]));
+        let rules = web.listen().expect("rules");
+        assert_eq!(
+            rules.iter().map(|l| l.ports.clone()).collect::<Vec<_>>(),
+            [80..=80, 1024..=65535]
+        );
+        assert_eq!(c.socket_mode, Some(Mode(0o660)));
     }
 
     #[test]
@@ -357,6 +458,17 @@ mod tests {
         assert!(e.contains("line 2") && e.contains("io_uring"), "{e}");
         let e = read("[guest.a]\nprocesses_max = 0\n").expect_err("range");
         assert!(e.contains("guest.a.processes_max"), "{e}");
+        for (wrong, why) in [
+            ("socket_mode = \"rw\"", "octal"),
+            ("socket_group = \"no such group\"", "no group"),
+            ("[guest.a]\nlisten = [\"10.0.0.2\"]", "ADDRESS:PORT"),
+            ("[guest.a]\nlisten = [\"::1:80\"]", "brackets"),
+            ("[guest.a]\nlisten = [\"10.0.0.2:90-80\"]", "PORT-PORT"),
+            ("[guest.a]\nuid = \"root\"", "uid"),
+        ] {
+            let e = read(wrong).expect_err(wrong);
+            assert!(e.contains(why), "{e}");
+        }
         let e = read("[guest.a]\nweight = 65\n").expect_err("range");
         assert!(e.contains("guest.a.weight: 1 to 64"), "{e}");
         let e = read("[guest.a]\n\nout = \"5 Mbps\"\n").expect_err("unit");

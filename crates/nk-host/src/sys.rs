@@ -116,6 +116,40 @@ pub fn eventfd() -> io::Result<OwnedFd> {
     Ok(own(check(unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) })?))
 }
 
+/// The supplementary groups of a connection's other end, as they were when it connected.
+#[must_use]
+pub fn peer_groups(fd: RawFd) -> Vec<u32> {
+    const SO_PEERGROUPS: i32 = 59;
+    let mut groups = vec![0u32; 1024];
+    let mut len = (groups.len() * size_of::<u32>()) as u32;
+    // SAFETY: the buffer has the length that is told, and the kernel says how much of it it filled.
+    let r = unsafe {
+        let to = groups.as_mut_ptr().cast();
+        libc::getsockopt(fd, libc::SOL_SOCKET, SO_PEERGROUPS, to, &raw mut len)
+    };
+    groups.truncate(if r == 0 { len as usize / size_of::<u32>() } else { 0 });
+    groups
+}
+
+/// A group's number, by name or number.
+#[must_use]
+pub fn group(name: &str) -> Option<u32> {
+    if let Ok(gid) = name.parse() {
+        return Some(gid);
+    }
+    let name = std::ffi::CString::new(name).ok()?;
+    let mut buffer = vec![0u8; 1 << 16];
+    // SAFETY: plain data that the call fills.
+    let mut entry: libc::group = unsafe { zeroed() };
+    let mut found = std::ptr::null_mut();
+    // SAFETY: a name that ends, an entry, a buffer of that length, and where to say whether it was found: all ours.
+    unsafe {
+        let at = buffer.as_mut_ptr().cast();
+        libc::getgrnam_r(name.as_ptr(), &raw mut entry, at, buffer.len(), &raw mut found);
+    }
+    (!found.is_null()).then_some(entry.gr_gid)
+}
+
 /// A descriptor that is readable when the signal came. The signal is blocked in this thread from now on, and in those that it starts.
 ///
 /// # Errors

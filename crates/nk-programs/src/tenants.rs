@@ -2,6 +2,7 @@
 //! wide margins; how well they are kept is `cargo xtask bench isolation`'s to say.
 
 mod limits;
+mod ownership;
 
 use std::process::{Command, Output};
 
@@ -12,7 +13,7 @@ use crate::suite::{Body, GUESTS_ONLY, Group, Test};
 use crate::world::World;
 
 pub(crate) fn tests() -> Vec<Test> {
-    limits::tests()
+    [limits::tests(), ownership::tests()].concat()
 }
 
 fn guests_only(tests: &[(&'static str, Body)]) -> Vec<Test> {

@@ -70,6 +70,8 @@ pub struct Options {
     pub quick: bool,
     /// More of the daemon's configuration: guests.
     pub config: String,
+    /// What comes before its first section.
+    pub config_head: String,
 }
 
 /// A running daemon.
@@ -144,8 +146,10 @@ impl World {
         let config = self.dir.join("nk.toml");
         let placement = if self.options.nsm == Nsm::Inline { "inline" } else { "process" };
         let socket_text = socket.display().to_string();
-        let mut text =
-            format!("socket = {socket_text:?}\n\n[nsm.kernel]\nplacement = \"{placement}\"\n");
+        let mut text = format!(
+            "socket = {socket_text:?}\n{}\n[nsm.kernel]\nplacement = \"{placement}\"\n",
+            self.options.config_head
+        );
         if let Some(io) = &self.options.io {
             text.push_str(&format!("io = {io:?}\n"));
         }

@@ -75,11 +75,11 @@ pub(crate) fn daemon(
         Some((keeper, mut entries)) => {
             let kept = entries.iter_mut().find(|e| e.class == keeper::CLASS_ATTACH);
             let kept = kept.and_then(|e| e.fds.pop()).filter(|_| path.exists());
-            let listener = kept.map_or_else(|| listen(&path), Ok)?;
+            let listener = kept.map_or_else(|| listen(&path, &config), Ok)?;
             (listener, keeper, entries)
         }
         None => {
-            let listener = listen(&path)?;
+            let listener = listen(&path, &config)?;
             let keeper = Keeper::start(&keeper_path, None).context("cannot start the keeper")?;
             (listener, keeper, Vec::new())
         }
@@ -100,8 +100,9 @@ fn serves_already(path: &Path) -> Failure {
 }
 
 /// Listens at the path; takes the place of a socket that nobody serves any more.
-fn listen(path: &Path) -> Result<OwnedFd, Failure> {
+fn listen(path: &Path, config: &Config) -> Result<OwnedFd, Failure> {
     use std::os::unix::ffi::OsStrExt;
+    use std::os::unix::fs::PermissionsExt;
     if fs::symlink_metadata(path).is_ok() {
         match nk_attach::connect(path.as_os_str().as_bytes()) {
             Ok(fd) => {
@@ -118,9 +119,14 @@ fn listen(path: &Path) -> Result<OwnedFd, Failure> {
             }
         }
     }
-    // Every user may connect: what each may do there is decided by its credentials.
-    let fd = sys::listen_at(path, 0o666)
+    // By default every user may connect: what each may do there is decided by its credentials.
+    let mode = config.socket_mode.map_or(0o666, |m| m.0);
+    let fd = sys::listen_at(path, 0o600)
         .with_context(|| format!("cannot listen at {}; give --socket", path.display()))?;
+    let gid = config.socket_group.as_deref().and_then(sys::group);
+    std::os::unix::fs::chown(path, None, gid)
+        .and_then(|()| fs::set_permissions(path, fs::Permissions::from_mode(mode)))
+        .with_context(|| format!("socket_mode, socket_group: {}", path.display()))?;
     Ok(fd)
 }
 

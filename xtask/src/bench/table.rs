@@ -64,6 +64,6 @@ pub(super) fn line(load: &str, figure: Figure, native: Option<Spread>, guest: Op
     );
 }
 
-fn show(s: Spread, digits: usize) -> String {
+pub(super) fn show(s: Spread, digits: usize) -> String {
     format!("{:.digits$} ({:.digits$} to {:.digits$})", s.median, s.least, s.greatest)
 }

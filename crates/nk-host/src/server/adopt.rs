@@ -185,6 +185,7 @@ impl Server {
             s.engine.adopt_guest(setup, &adoption, &mut s.notify).map_err(io::Error::other)
         })??;
         self.limit_bytes(id)?;
+        self.set_listen(id)?;
         self.give_listeners(listeners)?;
         // Tokens are new ones, and with them the holds' keys.
         let keeper: Option<Keeper> = self.keeper.clone();

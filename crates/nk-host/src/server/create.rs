@@ -22,7 +22,20 @@ fn is_name(name: &str) -> bool {
         && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
 }
 
+/// Root, or the user that the daemon runs as.
+pub(super) fn is_operator(who: Credentials) -> bool {
+    // SAFETY: no arguments, cannot fail.
+    let own = unsafe { libc::geteuid() };
+    who.uid == 0 || who.uid == own
+}
+
 impl Server {
+    /// The groups of whoever connected.
+    fn groups(&self, token: Token, who: Credentials) -> Vec<u32> {
+        let more = self.raw(Some(token)).map(sys::peer_groups).unwrap_or_default();
+        [vec![who.gid], more].concat()
+    }
+
     /// Makes a guest. A private daemon that refuses has no more to do.
     pub(super) fn create_guest(
         &mut self,
@@ -59,11 +72,15 @@ impl Server {
             },
         };
         let rules = self.config.guest(name);
-        if let Some(uid) = rules.uid
-            && who.uid != uid
-            && who.uid != 0
+        if self.config.guest.contains_key(name)
+            && !is_operator(who)
+            && !rules.admits(who.uid, &self.groups(token, who))
         {
-            let why = format!("the configuration gives the guest {name:?} to uid {uid}");
+            tracing::warn!(guest = name, uid = who.uid, pid = who.pid, "refused: not its user");
+            let why = format!(
+                "the configuration does not give the guest {name:?} to uid {} or its groups",
+                who.uid
+            );
             return Ok(Reply::refused(libc::EPERM, &why));
         }
         if let Some(g) = self.guests.values().find(|g| g.name == name) {
@@ -127,9 +144,7 @@ impl Server {
         if !sys::is_netns(fd.as_raw_fd()) {
             return Err(Reply::refused(libc::EINVAL, "that is not a network namespace"));
         }
-        // SAFETY: no arguments, cannot fail.
-        let own_uid = unsafe { libc::geteuid() };
-        if who.uid != 0 && who.uid != own_uid {
+        if !is_operator(who) {
             let theirs = std::fs::File::open(format!("/proc/{}/ns/net", who.pid));
             let same = theirs
                 .and_then(|f| Ok(sys::identity(f.as_raw_fd())? == sys::identity(fd.as_raw_fd())?));
@@ -217,6 +232,7 @@ impl Server {
             },
         );
         self.limit_bytes(id)?;
+        self.set_listen(id)?;
         // The keeper knows process guests only: a VM guest ends with the daemon.
         if !vm {
             self.note_guest(id);

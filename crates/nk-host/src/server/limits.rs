@@ -6,6 +6,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use nk_attach::{Credentials, Message};
 use nk_engine::GuestId;
 
+use super::create::is_operator;
 use super::{Reply, Server, Source};
 use crate::config::Config;
 use crate::limits::{Change, GuestLimits};
@@ -20,6 +21,13 @@ impl Server {
             }
         })?;
         self.nsm_limits(id)
+    }
+
+    /// Tells the engine where the guest may listen.
+    pub(super) fn set_listen(&mut self, id: GuestId) -> io::Result<()> {
+        let Some(g) = self.guests.get(&id.0) else { return Ok(()) };
+        let policy = self.config.guest(&g.name).listen();
+        self.ask(move |s| s.engine.set_listen(id, policy).map_err(io::Error::other))?
     }
 
     /// Changes a running guest's limits.
@@ -45,9 +53,7 @@ impl Server {
         message: &Message,
         credentials: Option<Credentials>,
     ) -> io::Result<Reply> {
-        // SAFETY: no arguments, cannot fail.
-        let own = unsafe { libc::geteuid() };
-        if credentials.is_none_or(|who| who.uid != 0 && who.uid != own) {
+        if !credentials.is_some_and(is_operator) {
             return Ok(Reply::refused(
                 libc::EPERM,
                 "only root and the daemon's user may change this",
@@ -108,7 +114,7 @@ impl Server {
             .map(|g| (g.id, self.config.guest(&g.name).limits(g.uid)))
             .collect();
         for (id, limits) in all {
-            if let Err(e) = self.limit(id, limits) {
+            if let Err(e) = self.limit(id, limits).and_then(|()| self.set_listen(id)) {
                 tracing::error!(id = id.0, error = %e, "a guest's limits could not be changed");
             }
         }

@@ -8,6 +8,7 @@ use nk_device::sync::Ordering;
 use nk_engine::{Flow, GuestId, Stats};
 use serde_json::{Value, json};
 
+use super::create::is_operator;
 use super::{Reply, Server};
 use crate::guest::Guest;
 use crate::sys;
@@ -46,9 +47,7 @@ impl Server {
 
     /// A user sees its own guests, root and the daemon's user all of them.
     fn visible(&self, who: Credentials) -> Vec<GuestId> {
-        // SAFETY: no arguments, cannot fail.
-        let own = unsafe { libc::geteuid() };
-        let all = who.uid == 0 || who.uid == own;
+        let all = is_operator(who);
         self.guests.values().filter(|g| all || g.uid == who.uid).map(|g| g.id).collect()
     }
 
@@ -158,6 +157,7 @@ fn describe_guest(g: &Guest, s: &Stats) -> Value {
             "quarantined": s.quarantined,
             "ports_refused": s.ports_refused,
             "overflows": s.overflows,
+            "listens_refused": s.listens_refused,
             "nqes_held": s.nqes_held,
             "connects_held": s.connects_held,
             "accepts_held": s.accepts_held,
