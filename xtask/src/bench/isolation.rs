@@ -185,9 +185,12 @@ fn beside(
     let words = [&[program.as_str()][..], &words, &["--seconds", &seconds]].concat();
     let limit = Duration::from_secs(u64::from(plan.seconds) + 30);
     let said = world.run(Side::Plain, &words, limit)?;
-    for mut one in busy {
+    for one in &mut busy {
         one.must_live()?;
-        one.signal(Signal::KILL)?;
+    }
+    for one in busy {
+        // iperf3's server ends by itself when its client is gone.
+        let _ = one.signal(Signal::KILL);
         one.finish(Duration::from_secs(10))?;
     }
     let report: Value = serde_json::from_str(&said).context("nk-load's report")?;
