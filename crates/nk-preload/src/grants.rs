@@ -103,8 +103,9 @@ const ID_ANSWER_US: u64 = 20_000;
 /// ENFILE when the guest has no more, ENETDOWN without an engine.
 pub(crate) fn take_id(p: &Process) -> Result<u32, i32> {
     let row = p.row().ok_or(libc::ENETDOWN)?;
+    let granted = || row.id_grants.tail.load(Ordering::SeqCst);
     let mut deadline = 0;
-    let mut asked_at = 0;
+    let mut asked: Option<(u32, u32)> = None;
     loop {
         if let Some(id) = take_kept(&IDS).or_else(|| row.id_grants.pop()) {
             return Ok(id);
@@ -112,12 +113,18 @@ pub(crate) fn take_id(p: &Process) -> Result<u32, i32> {
         crate::wait::for_engine(p)?;
         let now = sys::now_us();
         let q = p.device().qset(p.qset()).ok_or(libc::ENETDOWN)?;
-        if deadline == 0 {
+        let (asked_at, before) = *asked.get_or_insert_with(|| {
+            let before = granted();
             ask(p);
-            asked_at = q.job_tail.load(Ordering::SeqCst);
             deadline = now + ID_WAIT_US;
-        }
+            (q.job_tail.load(Ordering::SeqCst), before)
+        });
         if q.job_head.load(Ordering::SeqCst).wrapping_sub(asked_at) as i32 >= 0 {
+            if granted() != before {
+                // There were some, and other threads were faster.
+                asked = None;
+                continue;
+            }
             deadline = deadline.min(now + ID_ANSWER_US);
         }
         if now >= deadline {
