@@ -44,9 +44,10 @@ const CRATES: &[(&str, &[&str], Unsafe)] = &[
         &["nk-device", "nk-guestlib", "nk-attach", "nk-engine", "nk-servicelib", "nk-host"],
         Needed,
     ),
-    // What tests the product from outside uses none of its crates.
+    // What tests the product from outside uses none of the product's crates.
     ("nk-conformance", &[], Needed),
-    ("nk-programs", &[], Forbidden),
+    // Both take ports from the same store.
+    ("nk-programs", &["nk-conformance"], Forbidden),
     ("nk-vmtest", &["nk-attach"], Needed),
     // The table of socket options, to say what is meant beside what is found.
     ("xtask", &["nk-programs", "nk-guestlib"], Forbidden),

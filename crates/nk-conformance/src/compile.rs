@@ -24,17 +24,21 @@ pub fn compile(case: &Case, include_dir: &Path, build_dir: &Path) -> Result<Path
     let program = build_dir.join(&case.name);
     let mut command = Command::new("cc");
     command.args(FLAGS).args(FLAGS_QUIET).args(&case.compiler_flags).arg("-I").arg(include_dir);
-    command.arg("-o").arg(&program).arg(&case.source).arg("-pthread");
+    command.arg(&case.source).arg("-pthread");
     let recipe = format!("{command:?}");
     let recipe_path = build_dir.join(format!("{}.recipe", case.name));
     let same_recipe = fs::read_to_string(&recipe_path).is_ok_and(|old| old == recipe);
     if same_recipe && is_newer(&program, &[&case.source, &include_dir.join("case.h")]) {
         return Ok(program);
     }
+    // Under another name first: another run may just execute or make the same.
+    let made = build_dir.join(format!("{}.{}", case.name, std::process::id()));
+    command.arg("-o").arg(&made);
     let output = command.output().context("cannot start cc (Debian: apt install gcc libc6-dev)")?;
     if !output.status.success() {
         bail!("{} does not compile:\n{}", case.name, String::from_utf8_lossy(&output.stderr));
     }
+    fs::rename(&made, &program)?;
     fs::write(&recipe_path, recipe)?;
     Ok(program)
 }

@@ -6,7 +6,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
-use std::sync::{Mutex, mpsc};
+use std::sync::{Mutex, PoisonError, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -15,7 +15,13 @@ use anyhow::{Context, Result};
 use crate::case::{Case, Shape};
 use crate::compile::compile;
 use crate::diff::diff;
+use crate::ports::Ports;
 use crate::process::{Finished, Start};
+
+/// Ports of each run.
+const PORTS: u16 = 8;
+/// Enough for all runs of all cases.
+const PORT_BLOCKS: usize = 4;
 
 /// Which role of a pair case is the guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,7 +72,7 @@ pub fn run_suite(
     fs::create_dir_all(&options.build_dir)
         .with_context(|| format!("cannot make {}", options.build_dir.display()))?;
     let next = AtomicUsize::new(0);
-    let ports = Mutex::new(Ports::new());
+    let ports = Mutex::new(Ports::claim(PORT_BLOCKS).context("ports for the cases")?);
     let mut outcomes = Vec::with_capacity(cases.len());
     thread::scope(|scope| {
         let (sender, receiver) = mpsc::channel();
@@ -89,31 +95,6 @@ pub fn run_suite(
     });
     outcomes.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(outcomes)
-}
-
-/// Hands each run eight ports of its own below the ephemeral range, starting somewhere else in every
-/// process so that two runners rarely meet.
-struct Ports {
-    next: u16,
-}
-
-impl Ports {
-    const FIRST: u16 = 10_000;
-    const COUNT: u16 = 22_000;
-
-    fn new() -> Self {
-        let spread = std::process::id().wrapping_mul(7919) % (u32::from(Self::COUNT) / 8);
-        Self { next: Self::FIRST + spread as u16 * 8 }
-    }
-
-    fn take(&mut self) -> u16 {
-        let port = self.next;
-        self.next += 8;
-        if self.next > Self::FIRST + Self::COUNT - 8 {
-            self.next = Self::FIRST;
-        }
-        port
-    }
 }
 
 /// Which roles of a case are guests in one run.
@@ -208,7 +189,7 @@ impl Runner<'_> {
     ) -> Result<Vec<Finished>> {
         outcome.runs += 1;
         let dir = Scratch::new(&self.options.build_dir)?;
-        let port = self.ports.lock().map_or(Ports::FIRST, |mut ports| ports.take());
+        let port = self.ports.lock().unwrap_or_else(PoisonError::into_inner).take(PORTS);
         let roles: &[(&str, &[&str], bool)] = match self.case.shape {
             Shape::Own => &[("self", &[], combination.server)],
             _ => &[

@@ -47,10 +47,16 @@ fn both_sides(tests: &[(&'static str, Body)]) -> Vec<Test> {
         group: Group::Programs,
         modes: ALL_MODES,
         private: false,
+        alone: false,
         native: true,
         body,
     };
     tests.iter().map(test).collect()
+}
+
+/// As [`both_sides`], for tests that keep the whole machine busy.
+fn loads(tests: &[(&'static str, Body)]) -> Vec<Test> {
+    both_sides(tests).into_iter().map(|test| Test { alone: true, ..test }).collect()
 }
 
 /// Waits until a program has printed a word that often.

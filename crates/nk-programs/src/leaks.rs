@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -16,39 +16,26 @@ use crate::procfs;
 /// How long the host may take to notice that a guest has ended and to take back what it held.
 const SETTLE: Duration = Duration::from_secs(15);
 
-/// The machine before a test.
-#[derive(Debug, Clone)]
-pub struct Snapshot {
-    nk: BTreeSet<u32>,
-    files: BTreeSet<String>,
-}
-
-impl Snapshot {
-    pub fn take(nk: Option<&Path>) -> Result<Self> {
-        Ok(Snapshot { nk: nk_processes(nk)?, files: files() })
-    }
-}
-
-impl Snapshot {
-    /// Was this process of `nk` there already?
-    #[must_use]
-    pub fn has(&self, pid: u32) -> bool {
-        self.nk.contains(&pid)
-    }
-}
-
-/// All processes that run this very binary.
-pub fn nk_processes(nk: Option<&Path>) -> Result<BTreeSet<u32>> {
+/// All processes that run this very binary in a test's surroundings: each has them in the environment that it was started with.
+pub fn nk_processes(nk: Option<&Path>, world: &Path) -> Result<BTreeSet<u32>> {
     let Some(nk) = nk else { return Ok(BTreeSet::new()) };
-    let nk = nk.to_string_lossy();
+    let (nk, home) = (nk.to_string_lossy(), runtime_dir(world));
     Ok(procfs::pids()?
         .into_iter()
         .filter(|pid| procfs::exe(*pid).is_some_and(|exe| exe == nk) && !procfs::is_gone(*pid))
+        .filter(|pid| procfs::variable(*pid, "XDG_RUNTIME_DIR").is_some_and(|dir| dir == home))
         .collect())
 }
 
-/// Names that NetKernel could leave outside of its processes.
-fn files() -> BTreeSet<String> {
+/// What a test's programs find as XDG_RUNTIME_DIR: of this test alone.
+#[must_use]
+pub fn runtime_dir(world: &Path) -> PathBuf {
+    world.join("run")
+}
+
+/// Names that NetKernel could leave outside of its processes, but those of other tests that run now.
+pub fn files(world: &Path) -> BTreeSet<String> {
+    let own = world.file_name().unwrap_or_default().to_string_lossy();
     ["/dev/shm", "/run/netns"]
         .iter()
         .filter_map(|dir| Some((dir, fs::read_dir(dir).ok()?)))
@@ -57,20 +44,27 @@ fn files() -> BTreeSet<String> {
         })
         // Its own names only: others use the machine, too.
         .filter(|path| path.contains("netkernel"))
+        .filter(|path| !path.contains(WORLD_NAME) || path.ends_with(&*own))
         .collect()
 }
 
-/// Errors if processes or files are there that were not there before.
-pub fn nothing_left(nk: Option<&Path>, before: &Snapshot) -> Result<()> {
+/// How the name of each test's directory begins.
+pub const WORLD_NAME: &str = "nk-programs-";
+
+/// Errors if processes are there, or files that were not there before.
+pub fn nothing_left(
+    nk: Option<&Path>,
+    world: &Path,
+    files_before: &BTreeSet<String>,
+) -> Result<()> {
     eventually(SETTLE, || {
-        let now = Snapshot::take(nk)?;
-        let processes: Vec<String> = now
-            .nk
-            .difference(&before.nk)
-            .map(|pid| format!("{pid} ({})", procfs::command_line(*pid)))
+        let processes: Vec<String> = nk_processes(nk, world)?
+            .into_iter()
+            .map(|pid| format!("{pid} ({})", procfs::command_line(pid)))
             .collect();
         ensure!(processes.is_empty(), "processes left behind: {}", processes.join(", "));
-        let files: Vec<_> = now.files.difference(&before.files).cloned().collect();
+        let now = files(world);
+        let files: Vec<_> = now.difference(files_before).cloned().collect();
         ensure!(files.is_empty(), "left behind: {}", files.join(", "));
         Ok(())
     })
@@ -87,10 +81,10 @@ pub fn directory_is_empty(directory: &Path) -> Result<()> {
     })
 }
 
-/// Ends processes of `nk` that a failed test left. Only those that were not there when it began.
-pub fn kill_leftovers(nk: Option<&Path>, before: &Snapshot) {
-    for pid in nk_processes(nk).unwrap_or_default().difference(&before.nk) {
-        signal_pid(*pid, Signal::KILL);
+/// Ends processes of `nk` that a failed test left.
+pub fn kill_leftovers(nk: Option<&Path>, world: &Path) {
+    for pid in nk_processes(nk, world).unwrap_or_default() {
+        signal_pid(pid, Signal::KILL);
     }
 }
 
@@ -125,6 +119,13 @@ impl DaemonState {
         for pid in world.nk_pids()? {
             let role = procfs::command_line(pid).split(' ').nth(1).unwrap_or("?").to_owned();
             *descriptors.entry(role).or_insert(0) += procfs::descriptors(pid).len();
+        }
+        // A look that finds less than there must be has looked in the wrong place.
+        for role in ["daemon", "keeper"] {
+            ensure!(
+                descriptors.contains_key(role),
+                "no {role} among the processes {descriptors:?}"
+            );
         }
         Ok(DaemonState { descriptors })
     }

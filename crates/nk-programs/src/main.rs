@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, ensure};
 use clap::{Parser, ValueEnum};
-use nk_programs::suite::{Group, Outcome, Test, run_one, tests};
+use nk_programs::suite::{Group, Outcome, Test, run_all, run_one, tests};
 use nk_programs::world::{Nsm, Options};
 use nk_programs::{Mode, process};
 
@@ -38,6 +38,9 @@ struct Arguments {
     /// How many times
     #[arg(long, default_value_t = 1)]
     repeat: u32,
+    /// How many tests run at once
+    #[arg(long, default_value_t = 1)]
+    jobs: usize,
     /// Leave the temporary directories
     #[arg(long)]
     keep: bool,
@@ -58,6 +61,9 @@ enum GroupChoice {
     Tenants,
     Safety,
 }
+
+/// How many of the slowest tests are named at the end.
+const SLOWEST: usize = 10;
 
 fn main() -> ExitCode {
     match run(&Arguments::parse()) {
@@ -99,27 +105,36 @@ fn run(arguments: &Arguments) -> Result<bool> {
     };
     let mut failed = Vec::new();
     let mut unsteady = Vec::new();
-    let mut passed = 0u32;
+    let mut passed = 0;
+    let mut slowest = Vec::new();
     for _ in 0..arguments.repeat {
-        for (test, mode) in &chosen {
-            let mut outcome = run_one(test, *mode, &options);
+        let mut again = Vec::new();
+        run_all(&chosen, &options, arguments.jobs, |one, outcome| {
             print_outcome(&outcome);
-            if outcome.result.is_err() {
-                // Once more: a machine with few cores that others use too can miss a time limit. Named below, so that
-                // somebody looks.
-                outcome = run_one(test, *mode, &options);
-                print_outcome(&outcome);
-                if outcome.result.is_ok() {
-                    unsteady.push(outcome.name.clone());
-                }
+            match outcome.result {
+                Ok(_) => passed += 1,
+                Err(_) => again.push(*one),
             }
+            slowest.push((outcome.elapsed, outcome.name));
+        });
+        for (test, mode) in again {
+            // Once more, alone: a machine with few cores that others use too can miss a time limit. Named below, so that
+            // somebody looks.
+            let outcome = run_one(&test, mode, &options);
+            print_outcome(&outcome);
             if outcome.result.is_ok() {
                 passed += 1;
+                unsteady.push(outcome.name);
             } else {
                 failed.push(outcome.name);
             }
         }
     }
+    slowest.sort();
+    let times = slowest.iter().rev().take(SLOWEST);
+    let times: Vec<_> =
+        times.map(|(time, name)| format!("{name} {:.1} s", time.as_secs_f64())).collect();
+    println!("slowest: {}", times.join(", "));
     println!("{passed} passed, {} failed", failed.len());
     for name in &unsteady {
         println!("  unsteady, passed the second time: {name}");

@@ -1,7 +1,10 @@
 //! What the kernel says in /proc: processes, their namespaces, descriptors, memory and CPU time.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsStr;
 use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -40,6 +43,16 @@ pub fn exe(pid: u32) -> Option<String> {
 pub fn command_line(pid: u32) -> String {
     let bytes = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
     String::from_utf8_lossy(&bytes).replace('\0', " ").trim().to_owned()
+}
+
+/// A variable of the environment that a process was started with.
+#[must_use]
+pub fn variable(pid: u32, name: &str) -> Option<PathBuf> {
+    let bytes = fs::read(format!("/proc/{pid}/environ")).ok()?;
+    bytes.split(|byte| *byte == 0).find_map(|line| {
+        let value = line.strip_prefix(name.as_bytes())?.strip_prefix(b"=")?;
+        Some(PathBuf::from(OsStr::from_bytes(value)))
+    })
 }
 
 /// The fields of /proc/PID/stat from the state on: index 0 is the state.
@@ -189,6 +202,8 @@ mod tests {
         assert!(in_net_namespace(net_namespace(me).unwrap()).unwrap().contains(&me));
         assert!(!is_gone(me));
         assert!(private_memory_bytes(me) > 0);
+        assert_eq!(variable(me, "PATH"), std::env::var_os("PATH").map(PathBuf::from));
+        assert_eq!(variable(me, "PAT"), None);
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let mine: Vec<u64> =
             socket_inodes(me).intersection(&ip_socket_inodes(me)).copied().collect();

@@ -1,6 +1,9 @@
-//! The list of tests, and running them one by one, each in a [`World`] of its own.
+//! The list of tests, and running them, each in a [`World`] of its own: several at once do each other no harm.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow};
@@ -27,6 +30,8 @@ pub struct Test {
     pub modes: &'static [Mode],
     /// Its guests start private daemons.
     pub private: bool,
+    /// It keeps the whole machine busy, or breaks things: nothing runs beside it.
+    pub alone: bool,
     /// It makes sense with no guest at all (to try the test itself).
     pub native: bool,
     pub body: Body,
@@ -53,6 +58,46 @@ pub struct Outcome {
     pub elapsed: Duration,
     /// What it saw, or why it failed.
     pub result: Result<String>,
+}
+
+/// Runs tests, `jobs` at a time where they may have company, and reports each as it ends.
+pub fn run_all(
+    chosen: &[(Test, Mode)],
+    options: &Options,
+    jobs: usize,
+    mut report: impl FnMut(&(Test, Mode), Outcome),
+) {
+    let (alone, among_others): (Vec<_>, Vec<_>) = chosen.iter().partition(|(test, _)| test.alone);
+    run_group(&among_others, options, jobs, &mut report);
+    run_group(&alone, options, 1, &mut report);
+}
+
+fn run_group(
+    chosen: &[&(Test, Mode)],
+    options: &Options,
+    jobs: usize,
+    report: &mut impl FnMut(&(Test, Mode), Outcome),
+) {
+    let next = AtomicUsize::new(0);
+    thread::scope(|scope| {
+        let (sender, receiver) = mpsc::channel();
+        for _ in 0..jobs.max(1) {
+            let (sender, next) = (sender.clone(), &next);
+            scope.spawn(move || {
+                loop {
+                    let index = next.fetch_add(1, Ordering::Relaxed);
+                    let Some(&one) = chosen.get(index) else { return };
+                    if sender.send((one, run_one(&one.0, one.1, options))).is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+        drop(sender);
+        for (one, outcome) in receiver {
+            report(one, outcome);
+        }
+    });
 }
 
 /// Runs a test in one mode: the test, then the checks of what it left.

@@ -22,6 +22,7 @@ fn guests_only(tests: &[(&'static str, Body)]) -> Vec<Test> {
         group: Group::Tenants,
         modes: GUESTS_ONLY,
         private: false,
+        alone: true,
         native: false,
         body,
     };

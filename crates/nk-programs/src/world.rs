@@ -1,13 +1,16 @@
 //! The surroundings of one test: a temporary directory, a daemon of its own, and how programs become guests.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use nk_conformance::ports::Ports;
 use rustix::process::Signal;
 
 use crate::leaks;
@@ -87,8 +90,8 @@ pub struct World {
     pub dir: PathBuf,
     pub options: Options,
     daemon: Option<Daemon>,
-    before: leaks::Snapshot,
-    daemon_fds_before: Option<leaks::DaemonState>,
+    files_before: BTreeSet<String>,
+    idle_daemon: Option<leaks::DaemonState>,
 }
 
 /// The guest that each daemon's configuration gives no names.
@@ -100,21 +103,41 @@ impl World {
     /// Makes the directory and, where there are guests that share one, starts the daemon.
     pub fn new(options: &Options) -> Result<Self> {
         let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
-        let dir = std::env::temp_dir().join(format!("nk-programs-{}-{serial}", std::process::id()));
-        fs::create_dir_all(dir.join("run")).with_context(|| dir.display().to_string())?;
+        let dir = std::env::temp_dir().join(format!(
+            "{}{}-{serial}",
+            leaks::WORLD_NAME,
+            std::process::id()
+        ));
+        fs::create_dir_all(leaks::runtime_dir(&dir)).with_context(|| dir.display().to_string())?;
         let mut world = World {
+            files_before: leaks::files(&dir),
             dir,
             options: options.clone(),
             daemon: None,
-            before: leaks::Snapshot::take(options.nk.as_deref())?,
-            daemon_fds_before: None,
+            idle_daemon: None,
         };
         if options.nk.is_some() && !options.private {
             world.start_daemon()?;
-            world.warm_up()?;
-            world.daemon_fds_before = Some(leaks::DaemonState::of(&world)?);
+            world.idle_daemon = Some(world.warmed_up()?);
         }
         Ok(world)
+    }
+
+    /// How a daemon of this kind is when it has served and has no guest any more. All are started alike, so it is found out once:
+    /// to wait for a guest's end takes longer than many a test.
+    fn warmed_up(&self) -> Result<leaks::DaemonState> {
+        type Kind = (Nsm, Option<String>, Vec<String>);
+        static KNOWN: Mutex<Vec<(Kind, leaks::DaemonState)>> = Mutex::new(Vec::new());
+        let options = &self.options;
+        let kind = (options.nsm, options.io.clone(), options.host_prefix.clone());
+        let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, state)) = known.iter().find(|(of, _)| *of == kind) {
+            return Ok(state.clone());
+        }
+        self.warm_up()?;
+        let state = leaks::DaemonState::of(self)?;
+        known.push((kind, state.clone()));
+        Ok(state)
     }
 
     /// One short guest, so that what the daemon opens once and keeps is open before anything is counted.
@@ -184,8 +207,8 @@ impl World {
 
     /// The daemon and what it started: keeper, NSMs. Private daemons of this test's guests, too.
     pub fn nk_pids(&self) -> Result<Vec<u32>> {
-        let now = leaks::nk_processes(self.options.nk.as_deref())?;
-        Ok(now.into_iter().filter(|pid| !self.before.has(*pid)).collect())
+        let found = leaks::nk_processes(self.options.nk.as_deref(), &self.dir)?;
+        Ok(found.into_iter().collect())
     }
 
     /// The binary's path as text.
@@ -276,7 +299,7 @@ impl World {
         self.options.config = config.to_owned();
         self.start_daemon()?;
         self.warm_up()?;
-        self.daemon_fds_before = Some(leaks::DaemonState::of(self)?);
+        self.idle_daemon = Some(leaks::DaemonState::of(self)?);
         Ok(())
     }
 
@@ -298,7 +321,7 @@ impl World {
     fn surround(&self, command: &mut Command) {
         command
             .current_dir(&self.dir)
-            .env("XDG_RUNTIME_DIR", self.dir.join("run"))
+            .env("XDG_RUNTIME_DIR", leaks::runtime_dir(&self.dir))
             .env("LC_ALL", "C.UTF-8");
         for variable in
             ["http_proxy", "https_proxy", "all_proxy", "no_proxy", "LD_PRELOAD", "PYTHONHOME"]
@@ -345,7 +368,7 @@ impl World {
 
     /// Checks that nothing is left, ends the daemon, and checks again. Call it when all programs have ended.
     pub fn close(mut self) -> Result<()> {
-        if let Some(before) = self.daemon_fds_before.take() {
+        if let Some(before) = self.idle_daemon.take() {
             leaks::daemon_is_back(&self, &before)?;
         }
         if let Some(daemon) = self.daemon.take() {
@@ -353,47 +376,42 @@ impl World {
             daemon.running.signal(Signal::TERM)?;
             daemon.running.finish_alone(Duration::from_secs(10)).context("the daemon's end")?;
         }
-        leaks::nothing_left(self.options.nk.as_deref(), &self.before)?;
-        leaks::directory_is_empty(&self.dir.join("run").join("netkernel"))
+        leaks::nothing_left(self.options.nk.as_deref(), &self.dir, &self.files_before)?;
+        leaks::directory_is_empty(&leaks::runtime_dir(&self.dir).join("netkernel"))
     }
 }
 
 impl Drop for World {
     fn drop(&mut self) {
         drop(self.daemon.take());
-        leaks::kill_leftovers(self.options.nk.as_deref(), &self.before);
+        leaks::kill_leftovers(self.options.nk.as_deref(), &self.dir);
         if !self.options.keep {
             let _ = fs::remove_dir_all(&self.dir);
         }
     }
 }
 
-/// A port that is free on both families, outside the range from which the kernel picks by itself.
+/// A port of this run alone that is free on both families.
 pub fn free_port() -> Result<u16> {
-    static NEXT: AtomicU32 = AtomicU32::new(0);
-    for _ in 0..2000 {
-        let step = NEXT.fetch_add(1, Ordering::Relaxed);
-        let port = 20_000 + (std::process::id().wrapping_mul(37).wrapping_add(step * 7)) % 12_000;
-        let port = u16::try_from(port)?;
-        let v4 = TcpListener::bind((Ipv4Addr::UNSPECIFIED, port));
-        let v6 = TcpListener::bind((Ipv6Addr::LOCALHOST, port));
-        if v4.is_ok() && v6.is_ok() {
-            return Ok(port);
-        }
-    }
-    bail!("found no free port")
+    free_ports(1)
 }
 
 /// The first of several such ports in a row.
 pub fn free_ports(count: u16) -> Result<u16> {
-    for _ in 0..200 {
-        let first = free_port()?;
-        let free = |port| TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).is_ok();
-        if (first..first.saturating_add(count)).all(free) {
-            return Ok(first);
-        }
+    static PORTS: Mutex<Option<Ports>> = Mutex::new(None);
+    let mut slot = PORTS.lock().unwrap_or_else(PoisonError::into_inner);
+    if slot.is_none() {
+        *slot = Some(Ports::claim(1)?);
     }
-    bail!("found no {count} free ports in a row")
+    let ports = slot.as_mut().context("no ports")?;
+    let is_free = |port| {
+        TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).is_ok()
+            && TcpListener::bind((Ipv6Addr::LOCALHOST, port)).is_ok()
+    };
+    (0..1000)
+        .map(|_| ports.take(count))
+        .find(|first| (*first..first + count).all(is_free))
+        .with_context(|| format!("found no {count} free ports in a row"))
 }
 
 /// Waits until something accepts at the port, and fails early when `server` has ended.

@@ -5,30 +5,22 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 
+use super::{both_sides, loads};
 use crate::nginx::Nginx;
-use crate::suite::{ALL_MODES, Body, Group, Test};
+use crate::suite::Test;
 use crate::world::{Mode, World, free_port};
 
 const LIMIT: Duration = Duration::from_secs(60);
 const LARGE: usize = 96 << 20;
 
 pub(super) fn tests() -> Vec<Test> {
-    let tests: [(&'static str, Body); 4] = [
+    let mut tests = both_sides(&[
         ("curl http", http),
         ("curl https", https),
-        ("curl large files", large_files),
         ("curl to a closed port", refused),
-    ];
+    ]);
+    tests.extend(loads(&[("curl large files", large_files)]));
     tests
-        .map(|(name, body)| Test {
-            name,
-            group: Group::Programs,
-            modes: ALL_MODES,
-            private: false,
-            native: true,
-            body,
-        })
-        .to_vec()
 }
 
 /// curl with the options that all calls share.

@@ -8,32 +8,24 @@ use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
 
 use super::nginx::isolated;
+use super::{both_sides, loads};
 use crate::load::{Wrk, WrkLoad};
 use crate::nginx::Nginx;
 use crate::process::eventually;
 use crate::procfs;
-use crate::suite::{ALL_MODES, Body, Group, Test};
+use crate::suite::Test;
 use crate::world::{Mode, Side, World, free_port, wait_for_port};
 
 const LIMIT: Duration = Duration::from_secs(60);
 
 pub(super) fn tests() -> Vec<Test> {
-    let tests: [(&'static str, Body); 4] = [
-        ("haproxy reloads under load", haproxy),
+    let mut tests = both_sides(&[
         ("memcached", memcached),
         ("socat and netcat", socat_and_netcat),
         ("wget", wget),
-    ];
+    ]);
+    tests.extend(loads(&[("haproxy reloads under load", haproxy)]));
     tests
-        .map(|(name, body)| Test {
-            name,
-            group: Group::Programs,
-            modes: ALL_MODES,
-            private: false,
-            native: true,
-            body,
-        })
-        .to_vec()
 }
 
 /// A proxy in front of a plain nginx: listener and connections to the backend are the guest's.

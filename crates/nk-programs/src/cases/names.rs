@@ -33,6 +33,7 @@ pub(super) fn tests() -> Vec<Test> {
             group: Group::Programs,
             modes: &[Mode::GUEST_CLIENT],
             private,
+            alone: false,
             native: true,
             body,
         })

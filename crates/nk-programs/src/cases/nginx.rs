@@ -6,30 +6,21 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use rustix::process::Signal;
 
+use super::loads;
 use crate::isolation;
 use crate::load::{AbLoad, Wrk, WrkLoad};
 use crate::nginx::{Nginx, WORKERS};
 use crate::process::{Running, eventually, signal_pid};
-use crate::suite::{ALL_MODES, Body, Group, Test};
+use crate::suite::Test;
 use crate::world::{Mode, Side, World};
 
 pub(super) fn tests() -> Vec<Test> {
-    let tests: [(&'static str, Body); 4] = [
+    loads(&[
         ("nginx under wrk", under_wrk),
         ("nginx under ab", under_ab),
         ("nginx reloads under load", reloads_under_load),
         ("nginx loses workers under load", loses_workers),
-    ];
-    tests
-        .map(|(name, body)| Test {
-            name,
-            group: Group::Programs,
-            modes: ALL_MODES,
-            private: false,
-            native: true,
-            body,
-        })
-        .to_vec()
+    ])
 }
 
 /// Isolation of whichever programs are guests, while they run.
@@ -88,7 +79,10 @@ fn under_wrk(world: &mut World, mode: Mode) -> Result<String> {
         if short {
             isolated(world, mode, &nginx.running, &wrk)?;
         } else {
-            isolated_and_connected(world, mode, &nginx.running, &wrk)?;
+            // On a busy machine it takes its time to connect.
+            eventually(Duration::from_secs(2), || {
+                isolated_and_connected(world, mode, &nginx.running, &wrk)
+            })?;
         }
         let report = Wrk::parse(&wrk.ok(load.limit())?)?.flawless()?;
         saw.push(format!("{what} {:.0}/s", report.per_second));

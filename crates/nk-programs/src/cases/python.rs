@@ -5,31 +5,22 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use rustix::process::Signal;
 
+use super::both_sides;
 use super::nginx::isolated;
 use crate::load::{AbLoad, WrkLoad};
 use crate::process::Running;
-use crate::suite::{ALL_MODES, Body, Group, Test};
+use crate::suite::Test;
 use crate::world::{Mode, World, free_port, wait_for_port};
 
 const PYTHON: &str = "/usr/bin/python3";
 const LIMIT: Duration = Duration::from_secs(90);
 
 pub(super) fn tests() -> Vec<Test> {
-    let tests: [(&'static str, Body); 3] = [
+    both_sides(&[
         ("python3 http.server", http_server),
         ("python3 asyncio", asyncio),
         ("python3 threaded socketserver", threaded),
-    ];
-    tests
-        .map(|(name, body)| Test {
-            name,
-            group: Group::Programs,
-            modes: ALL_MODES,
-            private: false,
-            native: true,
-            body,
-        })
-        .to_vec()
+    ])
 }
 
 fn http_server(world: &mut World, mode: Mode) -> Result<String> {

@@ -4,27 +4,17 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
+use super::loads;
 use super::nginx::isolated;
 use crate::Side;
 use crate::redis::Redis;
-use crate::suite::{ALL_MODES, Body, Group, Test};
+use crate::suite::Test;
 use crate::world::{Mode, World};
 
 const LIMIT: Duration = Duration::from_secs(120);
 
 pub(super) fn tests() -> Vec<Test> {
-    let tests: [(&'static str, Body); 2] =
-        [("redis-benchmark", benchmark), ("redis BGSAVE under load", bgsave_under_load)];
-    tests
-        .map(|(name, body)| Test {
-            name,
-            group: Group::Programs,
-            modes: ALL_MODES,
-            private: false,
-            native: true,
-            body,
-        })
-        .to_vec()
+    loads(&[("redis-benchmark", benchmark), ("redis BGSAVE under load", bgsave_under_load)])
 }
 
 fn words(port: u16, rest: &[&str]) -> Vec<String> {

@@ -23,6 +23,7 @@ pub(super) fn tests() -> Vec<Test> {
         group: Group::Programs,
         modes: GUESTS_ONLY,
         private: false,
+        alone: false,
         native: false,
         body: refused,
     }]

@@ -19,6 +19,7 @@ pub(super) fn tests() -> Vec<Test> {
         group: Group::Programs,
         modes,
         private: false,
+        alone: false,
         native,
         body,
     };

@@ -23,6 +23,7 @@ pub(super) fn tests() -> Vec<Test> {
         group: Group::Safety,
         modes: GUESTS_ONLY,
         private: false,
+        alone: true,
         native: true,
         body: churn,
     }]

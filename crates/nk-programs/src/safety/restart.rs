@@ -22,6 +22,7 @@ pub(super) fn tests() -> Vec<Test> {
         group: Group::Safety,
         modes: GUESTS_ONLY,
         private: false,
+        alone: true,
         native: false,
         body,
     };
