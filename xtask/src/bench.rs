@@ -3,7 +3,7 @@
 //! | module | suites |
 //! |---|---|
 //! | [`http`] | `rate`, `open`: nginx |
-//! | [`stream`] | `iperf`, `writes`, `gigabyte`: one iperf3 stream |
+//! | [`stream`] | `iperf`, `writes`, `gigabyte`: one stream |
 //! | [`store`] | `redis` |
 //! | [`trip`] | `trip`: 64-byte round trips |
 //! | [`idle`] | `idle`, `memory`: connections on which nothing happens |

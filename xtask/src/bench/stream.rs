@@ -1,4 +1,5 @@
-//! One iperf3 stream: `iperf`, `writes`, `gigabyte`. The measured program is iperf3's client, which sends, or receives with -R.
+//! One stream: `iperf`, `writes`, `gigabyte`. The measured program is iperf3's client, which sends, or receives with -R. For short writes it is
+//! `nk-load source`: iperf3's reader takes pieces of the writes' length, and would be what is measured.
 
 use std::time::Duration;
 
@@ -7,9 +8,11 @@ use nk_programs::world::{Side, World, free_port, wait_for_listener};
 use serde_json::Value;
 
 use super::Plan;
+use super::http::number;
 use super::place::{Placement, all, pinned};
 use super::table::{Figure, by_figure, head, line};
 use crate::measure::{Spread, busy_during};
+use crate::workspace;
 
 const RATE: Figure = ("Gbit/s", 2);
 const COST: Figure = ("machine's CPU, ms/GB", 0);
@@ -24,21 +27,31 @@ struct Stream {
 
 pub(super) fn iperf(plan: &Plan) -> Result<()> {
     let of = |name, receive| Stream { name, length: "128K", receive };
-    by_placement(plan, &[of("send", false), of("receive", true)], 0, RATE)
+    by_placement(plan, &[of("send", false), of("receive", true)], 0, RATE, iperf3)
 }
 
 pub(super) fn writes(plan: &Plan) -> Result<()> {
+    println!("The reader takes up to 256 KB at once.\n");
     let of = |name, length| Stream { name, length, receive: false };
-    by_placement(plan, &[of("1 KB writes", "1K"), of("8 KB writes", "8K")], 0, RATE)
+    by_placement(plan, &[of("1 KB writes", "1024"), of("8 KB writes", "8192")], 0, RATE, source)
 }
 
 pub(super) fn gigabyte(plan: &Plan) -> Result<()> {
     let of = |name, receive| Stream { name, length: "64K", receive };
-    by_placement(plan, &[of("64 KB, send", false), of("64 KB, receive", true)], 1, COST)
+    by_placement(plan, &[of("64 KB, send", false), of("64 KB, receive", true)], 1, COST, iperf3)
 }
 
+/// One run: Gbit/s, and the machine's CPU per GB.
+type Sample = fn(&Plan, &World, Side, Placement, Stream) -> Result<[f64; 2]>;
+
 /// Every placement of both sides, all in turn; the best of a side is by the figure asked for.
-fn by_placement(plan: &Plan, streams: &[Stream], figure: usize, best_by: Figure) -> Result<()> {
+fn by_placement(
+    plan: &Plan,
+    streams: &[Stream],
+    figure: usize,
+    best_by: Figure,
+    sample: Sample,
+) -> Result<()> {
     let world = plan.world()?;
     head();
     for stream in streams {
@@ -81,7 +94,37 @@ fn by_placement(plan: &Plan, streams: &[Stream], figure: usize, best_by: Figure)
     world.close()
 }
 
-fn sample(
+/// Words that run a program on some CPUs.
+fn words(program: &str, cpus: Option<&str>, rest: &[&str]) -> Vec<String> {
+    let rest = [program].into_iter().chain(rest.iter().copied()).map(str::to_owned);
+    pinned(cpus).into_iter().chain(rest).collect()
+}
+
+fn source(
+    plan: &Plan,
+    world: &World,
+    side: Side,
+    place: Placement,
+    stream: Stream,
+) -> Result<[f64; 2]> {
+    place.move_daemon(world)?;
+    let program = workspace::release("nk-load")?.display().to_string();
+    let (port, seconds) = (free_port()?.to_string(), plan.seconds.to_string());
+    let mut sink = world.start(
+        "sink",
+        Side::Plain,
+        &words(&program, place.peer, &["sink", "--port", &port]),
+    )?;
+    wait_for_listener(&mut sink, port.parse()?)?;
+    let options = ["source", "--port", &port, "--bytes", stream.length, "--seconds", &seconds];
+    let limit = Duration::from_secs(u64::from(plan.seconds) + 20);
+    let text = world.run(side, &words(&program, place.program, &options), limit)?;
+    sink.finish(Duration::from_secs(10))?;
+    let report: Value = serde_json::from_str(&text).context("nk-load's report")?;
+    Ok([number(&report, "gbit_per_second")?, number(&report, "machine_cpu_ms_per_gb")?])
+}
+
+fn iperf3(
     plan: &Plan,
     world: &World,
     side: Side,
@@ -91,10 +134,7 @@ fn sample(
     place.move_daemon(world)?;
     let port = free_port()?;
     let (port_text, seconds) = (port.to_string(), plan.seconds.to_string());
-    let words = |cpus: Option<&str>, rest: &[&str]| -> Vec<String> {
-        let rest = ["/usr/bin/iperf3"].iter().chain(rest).map(|word| (*word).to_owned());
-        pinned(cpus).into_iter().chain(rest).collect()
-    };
+    let words = |cpus: Option<&str>, rest: &[&str]| words("/usr/bin/iperf3", cpus, rest);
     let mut peer = world.start(
         "iperf3-peer",
         Side::Plain,

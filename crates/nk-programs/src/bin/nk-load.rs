@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use clap::{Parser, Subcommand};
-use nk_programs::generator::{Generator, Load, Outcome, pingpong};
+use nk_programs::generator::{Generator, Load, Outcome, pingpong, stream};
 use nk_programs::procfs;
 use rustix::time::{ClockId, clock_gettime};
 
@@ -49,6 +49,21 @@ enum Command {
         #[arg(long)]
         port: u16,
         #[arg(long, default_value_t = 64)]
+        bytes: usize,
+        #[arg(long, default_value_t = 2.0)]
+        seconds: f64,
+    },
+    /// Read one connection to its end
+    Sink {
+        #[arg(long)]
+        port: u16,
+    },
+    /// Write to a sink
+    Source {
+        #[arg(long)]
+        port: u16,
+        /// Of each write
+        #[arg(long, default_value_t = 1024)]
         bytes: usize,
         #[arg(long, default_value_t = 2.0)]
         seconds: f64,
@@ -112,6 +127,19 @@ fn run(command: &Command) -> Result<serde_json::Value> {
             let begun = Instant::now();
             let trips = pingpong::ping(port, bytes, time)?;
             cost.report(trips, 0, begun.elapsed())
+        }
+        Command::Sink { port } => Ok(serde_json::json!({ "bytes": stream::sink(port)? })),
+        Command::Source { port, bytes, seconds } => {
+            ensure!(bytes > 0, "--bytes must be positive");
+            let time = Duration::try_from_secs_f64(seconds).context("--seconds")?;
+            let before = procfs::machine_busy()?;
+            let (sum, took) = stream::source(port, bytes, time)?;
+            let busy = procfs::machine_busy()?.saturating_sub(before);
+            Ok(serde_json::json!({
+                "bytes": sum,
+                "gbit_per_second": sum as f64 * 8e-9 / took.as_secs_f64(),
+                "machine_cpu_ms_per_gb": busy.as_secs_f64() * 1e3 / (sum as f64 / 1e9),
+            }))
         }
     }
 }
