@@ -22,10 +22,16 @@
 //! weight = 2                    # its part where guests compete; 1 to 64
 //! port_min = 1024
 //! names = false                 # no getaddrinfo: addresses only
+//! nsm = "web"                   # otherwise the NSM with the fewest guests
 //!
-//! [nsm.kernel]
-//! placement = "process"         # or "inline"
+//! [nsm.kernel]                  # any names; with none there is one, "kernel", inline
+//! default = true                # for guests that name none; where no NSM says so, all are
+//!
+//! [nsm.web]
+//! stack = "kernel"
+//! placement = "process"         # or "inline", in the daemon's poll thread: one at most
 //! io = "auto"                   # or "epoll", "io_uring"
+//! cores = [0]                   # where its threads may run
 //! ```
 
 use std::collections::BTreeMap;
@@ -39,6 +45,7 @@ use std::path::{Path, PathBuf};
 use nk_device::Addr;
 use nk_engine::Listen;
 use serde::Deserialize;
+use toml::Spanned;
 
 use crate::limits::{ByteRate, Change, GuestLimits};
 
@@ -65,7 +72,7 @@ pub struct Config {
     /// Guests by name.
     #[serde(default)]
     pub guest: BTreeMap<String, GuestConfig>,
-    /// NSMs by name; there is one, "kernel".
+    /// NSMs by name; see [`Config::nsms`].
     #[serde(default)]
     pub nsm: BTreeMap<String, NsmConfig>,
 }
@@ -105,6 +112,8 @@ pub struct GuestConfig {
     pub port_min: Option<u16>,
     /// Whether its questions about names are answered.
     pub names: Option<bool>,
+    /// The NSM that serves it.
+    pub nsm: Option<Spanned<String>>,
 }
 
 /// One number or several.
@@ -170,12 +179,38 @@ impl TryFrom<String> for ListenRule {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NsmConfig {
+    /// What it is.
+    #[serde(default)]
+    pub stack: StackName,
     /// Where it runs.
     #[serde(default)]
     pub placement: Placement,
     /// How it calls the kernel.
     #[serde(default)]
     pub io: Io,
+    /// The CPUs on which its threads may run; all where none is named.
+    #[serde(default)]
+    pub cores: Vec<Spanned<usize>>,
+    /// Whether guests that name no NSM may be given to it.
+    #[serde(default)]
+    pub default: bool,
+}
+
+impl NsmConfig {
+    /// Numbers of its CPUs.
+    #[must_use]
+    pub fn core_numbers(&self) -> Vec<usize> {
+        self.cores.iter().map(|c| *c.get_ref()).collect()
+    }
+}
+
+/// A stack.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum StackName {
+    /// The host kernel's.
+    #[default]
+    Kernel,
 }
 
 /// How the kernel-stack NSM calls the kernel.
@@ -192,6 +227,15 @@ pub enum Io {
 }
 
 impl Io {
+    /// As the configuration has it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Io::Auto => "auto",
+            Io::Epoll => "epoll",
+            Io::IoUring => "io_uring",
+        }
+    }
     /// As a word of a message.
     #[must_use]
     pub fn to_word(self) -> u64 {
@@ -345,34 +389,97 @@ impl Config {
     pub fn read(path: &Path) -> Result<Config, ConfigError> {
         let fail = |why: String| ConfigError { file: path.to_owned(), why };
         let text = std::fs::read_to_string(path).map_err(|e| fail(e.to_string()))?;
-        let mut config: Config = toml::from_str(&text).map_err(|e| {
-            let at = e.span().map_or(0, |s| s.start);
+        let place = |at: usize| {
             let line = text.get(..at).unwrap_or("").matches('\n').count() + 1;
-            let key = text.lines().nth(line - 1).unwrap_or("").trim();
+            (line, text.lines().nth(line - 1).unwrap_or("").trim())
+        };
+        let mut config: Config = toml::from_str(&text).map_err(|e| {
+            let (line, key) = place(e.span().map_or(0, |s| s.start));
             let why = e.message().trim_end().replace('\n', "; ");
             fail(format!("line {line}: {why} (at `{key}`)"))
         })?;
-        config.check().map_err(fail)?;
+        config.check().map_err(|w| match w.at {
+            Some(at) => {
+                let (line, key) = place(at);
+                fail(format!("line {line}: {} (at `{key}`)", w.why))
+            }
+            None => fail(w.why),
+        })?;
         config.file = Some(path.to_owned());
         Ok(config)
     }
 
-    fn check(&self) -> Result<(), String> {
-        if let Some(name) = self.nsm.keys().find(|n| *n != "kernel") {
-            return Err(format!(
-                "nsm.{name}: there is no such NSM; the one there is is \"kernel\""
-            ));
-        }
+    fn check(&self) -> Result<(), Wrong> {
+        self.check_nsms()?;
         if let Some(group) = &self.socket_group
             && crate::sys::group(group).is_none()
         {
-            return Err(format!("socket_group: there is no group {group:?}"));
+            return Err(Wrong::new(format!("socket_group: there is no group {group:?}")));
         }
         for (name, g) in &self.guest {
             if let Some(why) = g.changes().find_map(Result::err) {
-                return Err(format!("guest.{name}.{why}"));
+                return Err(Wrong::new(format!("guest.{name}.{why}")));
+            }
+            if let Some(nsm) = &g.nsm
+                && !self.nsms().iter().any(|(n, _)| n == nsm.get_ref())
+            {
+                let why = format!("guest.{name}.nsm: there is no NSM {:?}", nsm.get_ref());
+                return Err(Wrong { at: Some(nsm.span().start), why });
             }
         }
+        Ok(())
+    }
+
+    fn check_nsms(&self) -> Result<(), Wrong> {
+        let cores = crate::sys::cores_online();
+        let mut inline = None;
+        if self.nsm.len() > NSMS_MAX {
+            return Err(Wrong::new(format!("nsm: {NSMS_MAX} at most")));
+        }
+        for (name, n) in &self.nsm {
+            if !is_name(name) || name.len() > NSM_NAME_MAX {
+                let why = format!(
+                    "nsm.{name}: a name is 1 to {NSM_NAME_MAX} letters, digits, '.', '_' or '-'"
+                );
+                return Err(Wrong::new(why));
+            }
+            if n.placement == Placement::Inline
+                && let Some(other) = inline.replace(name)
+            {
+                let why = format!(
+                    "nsm.{name}: nsm.{other} is inline already, and the daemon has one poll thread; say placement = \"process\""
+                );
+                return Err(Wrong::new(why));
+            }
+            if let Some(core) = n.cores.iter().find(|c| !cores.contains(c.get_ref())) {
+                let why = format!(
+                    "nsm.{name}.cores: this machine has no CPU {} (it has {cores:?})",
+                    core.get_ref()
+                );
+                return Err(Wrong { at: Some(core.span().start), why });
+            }
+        }
+        Ok(())
+    }
+
+    /// The NSMs there are, by name; one "kernel", inline, where none is configured.
+    #[must_use]
+    pub fn nsms(&self) -> Vec<(String, NsmConfig)> {
+        if self.nsm.is_empty() {
+            return vec![("kernel".to_owned(), NsmConfig::default())];
+        }
+        self.nsm.iter().map(|(n, c)| (n.clone(), c.clone())).collect()
+    }
+
+    /// Puts the only NSM there is elsewhere than the file says.
+    ///
+    /// # Errors
+    /// Where there are several.
+    pub fn place(&mut self, placement: Placement) -> Result<(), String> {
+        let [(name, _)] = &self.nsms()[..] else {
+            return Err("there are several NSMs: their placement is the configuration's".into());
+        };
+        self.nsm.entry(name.clone()).or_default().placement = placement;
         Ok(())
     }
 
@@ -381,17 +488,30 @@ impl Config {
     pub fn guest(&self, name: &str) -> GuestConfig {
         self.guest.get(name).cloned().unwrap_or_default()
     }
+}
 
-    /// Where the kernel-stack NSM runs.
-    #[must_use]
-    pub fn placement(&self) -> Placement {
-        self.nsm.get("kernel").map_or(Placement::Inline, |n| n.placement)
-    }
+/// NSMs at once.
+pub const NSMS_MAX: usize = 64;
+/// Letters of an NSM's name.
+const NSM_NAME_MAX: usize = 32;
 
-    /// How the kernel-stack NSM calls the kernel.
-    #[must_use]
-    pub fn io(&self) -> Io {
-        self.nsm.get("kernel").map_or(Io::Auto, |n| n.io)
+/// Whether guests and NSMs may have this name.
+pub(crate) fn is_name(name: &str) -> bool {
+    !name.is_empty()
+        && name.len() <= 64
+        && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
+}
+
+/// What is wrong with a file, and at which byte of it.
+#[derive(Debug)]
+struct Wrong {
+    at: Option<usize>,
+    why: String,
+}
+
+impl Wrong {
+    fn new(why: String) -> Wrong {
+        Wrong { at: None, why }
     }
 }
 
@@ -426,8 +546,18 @@ mod tests {
             .map(|l| format!("{}\n", l.trim_start_matches("//!")))
             .collect();
         let c = read(&text).expect("valid");
-        assert_eq!(c.placement(), Placement::Process);
-        assert_eq!(c.io(), Io::Auto);
+        let nsms = c.nsms();
+        let [(kernel, first), (web, second)] = &nsms[..] else { panic!("{nsms:?}") };
+        assert_eq!(
+            (kernel.as_str(), first.placement, first.default),
+            ("kernel", Placement::Inline, true)
+        );
+        assert_eq!(
+            (web.as_str(), second.placement, second.io),
+            ("web", Placement::Process, Io::Auto)
+        );
+        assert_eq!(second.core_numbers(), [0]);
+        assert_eq!(c.guest("web").nsm.map(Spanned::into_inner).as_deref(), Some("web"));
         assert_eq!(c.guest("web").limits(1000).port_min, 1024);
         assert_eq!(c.guest("web").namespace, Some(NamespaceName::Named("blue".into())));
         assert_eq!(
@@ -447,13 +577,29 @@ mod tests {
     }
 
     #[test]
+    fn one_nsm_may_be_placed_from_outside_and_is_there_without_being_named() {
+        let mut c = Config::default();
+        c.place(Placement::Process).expect("one");
+        assert_eq!(c.nsms().first().map(|n| n.1.placement), Some(Placement::Process));
+        let mut c = read("[nsm.kernel]\nplacement = \"process\"\n[nsm.b]\n").expect("valid");
+        c.place(Placement::Inline).expect_err("two");
+    }
+
+    #[test]
     fn mistakes_are_named_with_line_and_key() {
         let e = read("socket = \"/x\"\n\n[guest.web]\nsockets = 3\n").expect_err("unknown key");
         assert!(e.contains("line 4") && e.contains("sockets"), "{e}");
         let e = read("namespace = \"netns:\"\n").expect_err("bad value");
         assert!(e.contains("line 1") && e.contains("netns"), "{e}");
-        let e = read("[nsm.own]\n").expect_err("no such NSM");
-        assert!(e.contains("nsm.own"), "{e}");
+        let e = read("\n[guest.a]\nnsm = \"own\"\n").expect_err("no such NSM");
+        assert!(e.contains("line 3") && e.contains("\"own\""), "{e}");
+        let e = read("[nsm.a]\nplacement = \"process\"\ncores = [\n0, 99999]\n")
+            .expect_err("no such CPU");
+        assert!(e.contains("line 4") && e.contains("99999"), "{e}");
+        let e = read("[nsm.a]\n[nsm.b]\n").expect_err("two inline");
+        assert!(e.contains("nsm.b") && e.contains("inline"), "{e}");
+        let e = read("[nsm.a]\nstack = \"own\"\n").expect_err("no such stack");
+        assert!(e.contains("line 2"), "{e}");
         let e = read("[nsm.kernel]\nio = \"uring\"\n").expect_err("no such io");
         assert!(e.contains("line 2") && e.contains("io_uring"), "{e}");
         let e = read("[guest.a]\nprocesses_max = 0\n").expect_err("range");

@@ -8,7 +8,7 @@ use std::time::Instant;
 use nk_attach::CREATE_VM;
 use nk_device::sync::Ordering;
 use nk_device::{Device, Layout, Row, row};
-use nk_engine::GuestId;
+use nk_engine::{GuestId, NsmId};
 
 use crate::limits::GuestLimits;
 use crate::names::Counters;
@@ -108,6 +108,8 @@ pub(crate) struct Guest {
     pub(crate) engine_bell: OwnedFd,
     pub(crate) netns: OwnedFd,
     pub(crate) namespace: u64,
+    /// The NSM that serves it.
+    pub(crate) nsm: NsmId,
     pub(crate) limits: GuestLimits,
     pub(crate) flags: u64,
     /// By row.

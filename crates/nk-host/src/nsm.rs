@@ -7,8 +7,8 @@
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
-use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, TryRecvError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nk_attach::{Fds, Kind, Message};
 use nk_device::patience::Patience;
@@ -22,9 +22,9 @@ use crate::guest::{Region, layout};
 use crate::poll::{now_ns, wait_ms};
 use crate::sys;
 
-/// Commands of the daemon: word a of a [`Kind::Nsm`] message. Each but the first is answered with the same word.
+/// Commands of the daemon: word a of a [`Kind::Nsm`] message. Each is answered with the same word and a status.
 pub mod command {
-    /// b = how it calls the kernel; the NSM's device, its doorbell, the engine's doorbell, the broker's socket.
+    /// b = how it calls the kernel, text = CPUs; the NSM's device, its doorbell, the engine's doorbell, the broker's socket.
     pub const START: u64 = 1;
     /// b = guest, c = namespace, d = flags of its making; its memfd.
     pub const ADD_GUEST: u64 = 2;
@@ -61,7 +61,7 @@ pub fn kernel_stack(
         (_, Ok(())) => {}
         (Io::Auto, Err(e)) => tracing::info!("io_uring cannot be used, epoll is: {e}"),
         (_, Err(e)) => {
-            return Err(io::Error::new(e.kind(), format!("nsm.kernel.io = \"io_uring\": {e}")));
+            return Err(io::Error::new(e.kind(), format!("io = \"io_uring\": {e}")));
         }
     }
     Ok(stack)
@@ -70,11 +70,32 @@ pub fn kernel_stack(
 /// In a request to the broker: c of a datagram socket.
 const DATAGRAM: u64 = 1;
 
+/// In which namespaces an NSM process may have sockets opened: those of the guests that it serves.
+#[derive(Clone, Debug, Default)]
+pub struct Leave(Arc<Mutex<HashMap<u16, u64>>>);
+
+impl Leave {
+    fn map(&self) -> MutexGuard<'_, HashMap<u16, u64>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+    /// It serves this guest, whose namespace that is.
+    pub fn give(&self, guest: u16, namespace: u64) {
+        self.map().insert(guest, namespace);
+    }
+    /// It serves this guest no more.
+    pub fn take(&self, guest: u16) {
+        self.map().remove(&guest);
+    }
+    fn has(&self, namespace: u64) -> bool {
+        self.map().values().any(|n| *n == namespace)
+    }
+}
+
 /// Answers an NSM process's requests for sockets until it closes its end.
 ///
 /// # Errors
 /// Those of making a thread.
-pub fn serve_broker(broker: Broker, socket: OwnedFd) -> io::Result<()> {
+pub fn serve_broker(broker: Broker, leave: Leave, socket: OwnedFd) -> io::Result<()> {
     std::thread::Builder::new().name("nk-broker".into()).stack_size(128 * 1024).spawn(
         move || {
             let raw = socket.as_raw_fd();
@@ -84,7 +105,11 @@ pub fn serve_broker(broker: Broker, socket: OwnedFd) -> io::Result<()> {
                     DATAGRAM => servicelib::Kind::Datagram,
                     _ => servicelib::Kind::Stream,
                 };
-                let opened = broker.open(m.a, m.b as u16, kind);
+                let opened = if leave.has(m.a) {
+                    broker.open(m.a, m.b as u16, kind)
+                } else {
+                    Err(Errno(libc::EACCES))
+                };
                 let fds: Vec<RawFd> = opened.as_ref().map(AsRawFd::as_raw_fd).into_iter().collect();
                 reply.status = opened.as_ref().err().map_or(0, |e| e.0);
                 if nk_attach::send(raw, &reply, &fds).is_err() {
@@ -211,6 +236,8 @@ type Command = (Message, Option<OwnedFd>, mpsc::SyncSender<Message>);
 /// The NSM's poll thread.
 struct Worker {
     service: Service<KernelStack>,
+    /// The NSM's own device, mapped for as long as the service is there.
+    _own: Region,
     /// Guests' regions, mapped for as long as the service knows the guest.
     regions: HashMap<u16, Region>,
     commands: Receiver<Command>,
@@ -228,23 +255,19 @@ pub fn run() -> io::Result<()> {
     let odd = || io::Error::other("this is started by the daemon, not by hand");
     let (start, mut fds, _) = nk_attach::recv(raw, false).map_err(|_| odd())?;
     let mut take = |i| fds.take(i).map(sys::own).ok_or_else(odd);
-    let (memfd, bell, engine_bell, broker) = (take(0)?, take(1)?, take(2)?, take(3)?);
+    let parts = [take(0)?, take(1)?, take(2)?, take(3)?];
     if start.a != command::START {
         return Err(odd());
     }
-    let region = Region::map(memfd, Layout::NSM)?;
-    let notes = Notes(control.clone());
-    let how = Io::from_word(start.b);
-    let mut stack = kernel_stack(Box::new(RemoteBroker(broker)), Some(Box::new(notes)), how)?;
-    let os = |e: Errno| io::Error::from_raw_os_error(e.0);
-    use std::os::fd::AsFd;
-    stack.add_waker(bell.as_fd()).map_err(os)?;
-    let command_bell = sys::eventfd()?;
-    stack.add_waker(command_bell.as_fd()).map_err(os)?;
-    let (sender, commands) = mpsc::channel();
-    let service = Service::new(stack, region.device);
-    let mut worker = Worker { service, regions: HashMap::new(), commands, engine_bell };
-    std::thread::Builder::new().name("nk-nsm".into()).spawn(move || worker.run())?;
+    let mut word = Message::new(Kind::Nsm);
+    word.a = command::START;
+    let begun = begin(&start, parts, &control);
+    if let Err(e) = &begun {
+        word = word.with_text(&e.to_string());
+        word.status = e.raw_os_error().unwrap_or(libc::EIO);
+    }
+    nk_attach::send(raw, &word, &[]).map_err(io::Error::from_raw_os_error)?;
+    let (sender, command_bell) = begun?;
     // The daemon's end closes when it dies; then this process has nothing to do any more.
     while let Ok((m, mut fds, _)) = nk_attach::recv(raw, false) {
         let (reply, answer) = mpsc::sync_channel(1);
@@ -259,6 +282,32 @@ pub fn run() -> io::Result<()> {
     }
     // The worker may be in the middle of something: the process ends as a whole.
     std::process::exit(0)
+}
+
+/// Starts the poll thread; returns the way to give it commands.
+fn begin(
+    start: &Message,
+    [memfd, bell, engine_bell, broker]: [OwnedFd; 4],
+    control: &Arc<OwnedFd>,
+) -> io::Result<(mpsc::Sender<Command>, OwnedFd)> {
+    let cores = start.text().unwrap_or("").split(',').filter(|w| !w.is_empty()).map(str::parse);
+    // Before there are other threads: they inherit it.
+    sys::pin(&cores.collect::<Result<Vec<usize>, _>>().map_err(io::Error::other)?)?;
+    let region = Region::map(memfd, Layout::NSM)?;
+    let notes = Notes(control.clone());
+    let how = Io::from_word(start.b);
+    let mut stack = kernel_stack(Box::new(RemoteBroker(broker)), Some(Box::new(notes)), how)?;
+    let os = |e: Errno| io::Error::from_raw_os_error(e.0);
+    use std::os::fd::AsFd;
+    stack.add_waker(bell.as_fd()).map_err(os)?;
+    let command_bell = sys::eventfd()?;
+    stack.add_waker(command_bell.as_fd()).map_err(os)?;
+    let (sender, commands) = mpsc::channel();
+    let service = Service::new(stack, region.device);
+    let mut worker =
+        Worker { service, _own: region, regions: HashMap::new(), commands, engine_bell };
+    std::thread::Builder::new().name("nk-nsm".into()).spawn(move || worker.run())?;
+    Ok((sender, command_bell))
 }
 
 fn first(fds: &mut Fds) -> Option<OwnedFd> {

@@ -91,15 +91,18 @@ pub struct PollHandle {
 pub struct PollGone;
 
 impl PollHandle {
-    /// Starts the thread.
+    /// Starts the thread, on these CPUs.
     ///
     /// # Errors
     /// Those of eventfd, epoll_ctl and of making a thread.
-    pub fn start(mut state: PollState) -> io::Result<PollHandle> {
+    pub fn start(mut state: PollState, cores: Vec<usize>) -> io::Result<PollHandle> {
         let bell = Arc::new(sys::eventfd()?);
         state.add_waker(&*bell)?;
         let (commands, receiver) = mpsc::channel();
         let thread = std::thread::Builder::new().name("nk-poll".into()).spawn(move || {
+            if let Err(e) = sys::pin(&cores) {
+                tracing::error!(?cores, error = %e, "the poll thread may not run there");
+            }
             run(&mut state, &receiver);
         })?;
         Ok(PollHandle { commands, bell, thread: Some(thread) })

@@ -456,3 +456,36 @@ fn now_ns() -> u64 {
     unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut t) };
     t.tv_sec as u64 * 1_000_000_000 + t.tv_nsec as u64
 }
+
+/// The CPUs that are online, as far as the kernel says.
+pub(crate) fn cores_online() -> Vec<usize> {
+    let text = std::fs::read_to_string("/sys/devices/system/cpu/online").unwrap_or_default();
+    let parse = |part: &str| {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        Some(first.parse::<usize>().ok()?..=last.parse::<usize>().ok()?)
+    };
+    let cores: Vec<usize> = text.trim().split(',').filter_map(parse).flatten().collect();
+    if cores.is_empty() {
+        return (0..std::thread::available_parallelism().map_or(1, usize::from)).collect();
+    }
+    cores
+}
+
+/// Lets the calling thread, and those that it makes, run on these CPUs only; on all where none is named.
+///
+/// # Errors
+/// EINVAL where it may run on none of them.
+pub(crate) fn pin(cores: &[usize]) -> io::Result<()> {
+    if cores.is_empty() {
+        return Ok(());
+    }
+    // SAFETY: cpu_set_t is plain data, a bitmap of ours; CPU_SET leaves numbers beyond it alone.
+    unsafe {
+        let mut set: libc::cpu_set_t = zeroed();
+        for core in cores.iter().filter(|c| **c < 8 * size_of::<libc::cpu_set_t>()) {
+            libc::CPU_SET(*core, &mut set);
+        }
+        check(libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &raw const set))?;
+    }
+    Ok(())
+}

@@ -40,13 +40,13 @@ pub(crate) fn daemon(
             NsmPlacement::Inline => Placement::Inline,
             NsmPlacement::Process => Placement::Process,
         };
-        config.nsm.entry("kernel".into()).or_default().placement = placement;
+        config.place(placement).map_err(|e| Failure::new(1, format!("--nsm: {e}")))?;
     }
     let fds = sys::raise_fd_limit();
     tracing::debug!(fds, "descriptor limit");
     if let Some(dir) = private_dir {
         if std::env::var_os("NK_NSM").is_some_and(|v| v == "process") {
-            config.nsm.entry("kernel".into()).or_default().placement = Placement::Process;
+            config.place(Placement::Process).map_err(|e| Failure::new(1, e))?;
         }
         let listener = sys::own(PASSED_FD);
         let path = keeper::socket_path(&dir.join(private::SOCKET_NAME));

@@ -7,7 +7,7 @@
 //! | [`mod@bench`] | `nk bench` |
 //! | [`doctor`] | `nk doctor` |
 //! | [`order`] | `nk guest`: changes what runs |
-//! | [`query`] | `nk guests`, `nk flows`, `nk why` |
+//! | [`query`] | `nk guests`, `nk flows`, `nk nsm ls`, `nk why` |
 //!
 //! The program has no Rust runtime entry: that would ignore SIGPIPE, and a command run by `nk run` would inherit it.
 #![cfg_attr(not(test), no_main)]
@@ -65,7 +65,7 @@ Exit status: the command's; 126 when it cannot be run as a guest, 127 when it is
         /// Attach socket [default: the configuration's, else /run/netkernel/nk.sock]
         #[arg(long, value_name = "PATH")]
         socket: Option<PathBuf>,
-        /// Where the NSM runs [default: the configuration's, else inline]
+        /// Where the NSM runs, if there is one only [default: the configuration's, else inline]
         #[arg(long, value_name = "inline|process")]
         nsm: Option<NsmPlacement>,
         #[arg(long, hide = true, value_name = "DIR")]
@@ -110,12 +110,26 @@ Exit status: the command's; 126 when it cannot be run as a guest, 127 when it is
         #[command(subcommand)]
         command: ConfigCommand,
     },
-    #[command(hide = true)]
-    Nsm,
+    /// Network stack modules
+    Nsm {
+        #[command(subcommand)]
+        command: NsmCommand,
+    },
     #[command(hide = true)]
     Resolver,
     #[command(hide = true)]
     Keeper { socket: PathBuf, private: Option<PathBuf> },
+}
+
+#[derive(Debug, Subcommand)]
+enum NsmCommand {
+    /// List them with what they serve
+    Ls {
+        #[command(flatten)]
+        from: query::From,
+    },
+    #[command(hide = true)]
+    Serve { name: String },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -171,7 +185,9 @@ fn start(cli: Cli) -> Result<(), Failure> {
             println!("{}: good", file.display());
             Ok(())
         }
-        Command::Nsm => daemon::nsm(),
+        Command::Nsm { command: NsmCommand::Ls { from } } => query::nsms(&from),
+        // The name is for ps; what else there is to know the daemon says.
+        Command::Nsm { command: NsmCommand::Serve { .. } } => daemon::nsm(),
         Command::Resolver => daemon::resolver(),
         Command::Keeper { socket, private } => daemon::keeper(socket, private),
     }

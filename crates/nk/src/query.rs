@@ -1,4 +1,4 @@
-//! `nk guests`, `nk flows` and `nk why`: asks every daemon that this user can reach.
+//! `nk guests`, `nk flows`, `nk nsm ls` and `nk why`: asks every daemon that this user can reach.
 
 use std::io::Read;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -194,6 +194,52 @@ pub(crate) fn flows(from: &From) -> Result<(), Failure> {
     let header =
         ["NETID", "STATE", "RECV-Q", "SEND-Q", "LOCAL", "PEER", "GUEST", "PID", "SENT", "RECEIVED"];
     table(&header, &[2, 3, 8, 9], &cells);
+    Ok(())
+}
+
+pub(crate) fn nsms(from: &From) -> Result<(), Failure> {
+    let rows = collect(from, "nsms")?;
+    if from.json {
+        return print_json(&Value::Array(rows));
+    }
+    let keys = [
+        "name",
+        "stack",
+        "placement",
+        "pid",
+        "state",
+        "restarts",
+        "cores",
+        "guests",
+        "sockets",
+        "bytes_sent",
+        "bytes_received",
+    ];
+    let cells: Vec<Vec<String>> = rows
+        .iter()
+        .map(|n| {
+            let cell = |k: &&str| match text(n, k) {
+                // No core is named: any.
+                t if t.is_empty() => "all".to_owned(),
+                t => t,
+            };
+            keys.iter().map(cell).collect()
+        })
+        .collect();
+    let header = [
+        "NSM",
+        "STACK",
+        "PLACEMENT",
+        "PID",
+        "STATE",
+        "RESTARTS",
+        "CORES",
+        "GUESTS",
+        "SOCKETS",
+        "SENT",
+        "RECEIVED",
+    ];
+    table(&header, &[3, 5, 7, 8, 9, 10], &cells);
     Ok(())
 }
 

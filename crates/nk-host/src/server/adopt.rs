@@ -9,7 +9,8 @@ use nk_engine::{AdoptedListener, AdoptedRow, Adoption, GuestId, GuestSetup};
 use nk_servicelib::{GuestPool, Key};
 
 use super::keep::{HAS_CONTROL, HAS_PIDFD};
-use super::{NSM, Role, Server, Source};
+use super::nsm::Nsm;
+use super::{Role, Server, Source};
 use crate::guest::{Guest, Missed, Names, Process, Region, layout};
 use crate::keeper::{
     CLASS_GUEST, CLASS_HOLD, CLASS_LISTENER, CLASS_PROCESS, CLASS_QSET, Entry, Keeper, parse_addr,
@@ -54,13 +55,13 @@ fn sort(entries: Vec<Entry>) -> BTreeMap<u16, Kept> {
     all
 }
 
-/// uid, flags, limits, name.
-fn parse_guest(text: &str) -> Option<(u32, u64, GuestLimits, String)> {
-    let mut w = text.splitn(4, ' ');
+/// uid, flags, limits, NSM, name.
+fn parse_guest(text: &str) -> Option<(u32, u64, GuestLimits, String, String)> {
+    let mut w = text.splitn(5, ' ');
     let uid = w.next()?.parse().ok()?;
     let flags = w.next()?.parse().ok()?;
     let limits = GuestLimits::from_text(w.next()?)?;
-    Some((uid, flags, limits, w.next()?.to_owned()))
+    Some((uid, flags, limits, w.next()?.to_owned(), w.next()?.to_owned()))
 }
 
 impl Server {
@@ -84,11 +85,17 @@ impl Server {
     fn adopt_guest(&mut self, id: GuestId, kept: Kept) -> io::Result<()> {
         let lost = || io::Error::other("its entry is incomplete");
         let mut entry = kept.guest.ok_or_else(lost)?;
-        let (uid, flags, limits, name) = parse_guest(&entry.text).ok_or_else(lost)?;
+        let (uid, flags, limits, nsm, name) = parse_guest(&entry.text).ok_or_else(lost)?;
         let mut take = || if entry.fds.is_empty() { Err(lost()) } else { Ok(entry.fds.remove(0)) };
         let (memfd, engine_bell, netns) = (take()?, take()?, take()?);
         let region = Region::map(memfd, layout(flags))?;
         let namespace = self.broker.register(&netns)?;
+        // Where it was, if there still is such an NSM.
+        let nsm = match self.nsm_named(&nsm) {
+            Some(id) => id,
+            None => self.choose_nsm(&self.config.guest(&name))?,
+        };
+        let is_inline = self.nsm(nsm).is_some_and(Nsm::is_inline);
         let mut guest = Guest {
             id,
             name,
@@ -98,6 +105,7 @@ impl Server {
             engine_bell,
             netns,
             namespace,
+            nsm,
             limits,
             flags,
             processes: BTreeMap::new(),
@@ -163,7 +171,7 @@ impl Server {
         }
         let device = guest.region.device;
         let vm = guest.is_vm();
-        let setup = GuestSetup { id, device, namespace, nsm: NSM, limits: limits.engine(), vm };
+        let setup = GuestSetup { id, device, namespace, nsm, limits: limits.engine(), vm };
         let pool = GuestPool { guest: id.0, device, namespace, pool: 0..device.layout().chunks };
         let bell = guest.engine_bell.try_clone()?;
         let counts = (guest.processes.len(), listeners.len());
@@ -179,7 +187,7 @@ impl Server {
                 s.notify.set_doorbell(id, q, Some(fd));
             }
             s.add_waker(&bell)?;
-            if let Some(service) = &mut s.service {
+            if let Some(service) = s.service.as_mut().filter(|_| is_inline) {
                 service.add_guest(pool);
             }
             s.engine.adopt_guest(setup, &adoption, &mut s.notify).map_err(io::Error::other)

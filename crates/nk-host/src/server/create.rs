@@ -11,16 +11,11 @@ use nk_servicelib::GuestPool;
 
 use super::attach::{NO_DOORBELL, doorbell};
 use super::names::end_resolver;
-use super::{GUESTS_MAX, NSM, Reply, Role, Server, Source, Token};
-use crate::config::GuestConfig;
+use super::nsm::Nsm;
+use super::{GUESTS_MAX, Reply, Role, Server, Source, Token};
+use crate::config::{GuestConfig, is_name};
 use crate::guest::{Creator, Guest, Missed, Names, Region, layout};
 use crate::sys;
-
-fn is_name(name: &str) -> bool {
-    !name.is_empty()
-        && name.len() <= 64
-        && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
-}
 
 /// Root, or the user that the daemon runs as.
 pub(super) fn is_operator(who: Credentials) -> bool {
@@ -180,11 +175,13 @@ impl Server {
         let engine_bell = sys::eventfd()?;
         let pidfd = sys::pidfd(who.pid)?;
         let limits = rules.limits(who.uid);
+        let nsm = self.choose_nsm(rules)?;
+        let is_inline = self.nsm(nsm).is_some_and(Nsm::is_inline);
         let setup = GuestSetup {
             id,
             device: region.device,
             namespace,
-            nsm: NSM,
+            nsm,
             limits: limits.engine(),
             vm,
         };
@@ -195,9 +192,9 @@ impl Server {
             pool: 0..region.device.layout().chunks,
         };
         let bell = engine_bell.try_clone()?;
-        self.nsm_guest(&pool, flags, &region.memfd)?;
+        self.nsm_guest(nsm, &pool, flags, &region.memfd)?;
         self.ask(move |s| {
-            if let Some(service) = &mut s.service {
+            if let Some(service) = s.service.as_mut().filter(|_| is_inline) {
                 service.add_guest(pool);
             }
             s.engine.add_guest(setup).map_err(io::Error::other)?;
@@ -220,6 +217,7 @@ impl Server {
                 engine_bell,
                 netns,
                 namespace,
+                nsm,
                 limits,
                 flags,
                 processes: BTreeMap::new(),
@@ -265,7 +263,7 @@ impl Server {
             }
             s.notify.remove_guest(id);
         })?;
-        self.nsm_remove_guest(id);
+        self.nsm_remove_guest(guest.nsm, id);
         end_resolver(&guest.names);
         self.note_guest_gone(id);
         self.broker.release(guest.namespace);

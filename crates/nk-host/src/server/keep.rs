@@ -31,8 +31,8 @@ fn hold_key(guest: GuestId, token: Token) -> u64 {
 }
 
 /// A guest's words as text; the name, which may be long, comes last.
-fn guest_text(g: &Guest) -> String {
-    format!("{} {} {} {}", g.uid, g.flags, g.limits.to_text(), g.name)
+fn guest_text(g: &Guest, nsm: &str) -> String {
+    format!("{} {} {} {nsm} {}", g.uid, g.flags, g.limits.to_text(), g.name)
 }
 
 impl Server {
@@ -83,7 +83,7 @@ impl Server {
             Source::Bell
             | Source::Keeper
             | Source::Hangup(_)
-            | Source::Nsm(_)
+            | Source::Nsm(..)
             | Source::Resolver { .. } => None,
         }
     }
@@ -91,7 +91,8 @@ impl Server {
     pub(super) fn note_guest(&self, id: GuestId) {
         let (Some(k), Some(g)) = (&self.keeper, self.guests.get(&id.0)) else { return };
         let fds = [g.region.memfd.as_raw_fd(), g.engine_bell.as_raw_fd(), g.netns.as_raw_fd()];
-        k.keep(CLASS_GUEST, id.0.into(), g.token, &guest_text(g), &fds);
+        let nsm = self.nsm(g.nsm).map_or("", |n| n.name.as_str());
+        k.keep(CLASS_GUEST, id.0.into(), g.token, &guest_text(g, nsm), &fds);
     }
 
     pub(super) fn note_guest_gone(&self, id: GuestId) {

@@ -35,6 +35,7 @@ use crate::config::{Config, Placement};
 use crate::guest::{Guest, Region};
 use crate::keeper::{CLASS_ATTACH, Entry, Keeper, ListenerNotes};
 use crate::notify::Notifier;
+use crate::nsm::Leave;
 use crate::poll::{PollHandle, PollState};
 use crate::sys::{self, Epoll};
 pub(crate) use reply::Reply;
@@ -57,8 +58,6 @@ const DRAIN_MAX: Duration = Duration::from_secs(60);
 const ATTACH_MAX: Duration = Duration::from_secs(5);
 /// How long a private daemon waits for its guest.
 const STARTUP_GRACE: Duration = Duration::from_secs(10);
-/// The one NSM.
-pub(crate) const NSM: NsmId = NsmId(0);
 
 /// What a descriptor in the epoll is.
 #[derive(Debug)]
@@ -79,8 +78,8 @@ pub(crate) enum Source {
     Keeper,
     /// The configuration is to be read again.
     Hangup(OwnedFd),
-    /// The NSM process: its control socket, its broker socket or its end.
-    Nsm(nsm::Part),
+    /// An NSM process: its control socket or its end.
+    Nsm(NsmId, nsm::Part),
     /// A guest's resolver.
     Resolver { fd: OwnedFd, pid: i32, guest: GuestId },
 }
@@ -134,7 +133,7 @@ pub struct Server {
     keeper: Option<Keeper>,
     keeper_started: Instant,
     keeper_restart_at: Option<Instant>,
-    nsm: nsm::NsmState,
+    nsms: Vec<nsm::Nsm>,
     resolver: &'static CStr,
 }
 
@@ -152,19 +151,24 @@ impl Server {
         let (idle_sender, idle) = mpsc::channel();
         let broker = Broker::new();
         let mut engine = Engine::new();
-        let nsm = Region::new("nsm", Layout::NSM, 0)?;
-        engine.add_nsm(NSM, nsm.device).map_err(io::Error::other)?;
-        let inline = setup.config.placement() == Placement::Inline;
-        let service = if inline {
-            let notes = setup.keeper.clone().map(|k| Box::new(ListenerNotes(k)) as Box<_>);
-            let how = setup.config.io();
-            let stack = crate::nsm::kernel_stack(Box::new(broker.clone()), notes, how)?;
-            Some(Service::new(stack, nsm.device))
-        } else {
-            None
-        };
+        let mut service = None;
+        let mut cores = Vec::new();
+        let mut nsms = Vec::new();
+        for ((name, config), id) in setup.config.nsms().into_iter().zip(0..) {
+            let id = NsmId(id);
+            let region = Region::new("nsm", Layout::NSM, 0)?;
+            engine.add_nsm(id, region.device).map_err(io::Error::other)?;
+            if config.placement == Placement::Inline {
+                let notes = setup.keeper.clone().map(|k| Box::new(ListenerNotes(k)) as Box<_>);
+                let stack = crate::nsm::kernel_stack(Box::new(broker.clone()), notes, config.io)
+                    .map_err(|e| io::Error::new(e.kind(), format!("NSM {name:?}: {e}")))?;
+                service = Some(Service::new(stack, region.device));
+                cores = config.core_numbers();
+            }
+            nsms.push(nsm::Nsm::new(id, name, config, region, Leave::default()));
+        }
         let notify = Notifier::new(idle_sender, bell.clone());
-        let poll = PollHandle::start(PollState::new(engine, notify, service)?)?;
+        let poll = PollHandle::start(PollState::new(engine, notify, service)?, cores)?;
         let fd = setup.listener.as_raw_fd();
         sys::set_nonblocking(fd)?;
         let listener = sources.insert(Source::Listener(setup.listener));
@@ -190,7 +194,7 @@ impl Server {
             keeper: setup.keeper,
             keeper_started: Instant::now(),
             keeper_restart_at: None,
-            nsm: nsm::NsmState::new(nsm),
+            nsms,
             resolver: setup.resolver,
         };
         server.watch_keeper()?;
@@ -200,9 +204,7 @@ impl Server {
         if let (Some(k), Some(fd)) = (&server.keeper, server.raw(Some(server.listener))) {
             k.keep(CLASS_ATTACH, 0, (0, 0), "", &[fd]);
         }
-        if !inline {
-            server.start_nsm()?;
-        }
+        server.start_nsms()?;
         server.adopt(setup.entries)?;
         Ok(server)
     }
@@ -252,9 +254,9 @@ impl Server {
                 self.keeper_ended(token);
                 Ok(())
             }
-            Some(Source::Nsm(part)) => {
-                let part = *part;
-                self.nsm_event(part)
+            Some(Source::Nsm(id, part)) => {
+                let (id, part) = (*id, *part);
+                self.nsm_event(id, part)
             }
             Some(Source::Hangup(fd)) => {
                 sys::drain_signals(fd.as_raw_fd());
@@ -319,7 +321,7 @@ impl Server {
             | Source::CreatorPidfd { fd, .. }
             | Source::Hold { fd, .. }
             | Source::Resolver { fd, .. } => fd.as_raw_fd(),
-            Source::Bell | Source::Keeper | Source::Hangup(_) | Source::Nsm(_) => return,
+            Source::Bell | Source::Keeper | Source::Hangup(_) | Source::Nsm(..) => return,
         };
         if let Source::Connection { role: Role::Stranger, .. } = source {
             self.strangers -= 1;

@@ -1,4 +1,5 @@
-//! The NSM as the control thread sees it: nothing to do inline; a child process otherwise, which is started again when it dies.
+//! NSMs as the control thread sees them: nothing to do for an inline one; a child process each otherwise, which is started again when
+//! it dies.
 
 use std::collections::HashMap;
 use std::io;
@@ -7,19 +8,32 @@ use std::time::{Duration, Instant};
 
 use nk_attach::{Kind, Message, RecvError};
 use nk_device::Layout;
-use nk_engine::GuestId;
+use nk_engine::{GuestId, NsmId};
 use nk_servicelib::{GuestPool, Key};
 
-use super::{NSM, Server, Source, Token};
+use super::{Server, Source, Token};
+use crate::config::{GuestConfig, NsmConfig, Placement};
 use crate::guest::Region;
 use crate::keeper::CLASS_LISTENER;
-use crate::nsm::{command, note};
+use crate::nsm::{Leave, command, note};
 use crate::sys;
 
 /// How long an NSM process may take to answer.
 const ANSWER_MAX_S: i64 = 10;
-/// An NSM that died sooner than this is not started again at once.
-const RESTART_REST: Duration = Duration::from_secs(1);
+/// How long an NSM process must have run for its death not to count as one of a row.
+const RAN_WELL: Duration = Duration::from_secs(10);
+/// Of a row of deaths the first is mended at once; before each further restart the rest doubles, from this...
+const REST_MIN: Duration = Duration::from_millis(100);
+/// ...to this.
+const REST_MAX: Duration = Duration::from_secs(10);
+
+/// How long to rest before the restart after so many deaths in a row.
+fn rest(deaths: u32) -> Duration {
+    match deaths.checked_sub(2) {
+        None => Duration::ZERO,
+        Some(doublings) => REST_MIN.saturating_mul(1 << doublings.min(16)).min(REST_MAX),
+    }
+}
 
 /// What of an NSM process reports in the epoll.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,11 +44,16 @@ pub(crate) enum Part {
     End,
 }
 
-/// The NSM.
+/// An NSM.
 #[derive(Debug)]
-pub(crate) struct NsmState {
+pub(crate) struct Nsm {
+    pub(super) id: NsmId,
+    pub(super) name: String,
+    pub(super) config: NsmConfig,
     /// Its own device; kept mapped as long as the engine uses it.
     region: Region,
+    /// Where its process may have sockets opened.
+    leave: Leave,
     child: Option<Child>,
     /// Rung by the NSM for the engine.
     engine_bell: Option<OwnedFd>,
@@ -42,6 +61,10 @@ pub(crate) struct NsmState {
     listeners: HashMap<u64, (OwnedFd, u32)>,
     started: Instant,
     restart_at: Option<Instant>,
+    /// Times that it was started again.
+    pub(super) restarts: u64,
+    /// Deaths since it last ran well.
+    deaths: u32,
 }
 
 #[derive(Debug)]
@@ -53,161 +76,284 @@ struct Child {
     pidfd_token: Token,
 }
 
-impl NsmState {
-    pub(super) fn new(region: Region) -> NsmState {
-        NsmState {
+impl Nsm {
+    pub(super) fn new(
+        id: NsmId,
+        name: String,
+        config: NsmConfig,
+        region: Region,
+        leave: Leave,
+    ) -> Nsm {
+        Nsm {
+            id,
+            name,
+            config,
             region,
+            leave,
             child: None,
             engine_bell: None,
             listeners: HashMap::new(),
             started: Instant::now(),
             restart_at: None,
+            restarts: 0,
+            deaths: 0,
+        }
+    }
+
+    pub(super) fn is_inline(&self) -> bool {
+        self.config.placement == Placement::Inline
+    }
+
+    /// The pid of its process.
+    pub(super) fn pid(&self) -> Option<i32> {
+        self.child.as_ref().map(|c| c.pid)
+    }
+
+    /// Whether it serves now.
+    pub(super) fn is_up(&self) -> bool {
+        self.is_inline() || self.child.is_some()
+    }
+
+    /// Sends a command and waits for its answer; returns it and what the NSM reported meanwhile.
+    fn ask(&self, m: &Message, fds: &[i32]) -> io::Result<(Message, Vec<Note>)> {
+        let gone = || io::Error::other("the NSM process is gone");
+        let raw = self.child.as_ref().ok_or_else(gone)?.control.as_raw_fd();
+        nk_attach::send(raw, m, fds).map_err(io::Error::from_raw_os_error)?;
+        let mut notes = Vec::new();
+        loop {
+            let (reply, mut fds, _) = nk_attach::recv(raw, false).map_err(|_| gone())?;
+            if reply.a == m.a {
+                return Ok((reply, notes));
+            }
+            notes.push((reply, fds.take(0).map(sys::own)));
         }
     }
 }
 
+/// What an NSM process reported unasked, with its descriptor.
+type Note = (Message, Option<OwnedFd>);
+
 impl Server {
-    /// Starts the NSM process over the NSM's device. The engine knows the device already.
-    pub(super) fn start_nsm(&mut self) -> io::Result<()> {
+    pub(super) fn nsm(&self, id: NsmId) -> Option<&Nsm> {
+        self.nsms.get(usize::from(id.0))
+    }
+
+    fn nsm_mut(&mut self, id: NsmId) -> Option<&mut Nsm> {
+        self.nsms.get_mut(usize::from(id.0))
+    }
+
+    /// The NSM of a name.
+    pub(super) fn nsm_named(&self, name: &str) -> Option<NsmId> {
+        self.nsms.iter().find(|n| n.name == name).map(|n| n.id)
+    }
+
+    /// The NSM of a new guest: the configured one, else of those that are for all that with the fewest guests, and of these that
+    /// with the fewest sockets.
+    pub(super) fn choose_nsm(&self, rules: &GuestConfig) -> io::Result<NsmId> {
+        if let Some(id) = rules.nsm.as_ref().and_then(|n| self.nsm_named(n.get_ref())) {
+            return Ok(id);
+        }
+        let any_default = self.nsms.iter().any(|n| n.config.default);
+        let candidates: Vec<NsmId> =
+            self.nsms.iter().filter(|n| n.config.default || !any_default).map(|n| n.id).collect();
+        if let [only] = candidates[..] {
+            return Ok(only);
+        }
+        let guests: Vec<(GuestId, NsmId)> = self.guests.values().map(|g| (g.id, g.nsm)).collect();
+        let sockets = self.ask(move |s| {
+            guests.into_iter().map(|(g, n)| (n, s.engine.guest_sockets(g))).collect::<Vec<_>>()
+        })?;
+        let load = |id: &NsmId| {
+            let its = sockets.iter().filter(|(n, _)| n == id);
+            (its.clone().count(), its.map(|(_, n)| u64::from(*n)).sum::<u64>())
+        };
+        candidates.into_iter().min_by_key(load).ok_or_else(|| io::Error::other("there is no NSM"))
+    }
+
+    /// Starts the processes of all NSMs that are processes. One that cannot work is a mistake of the configuration's.
+    pub(super) fn start_nsms(&mut self) -> io::Result<()> {
+        for at in 0..self.nsms.len() {
+            let Some(nsm) = self.nsms.get(at).filter(|n| !n.is_inline()) else { continue };
+            let (id, name) = (nsm.id, nsm.name.clone());
+            self.start_nsm(id)
+                .map_err(|e| io::Error::new(e.kind(), format!("NSM {name:?}: {e}")))?;
+        }
+        Ok(())
+    }
+
+    /// Starts an NSM's process over the NSM's device, and waits until it can serve. The engine knows the device already.
+    fn start_nsm(&mut self, id: NsmId) -> io::Result<()> {
         let (control, theirs) = sys::seqpacket_pair()?;
         let (broker, their_broker) = sys::seqpacket_pair()?;
         let nsm_bell = sys::eventfd()?;
-        if self.nsm.engine_bell.is_none() {
-            let bell = sys::eventfd()?;
-            let waker = bell.try_clone()?;
-            self.ask(move |s| s.add_waker(&waker))??;
-            self.nsm.engine_bell = Some(bell);
-        }
-        let Some(engine_bell) = &self.nsm.engine_bell else { return Ok(()) };
-        let argv = [c"nk".as_ptr(), c"nsm".as_ptr(), std::ptr::null()];
+        let bell = match self.nsm(id).and_then(|n| n.engine_bell.as_ref()) {
+            Some(bell) => bell.try_clone()?,
+            None => {
+                let bell = sys::eventfd()?;
+                let waker = bell.try_clone()?;
+                self.ask(move |s| s.add_waker(&waker))??;
+                bell
+            }
+        };
+        let engine_bell = bell.as_raw_fd();
+        let server_broker = self.broker.clone();
+        let Some(nsm) = self.nsm_mut(id) else { return Ok(()) };
+        let name = std::ffi::CString::new(nsm.name.as_str())?;
+        let argv =
+            [c"nk".as_ptr(), c"nsm".as_ptr(), c"serve".as_ptr(), name.as_ptr(), std::ptr::null()];
         let pid = crate::spawn::child(crate::spawn::THIS, theirs.as_raw_fd(), &argv)?;
         drop(theirs);
-        crate::nsm::serve_broker(self.broker.clone(), broker)?;
-        let mut m = Message::new(Kind::Nsm);
-        (m.a, m.b) = (command::START, self.config.io().to_word());
-        let fds = [
-            self.nsm.region.memfd.as_raw_fd(),
-            nsm_bell.as_raw_fd(),
-            engine_bell.as_raw_fd(),
-            their_broker.as_raw_fd(),
-        ];
-        nk_attach::send(control.as_raw_fd(), &m, &fds).map_err(io::Error::from_raw_os_error)?;
-        sys::set_receive_timeout(control.as_raw_fd(), ANSWER_MAX_S)?;
+        let started = nsm.greet(&control, [nsm_bell.as_raw_fd(), engine_bell], &their_broker);
+        nsm.engine_bell = Some(bell);
+        if let Err(e) = started {
+            end_child(pid);
+            return Err(e);
+        }
+        crate::nsm::serve_broker(server_broker, nsm.leave.clone(), broker)?;
         let pidfd = sys::pidfd(pid)?;
-        let control_token = self.sources.insert(Source::Nsm(Part::Control));
+        let control_token = self.sources.insert(Source::Nsm(id, Part::Control));
         self.epoll.add(control.as_raw_fd(), libc::EPOLLIN, control_token.word())?;
-        let pidfd_token = self.sources.insert(Source::Nsm(Part::End));
+        let pidfd_token = self.sources.insert(Source::Nsm(id, Part::End));
         self.epoll.add(pidfd.as_raw_fd(), libc::EPOLLIN, pidfd_token.word())?;
-        self.ask(move |s| s.notify.set_nsm(NSM, Some(nsm_bell)))?;
-        self.nsm.child = Some(Child { pid, control, control_token, pidfd, pidfd_token });
-        self.nsm.started = Instant::now();
-        tracing::info!(pid, "NSM process started");
+        self.ask(move |s| s.notify.set_nsm(id, Some(nsm_bell)))?;
+        if let Some(nsm) = self.nsm_mut(id) {
+            nsm.child = Some(Child { pid, control, control_token, pidfd, pidfd_token });
+            nsm.started = Instant::now();
+            tracing::info!(nsm = nsm.name, pid, "NSM process started");
+        }
         Ok(())
     }
 
     /// Sends a command and waits for its answer; what the NSM reports meanwhile is taken in.
-    fn nsm_command(&mut self, m: &Message, fds: &[i32]) -> io::Result<Message> {
-        let gone = || io::Error::other("the NSM process is gone");
-        let raw = self.nsm.child.as_ref().ok_or_else(gone)?.control.as_raw_fd();
-        nk_attach::send(raw, m, fds).map_err(io::Error::from_raw_os_error)?;
-        loop {
-            let (reply, mut fds, _) = nk_attach::recv(raw, false).map_err(|_| gone())?;
-            if reply.a == m.a {
-                return Ok(reply);
-            }
-            self.nsm_note(&reply, fds.take(0).map(sys::own));
+    fn nsm_command(&mut self, id: NsmId, m: &Message, fds: &[i32]) -> io::Result<Message> {
+        let nsm = self.nsm(id).ok_or_else(|| io::Error::other("no such NSM"))?;
+        let (reply, notes) = nsm.ask(m, fds)?;
+        for (m, fd) in notes {
+            self.nsm_note(id, &m, fd);
         }
+        Ok(reply)
     }
 
     /// A listener came or went.
-    fn nsm_note(&mut self, m: &Message, fd: Option<OwnedFd>) {
+    fn nsm_note(&mut self, id: NsmId, m: &Message, fd: Option<OwnedFd>) {
+        let keeper = self.keeper.clone();
+        let Some(nsm) = self.nsm_mut(id) else { return };
         match (m.a, fd) {
             (note::LISTENER, Some(fd)) => {
-                if let Some(k) = &self.keeper {
+                if let Some(k) = &keeper {
                     let text = m.text().unwrap_or("");
                     k.keep(CLASS_LISTENER, m.b, (m.c, 0), text, &[fd.as_raw_fd()]);
                 }
-                self.nsm.listeners.insert(m.b, (fd, m.c as u32));
+                nsm.listeners.insert(m.b, (fd, m.c as u32));
             }
             (note::LISTENER_GONE, _) => {
-                self.nsm.listeners.remove(&m.b);
-                if let Some(k) = &self.keeper {
+                nsm.listeners.remove(&m.b);
+                if let Some(k) = &keeper {
                     k.drop_entry(CLASS_LISTENER, m.b);
                 }
             }
-            _ => tracing::warn!(what = m.a, "an odd message from the NSM"),
+            _ => tracing::warn!(nsm = nsm.name, what = m.a, "an odd message from an NSM"),
         }
     }
 
-    pub(super) fn nsm_event(&mut self, part: Part) -> io::Result<()> {
-        let Some(child) = &self.nsm.child else { return Ok(()) };
+    pub(super) fn nsm_event(&mut self, id: NsmId, part: Part) -> io::Result<()> {
+        let Some(child) = self.nsm(id).and_then(|n| n.child.as_ref()) else { return Ok(()) };
         if part == Part::End {
-            return self.nsm_died();
+            return self.nsm_died(id);
         }
         let raw = child.control.as_raw_fd();
         loop {
             match nk_attach::recv(raw, true) {
-                Ok((m, mut fds, _)) => self.nsm_note(&m, fds.take(0).map(sys::own)),
+                Ok((m, mut fds, _)) => self.nsm_note(id, &m, fds.take(0).map(sys::own)),
                 Err(RecvError::Os(libc::EAGAIN)) => return Ok(()),
-                Err(_) => return self.nsm_died(),
+                Err(_) => return self.nsm_died(id),
             }
         }
     }
 
-    fn nsm_died(&mut self) -> io::Result<()> {
-        let Some(c) = self.nsm.child.take() else { return Ok(()) };
+    fn nsm_died(&mut self, id: NsmId) -> io::Result<()> {
+        let Some(nsm) = self.nsm_mut(id) else { return Ok(()) };
+        let Some(c) = nsm.child.take() else { return Ok(()) };
+        if nsm.started.elapsed() >= RAN_WELL {
+            nsm.deaths = 0;
+        }
+        let name = nsm.name.clone();
         for (fd, token) in [(&c.control, c.control_token), (&c.pidfd, c.pidfd_token)] {
             self.epoll.remove(fd.as_raw_fd());
             self.sources.remove(token);
         }
-        // It may hang instead of having ended.
-        // SAFETY: our own child, not yet waited for.
-        unsafe {
-            libc::kill(c.pid, libc::SIGKILL);
-            libc::waitpid(c.pid, std::ptr::null_mut(), 0);
-        }
-        tracing::error!(pid = c.pid, "the NSM process died; its connections are reset");
-        self.ask(|s| {
-            s.notify.set_nsm(NSM, None);
-            s.engine.nsm_dead(NSM, &mut s.notify).map_err(io::Error::other)
+        let how = end_child(c.pid);
+        tracing::error!(
+            nsm = name,
+            pid = c.pid,
+            how,
+            "an NSM process died; its connections are reset"
+        );
+        self.ask(move |s| {
+            s.notify.set_nsm(id, None);
+            s.engine.nsm_dead(id, &mut s.notify).map_err(io::Error::other)
         })??;
-        let rest = self.nsm.started + RESTART_REST;
-        if rest <= Instant::now() {
-            return self.restart_nsm();
+        self.try_restart(id)
+    }
+
+    /// Starts a dead NSM again, now or after the rest that is due.
+    fn try_restart(&mut self, id: NsmId) -> io::Result<()> {
+        let Some(nsm) = self.nsm_mut(id) else { return Ok(()) };
+        nsm.deaths = nsm.deaths.saturating_add(1);
+        let rest = rest(nsm.deaths);
+        if rest.is_zero() {
+            return self.restart_nsm(id);
         }
-        self.nsm.restart_at = Some(rest);
+        tracing::warn!(
+            nsm = nsm.name,
+            deaths = nsm.deaths,
+            rest_ms = rest.as_millis() as u64,
+            "an NSM dies again and again: it rests before it is started"
+        );
+        nsm.restart_at = Some(Instant::now() + rest);
         Ok(())
     }
 
-    /// When a restart is due; does it when it is.
+    /// When the next restart is due; does what is.
     pub(super) fn nsm_timer(&mut self, now: Instant) -> io::Result<Option<Instant>> {
-        match self.nsm.restart_at {
-            Some(t) if t <= now => {
-                self.nsm.restart_at = None;
-                self.restart_nsm()?;
-                Ok(None)
+        for at in 0..self.nsms.len() {
+            let Some(nsm) = self.nsms.get_mut(at) else { continue };
+            if nsm.restart_at.is_some_and(|t| t <= now) {
+                nsm.restart_at = None;
+                let id = nsm.id;
+                self.restart_nsm(id)?;
             }
-            t => Ok(t),
         }
+        Ok(self.nsms.iter().filter_map(|n| n.restart_at).min())
     }
 
-    fn restart_nsm(&mut self) -> io::Result<()> {
+    fn restart_nsm(&mut self, id: NsmId) -> io::Result<()> {
         let region = Region::new("nsm", Layout::NSM, 0)?;
         let device = region.device;
-        let old = std::mem::replace(&mut self.nsm.region, region);
-        self.start_nsm()?;
+        let Some(nsm) = self.nsm_mut(id) else { return Ok(()) };
+        nsm.restarts += 1;
+        let old = std::mem::replace(&mut nsm.region, region);
+        if let Err(e) = self.start_nsm(id) {
+            let Some(nsm) = self.nsm_mut(id) else { return Ok(()) };
+            // The engine still has the old one.
+            nsm.region = old;
+            tracing::error!(nsm = nsm.name, error = %e, "an NSM cannot be started");
+            nsm.deaths = nsm.deaths.max(1);
+            return self.try_restart(id);
+        }
         // Until the engine has the new device it does not look at the old one; the old one goes when it has.
-        let ids: Vec<GuestId> = self.guests.values().map(|g| g.id).collect();
-        for id in ids {
-            self.nsm_add_guest(id)?;
+        let its: Vec<GuestId> =
+            self.guests.values().filter(|g| g.nsm == id).map(|g| g.id).collect();
+        for guest in its {
+            self.nsm_add_guest(guest)?;
         }
         let listeners =
-            self.ask(move |s| s.engine.nsm_back(NSM, device).map_err(io::Error::other))??;
+            self.ask(move |s| s.engine.nsm_back(id, device).map_err(io::Error::other))??;
         drop(old);
         for (guest, l) in listeners {
             let key = Key { guest: guest.0, socket: l.socket, generation: l.generation };
-            let fd = self.nsm.listeners.get(&key.to_word()).and_then(|k| k.0.try_clone().ok());
-            match fd {
+            let kept = self.nsm(id).and_then(|n| n.listeners.get(&key.to_word()));
+            match kept.and_then(|k| k.0.try_clone().ok()) {
                 Some(fd) => self.nsm_adopt_listener(key, fd, l.backlog)?,
                 None => self.listener_lost(key)?,
             }
@@ -223,7 +369,7 @@ impl Server {
         })
     }
 
-    /// Tells an NSM process of a guest that is known here.
+    /// Tells a guest's NSM process of a guest that is known here.
     pub(super) fn nsm_add_guest(&mut self, id: GuestId) -> io::Result<()> {
         let Some(g) = self.guests.get(&id.0) else { return Ok(()) };
         let device = g.region.device;
@@ -233,20 +379,22 @@ impl Server {
             namespace: g.namespace,
             pool: 0..device.layout().chunks,
         };
-        let (memfd, flags) = (g.region.memfd.try_clone()?, g.flags);
-        self.nsm_guest(&pool, flags, &memfd)?;
+        let (memfd, flags, nsm) = (g.region.memfd.try_clone()?, g.flags, g.nsm);
+        self.nsm_guest(nsm, &pool, flags, &memfd)?;
         self.nsm_limits(id)
     }
 
     /// Tells the guest's NSM process of its limits.
     pub(super) fn nsm_limits(&mut self, id: GuestId) -> io::Result<()> {
-        let Some(limits) = self.guests.get(&id.0).map(|g| g.limits) else { return Ok(()) };
-        if self.nsm.child.is_none() {
+        let Some((nsm, limits)) = self.guests.get(&id.0).map(|g| (g.nsm, g.limits)) else {
+            return Ok(());
+        };
+        if self.nsm(nsm).is_none_or(|n| n.child.is_none()) {
             return Ok(());
         }
         let mut m = Message::new(Kind::Nsm).with_text(&limits.to_text());
         (m.a, m.b) = (command::LIMITS, id.0.into());
-        match self.nsm_command(&m, &[]).map(|r| r.status) {
+        match self.nsm_command(nsm, &m, &[]).map(|r| r.status) {
             Ok(0) => Ok(()),
             Ok(e) => Err(io::Error::from_raw_os_error(e)),
             // It died, and its end is in the queue: the next one is told of every guest.
@@ -257,17 +405,21 @@ impl Server {
     /// Tells an NSM process of a guest, before the engine is told.
     pub(super) fn nsm_guest(
         &mut self,
+        id: NsmId,
         pool: &GuestPool,
         flags: u64,
         memfd: &OwnedFd,
     ) -> io::Result<()> {
-        if self.nsm.child.is_none() {
+        let Some(nsm) = self.nsm(id).filter(|n| !n.is_inline()) else { return Ok(()) };
+        nsm.leave.give(pool.guest, pool.namespace);
+        if nsm.child.is_none() {
+            // The next one is told of every guest.
             return Ok(());
         }
         let mut m = Message::new(Kind::Nsm);
         (m.a, m.b, m.c) = (command::ADD_GUEST, pool.guest.into(), pool.namespace);
         m.d = flags;
-        match self.nsm_command(&m, &[memfd.as_raw_fd()]).map(|r| r.status) {
+        match self.nsm_command(id, &m, &[memfd.as_raw_fd()]).map(|r| r.status) {
             Ok(0) => Ok(()),
             Ok(e) => Err(io::Error::from_raw_os_error(e)),
             // It died, and its end is in the queue: the next one is told of every guest.
@@ -278,30 +430,35 @@ impl Server {
         }
     }
 
-    pub(super) fn nsm_remove_guest(&mut self, id: GuestId) {
-        self.nsm.listeners.retain(|k, _| Key::from_word(*k).guest != id.0);
-        if self.nsm.child.is_none() {
+    pub(super) fn nsm_remove_guest(&mut self, nsm: NsmId, id: GuestId) {
+        let Some(n) = self.nsm_mut(nsm).filter(|n| !n.is_inline()) else { return };
+        n.listeners.retain(|k, _| Key::from_word(*k).guest != id.0);
+        n.leave.take(id.0);
+        if n.child.is_none() {
             return;
         }
         let mut m = Message::new(Kind::Nsm);
         (m.a, m.b) = (command::REMOVE_GUEST, id.0.into());
-        if let Err(e) = self.nsm_command(&m, &[]) {
+        if let Err(e) = self.nsm_command(nsm, &m, &[]) {
             tracing::debug!(error = %e, "the NSM was not told that a guest ended");
         }
     }
 
-    /// Hands a kept listener to the NSM, inline or not; one that it cannot take is lost.
+    /// Hands a kept listener to its guest's NSM, inline or not; one that it cannot take is lost.
     pub(super) fn nsm_adopt_listener(
         &mut self,
         key: Key,
         fd: OwnedFd,
         backlog: u32,
     ) -> io::Result<()> {
-        let errno = if self.nsm.engine_bell.is_some() {
+        let Some(id) = self.guests.get(&key.guest).map(|g| g.nsm) else { return Ok(()) };
+        let errno = if self.nsm(id).is_some_and(|n| !n.is_inline()) {
             let mut m = Message::new(Kind::Nsm);
             (m.a, m.b, m.c) = (command::ADOPT_LISTENER, key.to_word(), backlog.into());
-            let r = self.nsm_command(&m, &[fd.as_raw_fd()]);
-            self.nsm.listeners.insert(key.to_word(), (fd, backlog));
+            let r = self.nsm_command(id, &m, &[fd.as_raw_fd()]);
+            if let Some(nsm) = self.nsm_mut(id) {
+                nsm.listeners.insert(key.to_word(), (fd, backlog));
+            }
             // One that died has its end in the queue: the next one is given every listener.
             r.map_or(0, |m| m.status)
         } else {
@@ -315,15 +472,66 @@ impl Server {
 
     /// What an NSM process counted for a guest: the words of [`crate::nsm::format_stats`].
     pub(super) fn nsm_stats(&mut self, id: GuestId) -> Option<nk_servicelib::GuestStats> {
-        self.nsm.child.as_ref()?;
+        let nsm = self.guests.get(&id.0)?.nsm;
+        self.nsm(nsm)?.child.as_ref()?;
         let mut m = Message::new(Kind::Nsm);
         (m.a, m.b) = (command::STATS, id.0.into());
-        let reply = self.nsm_command(&m, &[]).ok().filter(|r| r.status == 0)?;
+        let reply = self.nsm_command(nsm, &m, &[]).ok().filter(|r| r.status == 0)?;
         crate::nsm::parse_stats(reply.text()?)
     }
+}
 
-    /// The pid of the NSM process.
-    pub(super) fn nsm_pid(&self) -> Option<i32> {
-        self.nsm.child.as_ref().map(|c| c.pid)
+impl Nsm {
+    /// Tells a process that was just started what it is, and waits for its word.
+    fn greet(&self, control: &OwnedFd, bells: [i32; 2], broker: &OwnedFd) -> io::Result<()> {
+        let mut m = Message::new(Kind::Nsm);
+        (m.a, m.b) = (command::START, self.config.io.to_word());
+        let cores: Vec<String> =
+            self.config.cores.iter().map(|c| c.get_ref().to_string()).collect();
+        let m = m.with_text(&cores.join(","));
+        let [bell, engine_bell] = bells;
+        let fds = [self.region.memfd.as_raw_fd(), bell, engine_bell, broker.as_raw_fd()];
+        let raw = control.as_raw_fd();
+        nk_attach::send(raw, &m, &fds).map_err(io::Error::from_raw_os_error)?;
+        sys::set_receive_timeout(raw, ANSWER_MAX_S)?;
+        let (reply, ..) = nk_attach::recv(raw, false)
+            .map_err(|e| io::Error::other(format!("its process did not start ({e:?})")))?;
+        match reply.status {
+            0 => Ok(()),
+            e => {
+                let kind = io::Error::from_raw_os_error(e).kind();
+                Err(io::Error::new(kind, reply.text().unwrap_or("").to_owned()))
+            }
+        }
+    }
+}
+
+/// Ends a child, which may hang instead of having ended, and says how it ended.
+fn end_child(pid: i32) -> String {
+    let mut status = 0;
+    // SAFETY: our own child, not yet waited for.
+    unsafe {
+        libc::kill(pid, libc::SIGKILL);
+        libc::waitpid(pid, &raw mut status, 0);
+    }
+    if libc::WIFSIGNALED(status) {
+        format!("signal {}", libc::WTERMSIG(status))
+    } else {
+        format!("status {}", libc::WEXITSTATUS(status))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_row_of_deaths_rests_ever_longer_and_a_single_one_not() {
+        assert_eq!(rest(1), Duration::ZERO);
+        assert_eq!(rest(2), REST_MIN);
+        assert_eq!(rest(3), REST_MIN * 2);
+        assert_eq!(rest(8), REST_MIN * 64);
+        assert_eq!(rest(9), REST_MAX);
+        assert_eq!(rest(u32::MAX), REST_MAX);
     }
 }

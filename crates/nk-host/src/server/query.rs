@@ -5,10 +5,11 @@ use std::io;
 use nk_attach::{Credentials, Message};
 use nk_device::cell;
 use nk_device::sync::Ordering;
-use nk_engine::{Flow, GuestId, Stats};
+use nk_engine::{Flow, GuestId, NsmId, Stats};
 use serde_json::{Value, json};
 
 use super::create::is_operator;
+use super::nsm::Nsm;
 use super::{Reply, Server};
 use crate::guest::Guest;
 use crate::sys;
@@ -26,6 +27,7 @@ impl Server {
         let answer = match (words.next(), words.next()) {
             (Some("guests"), None) => self.describe_guests(who)?,
             (Some("flows"), None) => self.describe_flows(who)?,
+            (Some("nsms"), None) => self.describe_nsms(who)?,
             (Some("why"), Some(pid)) => match pid.parse().ok().and_then(|p| self.why(who, p)) {
                 Some(v) => v,
                 None => {
@@ -36,7 +38,7 @@ impl Server {
             _ => {
                 return Ok(Reply::refused(
                     libc::EINVAL,
-                    "the questions are: guests, flows, why PID",
+                    "the questions are: guests, flows, nsms, why PID",
                 ));
             }
         };
@@ -58,13 +60,15 @@ impl Server {
             let service = |id: GuestId| s.service.as_ref().and_then(|v| v.stats(id.0));
             asked.iter().map(|id| (s.engine.stats(Some(*id)), service(*id))).collect::<Vec<_>>()
         })?;
-        let nsm_pid = self.nsm_pid();
         let guests = ids.iter().zip(stats).filter_map(|(id, (engine, service))| {
             let service = service.or_else(|| self.nsm_stats(*id));
             let g = self.guests.get(&id.0)?;
             let mut v = describe_guest(g, &engine);
-            if let (Some(map), Some(pid)) = (v.as_object_mut(), nsm_pid) {
-                map.insert("nsm_pid".into(), json!(pid));
+            if let (Some(map), Some(nsm)) = (v.as_object_mut(), self.nsm(g.nsm)) {
+                map.insert("nsm_name".into(), json!(nsm.name));
+                if let Some(pid) = nsm.pid() {
+                    map.insert("nsm_pid".into(), json!(pid));
+                }
             }
             if let (Some(map), Some(s)) = (v.as_object_mut(), service) {
                 map.insert(
@@ -95,6 +99,42 @@ impl Server {
         let rows =
             flows.iter().filter_map(|f| Some(describe_flow(self.guests.get(&f.guest.0)?, f)));
         Ok(Value::Array(rows.collect()))
+    }
+
+    fn describe_nsms(&self, who: Credentials) -> io::Result<Value> {
+        let guests: Vec<(GuestId, NsmId)> = self.guests.values().map(|g| (g.id, g.nsm)).collect();
+        let stats = self.ask(move |s| {
+            let of = |(g, n): (GuestId, NsmId)| (n, s.engine.stats(Some(g)));
+            guests.into_iter().map(of).collect::<Vec<_>>()
+        })?;
+        let visible = self.visible(who);
+        let describe = |n: &Nsm| {
+            let its = stats.iter().filter(|(id, _)| *id == n.id);
+            let sum = |f: fn(&Stats) -> u64| its.clone().map(|(_, s)| f(s)).sum::<u64>();
+            let names: Vec<&str> = visible
+                .iter()
+                .filter_map(|id| self.guests.get(&id.0))
+                .filter(|g| g.nsm == n.id)
+                .map(|g| g.name.as_str())
+                .collect();
+            json!({
+                "name": n.name,
+                "stack": "kernel",
+                "io": n.config.io.name(),
+                "placement": if n.is_inline() { "inline" } else { "process" },
+                "pid": if n.is_inline() { i32::try_from(std::process::id()).ok() } else { n.pid() },
+                "state": if n.is_up() { "up" } else { "restarting" },
+                "restarts": n.restarts,
+                "cores": n.config.core_numbers(),
+                "default": n.config.default,
+                "guests": its.clone().count(),
+                "guest_names": names,
+                "sockets": sum(|s| s.sockets),
+                "bytes_sent": sum(|s| s.bytes_sent),
+                "bytes_received": sum(|s| s.bytes_received),
+            })
+        };
+        Ok(Value::Array(self.nsms.iter().map(describe).collect()))
     }
 
     fn why(&self, who: Credentials, pid: i32) -> Option<Value> {
