@@ -71,6 +71,7 @@ const STEPS: &[Step] = &[
         about: "the same, shorter, with the NSM in a process",
         body: safety_nsm,
     },
+    Step { name: "nsms", about: "several NSMs at once, and their guests", body: nsms },
     Step { name: "vm", about: "a stock kernel without a NIC", body: vm },
 ];
 
@@ -301,6 +302,10 @@ fn safety() -> Result<()> {
 
 fn safety_nsm() -> Result<()> {
     programs_by(&["--group", "safety", "--nsm", "separate", "--quick"])
+}
+
+fn nsms() -> Result<()> {
+    programs_by(&["--group", "nsms"])
 }
 
 fn programs_by(words: &[&str]) -> Result<()> {

@@ -21,6 +21,7 @@ pub mod isolation;
 pub mod leaks;
 pub mod load;
 pub mod nginx;
+mod nsms;
 pub mod process;
 pub mod procfs;
 pub mod redis;

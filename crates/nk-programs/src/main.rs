@@ -60,6 +60,7 @@ enum GroupChoice {
     Programs,
     Tenants,
     Safety,
+    Nsms,
 }
 
 /// How many of the slowest tests are named at the end.
@@ -151,6 +152,7 @@ fn choose(arguments: &Arguments) -> Vec<(Test, Mode)> {
         Some(GroupChoice::Programs) => test.group == Group::Programs,
         Some(GroupChoice::Tenants) => test.group == Group::Tenants,
         Some(GroupChoice::Safety) => test.group == Group::Safety,
+        Some(GroupChoice::Nsms) => test.group == Group::Nsms,
     });
     let native = [Mode::NATIVE];
     all.flat_map(|test| {

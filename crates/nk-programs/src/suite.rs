@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, anyhow};
 
 use crate::world::{Mode, Options, World};
-use crate::{cases, safety, tenants};
+use crate::{cases, nsms, safety, tenants};
 
 /// Which of the suite's parts a test belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,6 +17,8 @@ pub enum Group {
     Programs,
     Tenants,
     Safety,
+    /// Several NSMs.
+    Nsms,
 }
 
 /// What a test does: the text says what it saw, for the log.
@@ -48,6 +50,7 @@ pub fn tests() -> Vec<Test> {
     let mut tests = cases::tests();
     tests.extend(tenants::tests());
     tests.extend(safety::tests());
+    tests.extend(nsms::tests());
     tests
 }
 

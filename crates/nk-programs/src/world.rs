@@ -92,6 +92,10 @@ pub struct World {
     daemon: Option<Daemon>,
     files_before: BTreeSet<String>,
     idle_daemon: Option<leaks::DaemonState>,
+    /// In the place of what the options say of the one NSM.
+    nsms: Option<String>,
+    /// Of the guests to be started; none: the name that `nk run` makes.
+    guest_name: Option<String>,
 }
 
 /// The guest that each daemon's configuration gives no names.
@@ -115,6 +119,8 @@ impl World {
             options: options.clone(),
             daemon: None,
             idle_daemon: None,
+            nsms: None,
+            guest_name: None,
         };
         if options.nk.is_some() && !options.private {
             world.start_daemon()?;
@@ -162,6 +168,23 @@ impl World {
         self.daemon.as_ref()
     }
 
+    /// Ends the daemon and starts one with this configuration of guests and NSMs.
+    pub fn configure(&mut self, nsms: &str) -> Result<()> {
+        let daemon = self.daemon.take().context("this test has no daemon")?;
+        daemon.running.signal(Signal::TERM)?;
+        daemon.running.finish_alone(Duration::from_secs(10)).context("the daemon's end")?;
+        self.nsms = Some(nsms.to_owned());
+        self.start_daemon()?;
+        self.warm_up()?;
+        self.idle_daemon = Some(leaks::DaemonState::of(self)?);
+        Ok(())
+    }
+
+    /// Guests that are started from now on have this name.
+    pub fn name_guests(&mut self, name: Option<&str>) {
+        self.guest_name = name.map(str::to_owned);
+    }
+
     /// Starts the daemon on this test's socket (again, where a test killed it).
     pub fn start_daemon(&mut self) -> Result<()> {
         let nk = self.nk()?.to_owned();
@@ -175,6 +198,9 @@ impl World {
         );
         if let Some(io) = &self.options.io {
             text.push_str(&format!("io = {io:?}\n"));
+        }
+        if let Some(nsms) = &self.nsms {
+            text = format!("socket = {socket_text:?}\n\n{nsms}");
         }
         text.push_str(&format!("\n[guest.{NAMELESS}]\nnames = false\n"));
         text.push_str(&self.options.config);
@@ -224,12 +250,10 @@ impl World {
     }
 
     fn control_at(&self, socket: &Path, words: &[&str]) -> Result<String> {
-        let (verb, rest) = words.split_first().context("no verb")?;
         let output = Command::new(self.nk()?)
-            .arg(verb)
+            .args(words)
             .arg("--engine")
             .arg(socket)
-            .args(rest)
             .output()
             .context("nk")?;
         if !output.status.success() {
@@ -255,6 +279,9 @@ impl World {
         if let Some(daemon) = &self.daemon {
             words.push("--engine".to_owned());
             words.push(daemon.socket.display().to_string());
+        }
+        if let Some(name) = &self.guest_name {
+            words.extend(["--name".to_owned(), name.clone()]);
         }
         words.push("--".to_owned());
         Ok(words)

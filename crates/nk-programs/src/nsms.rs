@@ -1,0 +1,216 @@
+//! Several NSMs: who serves whom, who sees what, and who notices when one dies.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use rustix::process::Signal;
+use serde_json::Value;
+
+use crate::load::{Wrk, WrkLoad};
+use crate::nginx::Nginx;
+use crate::process::{eventually, signal_pid};
+use crate::suite::{Group, Test};
+use crate::world::{Mode, Side, World, free_port, wait_for_listener};
+
+const PYTHON: &str = "/usr/bin/python3";
+const RECOVERY: Duration = Duration::from_secs(15);
+/// Two NSMs in processes, each with a guest of its own.
+const TWO: &str = "
+[guest.one]
+nsm = \"a\"
+[guest.two]
+nsm = \"b\"
+[nsm.a]
+placement = \"process\"
+default = true
+[nsm.b]
+placement = \"process\"
+cores = [0]
+default = true
+[nsm.c]
+";
+
+pub(crate) fn tests() -> Vec<Test> {
+    let test = |name, body| Test {
+        name,
+        group: Group::Nsms,
+        modes: &[Mode::GUEST_SERVER],
+        private: false,
+        native: false,
+        body,
+    };
+    vec![
+        test("each NSM has its guests and sees no others", assigned),
+        test("an NSM's death is its own guests' alone", alone),
+        test("an NSM that cannot work is refused at the start", refused),
+    ]
+}
+
+/// An NSM as `nk nsm ls --json` has it.
+#[derive(Debug)]
+struct Nsm(Value);
+
+impl Nsm {
+    fn named(world: &World, name: &str) -> Result<Nsm> {
+        let all: Vec<Value> = serde_json::from_str(&world.control(&["nsm", "ls", "--json"])?)?;
+        let its = all.into_iter().find(|n| n.get("name").and_then(Value::as_str) == Some(name));
+        Ok(Nsm(its.with_context(|| format!("nk nsm ls does not know {name:?}"))?))
+    }
+    fn number(&self, key: &str) -> Result<u64> {
+        let n = self.0.get(key).and_then(Value::as_u64);
+        n.with_context(|| format!("{key}: {:?}", self.0))
+    }
+    fn pid(&self) -> Result<u32> {
+        Ok(u32::try_from(self.number("pid")?)?)
+    }
+    fn guests(&self) -> Vec<&str> {
+        let names = self.0.get("guest_names").and_then(Value::as_array);
+        names.into_iter().flatten().filter_map(Value::as_str).collect()
+    }
+}
+
+/// The guests whose regions a process has mapped, by the names of their memfds.
+fn mapped(pid: u32) -> Result<Vec<String>> {
+    let maps = fs::read_to_string(format!("/proc/{pid}/maps"))?;
+    let name = |line: &str| {
+        let (_, rest) = line.split_once("/memfd:nk-")?;
+        Some(rest.trim_end_matches(" (deleted)").to_owned())
+    };
+    let mut names: Vec<String> = maps.lines().filter_map(name).filter(|n| n != "nsm").collect();
+    names.sort();
+    names.dedup();
+    Ok(names)
+}
+
+fn start_named(world: &mut World, mode: Mode, name: &str) -> Result<Nginx> {
+    world.name_guests(Some(name));
+    let nginx = Nginx::start(world, mode.server);
+    world.name_guests(None);
+    nginx
+}
+
+fn assigned(world: &mut World, mode: Mode) -> Result<String> {
+    world.configure(TWO)?;
+    let one = start_named(world, mode, "one")?;
+    let two = start_named(world, mode, "two")?;
+    // Two more that are assigned to none.
+    let mut others = Vec::new();
+    for _ in 0..2 {
+        let port = free_port()?;
+        let words = [PYTHON, "-m", "http.server", "--bind", "127.0.0.1", &port.to_string()];
+        let mut server = world.start("python", mode.server, &words)?;
+        wait_for_listener(&mut server, port)?;
+        others.push(server);
+    }
+    for (nsm, guest) in [("a", "one"), ("b", "two")] {
+        let nsm = Nsm::named(world, nsm)?;
+        let guests = nsm.guests();
+        ensure!(
+            guests.len() == 2 && guests.contains(&guest),
+            "{nsm:?} should have the guest {guest:?} and one more"
+        );
+        let mut guests: Vec<String> = guests.into_iter().map(str::to_owned).collect();
+        guests.sort();
+        let seen = mapped(nsm.pid()?)?;
+        ensure!(seen == guests, "it serves {guests:?} and has the regions of {seen:?}");
+    }
+    ensure!(Nsm::named(world, "c")?.guests().is_empty(), "c is not for those that name none");
+    // Cores: all threads.
+    for task in fs::read_dir(format!("/proc/{}/task", Nsm::named(world, "b")?.pid()?))? {
+        let status = fs::read_to_string(task?.path().join("status"))?;
+        let allowed = status.lines().find_map(|l| l.strip_prefix("Cpus_allowed_list:"));
+        ensure!(allowed.map(str::trim) == Some("0"), "a thread may run on {allowed:?}");
+    }
+    for server in others {
+        server.stop(Signal::TERM, Duration::from_secs(10))?;
+    }
+    one.stop()?;
+    two.stop()?;
+    eventually(RECOVERY, || {
+        for nsm in ["a", "b"] {
+            let left = mapped(Nsm::named(world, nsm)?.pid()?)?;
+            ensure!(left.is_empty(), "{nsm} still has the regions of {left:?}");
+        }
+        Ok(())
+    })?;
+    Ok("2 assigned, 2 balanced; each NSM maps its own guests only".to_owned())
+}
+
+/// One request over a connection of its own.
+fn ask(port: u16) -> Result<()> {
+    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(5))?;
+    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+    stream.write_all(b"GET / HTTP/1.0\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    ensure!(answer.starts_with("HTTP/1.1 200"), "answered {answer:?}");
+    Ok(())
+}
+
+fn alone(world: &mut World, mode: Mode) -> Result<String> {
+    world.configure(TWO)?;
+    let one = start_named(world, mode, "one")?;
+    let two = start_named(world, mode, "two")?;
+    let url = two.url();
+    let load = WrkLoad { url: &url, connections: 16, threads: 1, seconds: 6, short: false };
+    let wrk = load.start(world, Side::Plain)?;
+    // An idle connection of the one that will die.
+    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, one.port));
+    let mut open = TcpStream::connect(address)?;
+    open.set_read_timeout(Some(Duration::from_secs(5)))?;
+    std::thread::sleep(Duration::from_millis(500));
+    let mut back_ms = Vec::new();
+    for round in 1..=3u64 {
+        let pid = Nsm::named(world, "a")?.pid()?;
+        let begun = Instant::now();
+        signal_pid(pid, Signal::KILL);
+        eventually(RECOVERY, || ask(one.port)).context("the guest whose NSM died")?;
+        back_ms.push(begun.elapsed().as_millis());
+        eventually(RECOVERY, || {
+            let nsm = Nsm::named(world, "a")?;
+            ensure!(nsm.number("restarts")? == round, "not restarted {round} times: {nsm:?}");
+            ensure!(nsm.pid()? != pid, "the dead one is still listed");
+            Ok(())
+        })?;
+    }
+    let mut byte = [0];
+    let broken = match open.read(&mut byte) {
+        Ok(n) => n == 0,
+        Err(e) => e.kind() == std::io::ErrorKind::ConnectionReset,
+    };
+    ensure!(broken, "a connection of the dead NSM lives on");
+    let wrk = Wrk::parse(&wrk.ok(load.limit())?)?.flawless().context("the other NSM's guest")?;
+    ensure!(Nsm::named(world, "b")?.number("restarts")? == 0, "the other NSM was restarted");
+    one.stop()?;
+    two.stop()?;
+    Ok(format!(
+        "killed 3 times, a new request answered after {back_ms:?} ms (rests: 0, 100, 200); the other NSM's guest: {} requests, none failed",
+        wrk.requests
+    ))
+}
+
+/// `io = "io_uring"` where there is none.
+fn refused(world: &mut World, _: Mode) -> Result<String> {
+    let file = world.write(
+        "refused.toml",
+        "[nsm.web]\nplacement = \"process\"\nio = \"io_uring\"\n[nsm.kernel]\n",
+    )?;
+    let socket = world.path("refused.sock");
+    let words = [world.nk()?, "daemon", "--config", &file, "--socket", &socket];
+    // A guest's processes cannot make a ring.
+    let ended = world
+        .start("daemon", Side::Guest, &words)?
+        .finish(Duration::from_secs(10))
+        .context("a daemon that cannot serve goes on")?;
+    ensure!(
+        !ended.status.success() && ended.err.contains("NSM \"web\": io = \"io_uring\""),
+        "{} {}",
+        ended.how(),
+        ended.err
+    );
+    Ok("refused, with the NSM's name".to_owned())
+}
