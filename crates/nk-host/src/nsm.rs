@@ -4,6 +4,8 @@
 //! guests and it tells of listeners, and a socket to the broker. It never enters a namespace and never sees another guest's
 //! region than those it was given.
 
+mod confine;
+
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -284,6 +286,14 @@ pub fn run() -> io::Result<()> {
     std::process::exit(0)
 }
 
+/// Confines this process as an NSM's is, and does one thing that an NSM must not do: for tests, to see that it is stopped.
+///
+/// # Errors
+/// When it is not, or cannot be confined.
+pub fn probe(what: &str) -> io::Result<()> {
+    confine::probe(what)
+}
+
 /// Starts the poll thread; returns the way to give it commands.
 fn begin(
     start: &Message,
@@ -291,7 +301,7 @@ fn begin(
     control: &Arc<OwnedFd>,
 ) -> io::Result<(mpsc::Sender<Command>, OwnedFd)> {
     let cores = start.text().unwrap_or("").split(',').filter(|w| !w.is_empty()).map(str::parse);
-    // Before there are other threads: they inherit it.
+    // Before there are other threads: they inherit this, and what they may not do.
     sys::pin(&cores.collect::<Result<Vec<usize>, _>>().map_err(io::Error::other)?)?;
     let region = Region::map(memfd, Layout::NSM)?;
     let notes = Notes(control.clone());
@@ -302,11 +312,13 @@ fn begin(
     stack.add_waker(bell.as_fd()).map_err(os)?;
     let command_bell = sys::eventfd()?;
     stack.add_waker(command_bell.as_fd()).map_err(os)?;
+    confine::give_up_privileges()?;
     let (sender, commands) = mpsc::channel();
     let service = Service::new(stack, region.device);
     let mut worker =
         Worker { service, _own: region, regions: HashMap::new(), commands, engine_bell };
     std::thread::Builder::new().name("nk-nsm".into()).spawn(move || worker.run())?;
+    confine::refuse_calls()?;
     Ok((sender, command_bell))
 }
 

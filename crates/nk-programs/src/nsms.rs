@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::os::unix::process::ExitStatusExt;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -45,6 +46,7 @@ pub(crate) fn tests() -> Vec<Test> {
     vec![
         test("each NSM has its guests and sees no others", assigned),
         test("an NSM's death is its own guests' alone", alone),
+        test("an NSM may do nothing but its work", confined),
         test("an NSM that cannot work is refused at the start", refused),
     ]
 }
@@ -191,6 +193,48 @@ fn alone(world: &mut World, mode: Mode) -> Result<String> {
         "killed 3 times, a new request answered after {back_ms:?} ms (rests: 0, 100, 200); the other NSM's guest: {} requests, none failed",
         wrk.requests
     ))
+}
+
+/// Each thing that an NSM must not do ends it, and it alone.
+fn confined(world: &mut World, mode: Mode) -> Result<String> {
+    let probe = |what: &str| {
+        let words = [world.nk()?, "nsm", "probe", what];
+        world.start("probe", Side::Plain, &words)?.finish(Duration::from_secs(10))
+    };
+    let unharmed = probe("nothing")?;
+    ensure!(unharmed.status.success(), "{} {}", unharmed.how(), unharmed.err);
+    let forbidden =
+        ["socket", "open", "exec", "fork", "setns", "kill", "ptrace", "io_uring", "run"];
+    for what in forbidden {
+        let ended = probe(what)?;
+        let signal = ended.status.signal();
+        ensure!(signal == Some(Signal::SYS.as_raw()), "{what}: {} {}", ended.how(), ended.err);
+    }
+    world.configure(TWO)?;
+    let one = start_named(world, mode, "one")?;
+    let nsm = Nsm::named(world, "a")?;
+    for task in fs::read_dir(format!("/proc/{}/task", nsm.pid()?))? {
+        let status = fs::read_to_string(task?.path().join("status"))?;
+        let field = |name: &str| {
+            status.lines().find_map(|l| l.strip_prefix(name)).map(str::trim).unwrap_or_default()
+        };
+        let bits = |name| u64::from_str_radix(field(name), 16);
+        // CAP_NET_BIND_SERVICE.
+        ensure!(bits("CapPrm:")? & !(1 << 10) == 0, "capabilities: {status}");
+        ensure!(bits("CapEff:")? & !(1 << 10) == 0, "capabilities: {status}");
+        ensure!(field("NoNewPrivs:") == "1" && field("Seccomp:") == "2", "{status}");
+    }
+    // As the kernel ends it.
+    signal_pid(nsm.pid()?, Signal::SYS);
+    eventually(RECOVERY, || ask(one.port)).context("the guest whose NSM was ended")?;
+    eventually(RECOVERY, || {
+        let count = Nsm::named(world, "a")?.number("violations")?;
+        ensure!(count == 1, "{count} violations are counted");
+        Ok(())
+    })?;
+    ensure!(Nsm::named(world, "b")?.number("violations")? == 0, "counted for another NSM too");
+    one.stop()?;
+    Ok(format!("{} forbidden calls, each ended the process", forbidden.len()))
 }
 
 /// `io = "io_uring"` where there is none.

@@ -130,6 +130,8 @@ enum NsmCommand {
     },
     #[command(hide = true)]
     Serve { name: String },
+    #[command(hide = true)]
+    Probe { what: String },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -188,6 +190,7 @@ fn start(cli: Cli) -> Result<(), Failure> {
         Command::Nsm { command: NsmCommand::Ls { from } } => query::nsms(&from),
         // The name is for ps; what else there is to know the daemon says.
         Command::Nsm { command: NsmCommand::Serve { .. } } => daemon::nsm(),
+        Command::Nsm { command: NsmCommand::Probe { what } } => Ok(nk_host::nsm::probe(&what)?),
         Command::Resolver => daemon::resolver(),
         Command::Keeper { socket, private } => daemon::keeper(socket, private),
     }

@@ -172,21 +172,7 @@ fn drop_user(guest: u16) -> io::Result<()> {
         }
     }
     // Nobody else is mapped where this daemon runs. What is left is to give up the capabilities.
-    drop_capabilities()
-}
-
-fn drop_capabilities() -> io::Result<()> {
-    #[repr(C)]
-    struct Header {
-        version: u32,
-        pid: i32,
-    }
-    const VERSION_3: u32 = 0x2008_0522;
-    let header = Header { version: VERSION_3, pid: 0 };
-    let none = [0u32; 6];
-    // SAFETY: a header and two data structs of three words each, as version 3 wants.
-    check(unsafe { libc::syscall(libc::SYS_capset, &raw const header, none.as_ptr()) as i32 })?;
-    Ok(())
+    sys::set_capabilities(0)
 }
 
 #[cfg(test)]

@@ -63,6 +63,8 @@ pub(crate) struct Nsm {
     restart_at: Option<Instant>,
     /// Times that it was started again.
     pub(super) restarts: u64,
+    /// Times that it did what it must not do, and was killed for it.
+    pub(super) violations: u64,
     /// Deaths since it last ran well.
     deaths: u32,
 }
@@ -96,6 +98,7 @@ impl Nsm {
             started: Instant::now(),
             restart_at: None,
             restarts: 0,
+            violations: 0,
             deaths: 0,
         }
     }
@@ -282,7 +285,17 @@ impl Server {
             self.epoll.remove(fd.as_raw_fd());
             self.sources.remove(token);
         }
-        let how = end_child(c.pid);
+        let status = end_child(c.pid);
+        let violation = libc::WIFSIGNALED(status) && libc::WTERMSIG(status) == libc::SIGSYS;
+        if violation && let Some(nsm) = self.nsm_mut(id) {
+            nsm.violations += 1;
+            tracing::error!(
+                nsm = name,
+                pid = c.pid,
+                "an NSM made a system call that it must not make: it was taken over, or its filter lacks one"
+            );
+        }
+        let how = describe_end(status);
         tracing::error!(
             nsm = name,
             pid = c.pid,
@@ -506,14 +519,18 @@ impl Nsm {
     }
 }
 
-/// Ends a child, which may hang instead of having ended, and says how it ended.
-fn end_child(pid: i32) -> String {
+/// Ends a child, which may hang instead of having ended; its wait status.
+fn end_child(pid: i32) -> i32 {
     let mut status = 0;
     // SAFETY: our own child, not yet waited for.
     unsafe {
         libc::kill(pid, libc::SIGKILL);
         libc::waitpid(pid, &raw mut status, 0);
     }
+    status
+}
+
+fn describe_end(status: i32) -> String {
     if libc::WIFSIGNALED(status) {
         format!("signal {}", libc::WTERMSIG(status))
     } else {

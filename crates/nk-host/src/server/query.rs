@@ -125,6 +125,7 @@ impl Server {
                 "pid": if n.is_inline() { i32::try_from(std::process::id()).ok() } else { n.pid() },
                 "state": if n.is_up() { "up" } else { "restarting" },
                 "restarts": n.restarts,
+                "violations": n.violations,
                 "cores": n.config.core_numbers(),
                 "default": n.config.default,
                 "guests": its.clone().count(),
