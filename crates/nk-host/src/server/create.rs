@@ -177,14 +177,8 @@ impl Server {
         let limits = rules.limits(who.uid);
         let nsm = self.choose_nsm(rules)?;
         let is_inline = self.nsm(nsm).is_some_and(Nsm::is_inline);
-        let setup = GuestSetup {
-            id,
-            device: region.device,
-            namespace,
-            nsm,
-            limits: limits.engine(),
-            vm,
-        };
+        let setup =
+            GuestSetup { id, device: region.device, namespace, nsm, limits: limits.engine(), vm };
         let pool = GuestPool {
             guest: id.0,
             device: region.device,
