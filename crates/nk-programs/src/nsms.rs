@@ -40,6 +40,8 @@ pub(crate) fn tests() -> Vec<Test> {
         group: Group::Nsms,
         modes: &[Mode::GUEST_SERVER],
         private: false,
+        // Times are told.
+        alone: true,
         native: false,
         body,
     };

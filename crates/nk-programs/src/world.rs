@@ -175,8 +175,7 @@ impl World {
         daemon.running.finish_alone(Duration::from_secs(10)).context("the daemon's end")?;
         self.nsms = Some(nsms.to_owned());
         self.start_daemon()?;
-        self.warm_up()?;
-        self.idle_daemon = Some(leaks::DaemonState::of(self)?);
+        self.idle_daemon = Some(self.warmed_up()?);
         Ok(())
     }
 
