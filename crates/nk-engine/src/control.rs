@@ -45,8 +45,11 @@ impl Engine {
         if slot.is_some() {
             return Err(ControlError::Guest);
         }
-        *slot = Some(Box::new(Guest::new(setup)));
+        // Another engine may have left it asleep.
+        setup.device.header().finish_sleep();
+        *slot = Some(Box::new(Guest::new(setup, self.round)));
         self.order.push(setup.id);
+        self.awake.push(setup.id);
         Ok(())
     }
 
@@ -56,6 +59,7 @@ impl Engine {
         let slot = self.guests.get_mut(usize::from(id.0)).ok_or(ControlError::Guest)?;
         slot.take().ok_or(ControlError::Guest)?;
         self.order.retain(|g| *g != id);
+        self.awake.retain(|g| *g != id);
         self.ports.release_guest(id);
         Ok(())
     }

@@ -16,17 +16,22 @@ const NSM_TURN: u32 = 1024;
 const SWEEP: usize = 4;
 /// While work does not end, NQEs between two such looks: their cells are cold, and each costs as much as many NQEs.
 const SWEEP_NQES: u32 = 256;
+/// Polls without a bell after which a guest dozes. Its next element costs a doorbell; looking at it costs each poll a cache miss or two.
+pub(crate) const DOZE_AFTER: u64 = 256;
 
 /// CoreEngine.
 #[derive(Debug, Default)]
 pub struct Engine {
     pub(crate) guests: Vec<Option<Box<Guest>>>,
-    /// Numbers of the guests there are, in the order they are served.
+    /// Numbers of the guests there are.
     pub(crate) order: Vec<GuestId>,
+    /// Those of them that are looked at in each poll, in the order they are served. The others doze ([`Guest::dozes`]).
+    pub(crate) awake: Vec<GuestId>,
     pub(crate) nsms: Vec<Nsm>,
     pub(crate) ports: Ports,
     next: usize,
-    round: u64,
+    /// Number of the poll.
+    pub(crate) round: u64,
     /// NQEs moved since the last sweep.
     unswept: u32,
     /// Whose turn it is to be swept while work does not end.
@@ -71,6 +76,8 @@ impl Engine {
         f: impl FnOnce(&mut Parts<'_>, &mut Out<'_>) -> R,
     ) -> Result<R, ControlError> {
         self.round += 1;
+        // What the host does may leave something to do for the guest.
+        self.rouse(id);
         let mut out = Out { notify, bells: core::mem::take(&mut self.bells), round: self.round };
         let r = self.parts(id).map(|mut p| {
             // Whoever asks may know what the NSM said last, from the device.
@@ -103,22 +110,30 @@ impl Engine {
     fn sweep(&mut self, worked: u32, out: &mut Out<'_>) {
         if worked == 0 && self.unswept > 0 {
             self.unswept = 0;
-            for i in 0..self.order.len() {
-                self.sweep_guest(i, SWEEP, out);
+            for i in 0..self.awake.len() {
+                if let Some(&id) = self.awake.get(i) {
+                    self.sweep_guest(id, SWEEP, out);
+                }
             }
+            self.sweep_next_guest(SWEEP, out);
         }
         self.unswept = self.unswept.saturating_add(worked);
         while self.unswept > SWEEP_NQES {
             self.unswept -= SWEEP_NQES;
-            self.sweep_next = (self.sweep_next + 1) % self.order.len().max(1);
-            self.sweep_guest(self.sweep_next, 1, out);
+            self.sweep_next_guest(1, out);
         }
     }
 
-    fn sweep_guest(&mut self, index: usize, sockets: usize, out: &mut Out<'_>) {
-        if let Some(&id) = self.order.get(index)
-            && let Ok(mut p) = self.parts(id)
-        {
+    /// One guest after another has its turn, also those that doze.
+    fn sweep_next_guest(&mut self, sockets: usize, out: &mut Out<'_>) {
+        self.sweep_next = (self.sweep_next + 1) % self.order.len().max(1);
+        if let Some(&id) = self.order.get(self.sweep_next) {
+            self.sweep_guest(id, sockets, out);
+        }
+    }
+
+    fn sweep_guest(&mut self, id: GuestId, sockets: usize, out: &mut Out<'_>) {
+        if let Ok(mut p) = self.parts(id) {
             p.sweep(sockets, out);
         }
     }
@@ -150,9 +165,9 @@ impl Engine {
 
     /// Turns in order, each by its guest's weight, until nobody has anything or the budget is spent; the next poll goes on from there.
     fn serve_guests(&mut self, now_ns: u64, budget: u32, out: &mut Out<'_>) -> u32 {
-        let count = self.order.len();
+        let count = self.awake.len();
         for i in 0..count {
-            if let Some(&id) = self.order.get(i)
+            if let Some(&id) = self.awake.get(i)
                 && let Ok(mut p) = self.parts(id)
             {
                 p.begin_poll(now_ns, out);
@@ -161,7 +176,7 @@ impl Engine {
         let (mut worked, mut idle) = (0, 0);
         while worked < budget && idle < count {
             self.next = if self.next + 1 < count { self.next + 1 } else { 0 };
-            let Some(&id) = self.order.get(self.next) else { break };
+            let Some(&id) = self.awake.get(self.next) else { break };
             let n = self.parts(id).map_or(0, |mut p| p.serve_turn(budget - worked, out));
             worked += n;
             idle = if n == 0 { idle + 1 } else { 0 };
@@ -171,7 +186,7 @@ impl Engine {
 
     /// When something that a rate holds back has its turn. What waits for an NSM waits for that, not for time.
     fn due_ns(&self) -> Option<u64> {
-        let guests = self.order.iter().filter_map(|id| self.guest(*id));
+        let guests = self.awake.iter().filter_map(|id| self.guest(*id));
         let awaited = guests.filter(|g| !self.nsms.iter().any(|n| n.id == g.nsm && n.is_stuck()));
         awaited.filter_map(|g| g.limiter.due_ns()).min()
     }
@@ -179,15 +194,16 @@ impl Engine {
     /// Whether a poll would move something now.
     fn has_work(&self) -> bool {
         self.nsms.iter().any(Nsm::has_work)
-            || self.order.iter().filter_map(|id| self.guest(*id)).any(|g| {
+            || self.awake.iter().filter_map(|id| self.guest(*id)).any(|g| {
                 let stuck = self.nsms.iter().any(|n| n.id == g.nsm && n.is_stuck());
                 !g.active.is_empty() && !g.limiter.is_held && !stuck
             })
     }
 
-    /// The header of each guest's device, how many words of its bell bitmap count, and whether its rate holds its elements back.
+    /// The header of each device whose guest is awake, how many words of its bell bitmap count, and whether its rate holds its elements
+    /// back.
     fn headers(&self) -> impl Iterator<Item = (&Header, usize, bool)> {
-        let guests = self.order.iter().filter_map(|id| self.guest(*id));
+        let guests = self.awake.iter().filter_map(|id| self.guest(*id));
         guests.map(|g| (g.device.header(), g.bell_words, g.limiter.is_held))
     }
 
@@ -208,13 +224,55 @@ impl Engine {
         idle && !self.has_work()
     }
 
-    /// After the sleep (or instead of it).
+    /// After the sleep (or instead of it). Who has not rung for long goes on asleep, until [`Engine::rouse`].
     pub fn finish_sleep(&mut self) {
-        for (h, _, _) in self.headers() {
-            h.finish_sleep();
-        }
+        let round = self.round;
+        let guests = &mut self.guests;
+        self.awake.retain(|id| {
+            let Some(g) = guests.get_mut(usize::from(id.0)).and_then(Option::as_deref_mut) else {
+                return false;
+            };
+            g.dozes = g.may_doze(round);
+            if !g.dozes {
+                g.device.header().finish_sleep();
+            }
+            !g.dozes
+        });
         for n in &self.nsms {
             n.device.header().finish_sleep();
+        }
+    }
+
+    /// While there is work without end: lets those doze who have not rung for long, so that no poll looks at them. They ring their
+    /// engine eventfd as they do while the engine sleeps, and the host says so ([`Engine::rouse`]).
+    pub fn doze(&mut self) {
+        let round = self.round;
+        let guests = &mut self.guests;
+        self.awake.retain(|id| {
+            let Some(g) = guests.get_mut(usize::from(id.0)).and_then(Option::as_deref_mut) else {
+                return false;
+            };
+            if !g.may_doze(round) {
+                return true;
+            }
+            let h = g.device.header();
+            g.dozes = h.prepare_sleep(g.bell_words);
+            if !g.dozes {
+                h.finish_sleep();
+            }
+            !g.dozes
+        });
+    }
+
+    /// The guest's engine eventfd was written.
+    pub fn rouse(&mut self, id: GuestId) {
+        let round = self.round;
+        let guest = self.guests.get_mut(usize::from(id.0)).and_then(Option::as_deref_mut);
+        if let Some(g) = guest.filter(|g| g.dozes) {
+            g.dozes = false;
+            g.rang_in = round;
+            g.device.header().finish_sleep();
+            self.awake.push(id);
         }
     }
 }

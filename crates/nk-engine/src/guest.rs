@@ -151,6 +151,10 @@ pub(crate) struct Guest {
     pub(crate) active: VecDeque<u16>,
     /// Words of the bell bitmap that can name a queue set ever used.
     pub(crate) bell_words: usize,
+    /// It has not rung for long: no poll looks at it, and its header goes on to say that the engine sleeps.
+    pub(crate) dozes: bool,
+    /// The poll that last found a bell of its.
+    pub(crate) rang_in: u64,
     /// Rows that found no id when the guest was at its limit.
     pub(crate) starved: Vec<u16>,
     pub(crate) live: [u64; HOLDER_WORDS],
@@ -163,7 +167,7 @@ pub(crate) struct Guest {
 }
 
 impl Guest {
-    pub(crate) fn new(s: &GuestSetup) -> Guest {
+    pub(crate) fn new(s: &GuestSetup, round: u64) -> Guest {
         let layout = s.device.layout();
         let rows = layout.rows as u16;
         let qsets = layout.qsets.min(s.limits.qsets_max.max(1)) as u16;
@@ -189,6 +193,8 @@ impl Guest {
             listeners: 0,
             active: VecDeque::new(),
             bell_words: 0,
+            dozes: false,
+            rang_in: round,
             starved: Vec::new(),
             live: {
                 let mut live = [0; HOLDER_WORDS];

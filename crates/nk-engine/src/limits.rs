@@ -83,6 +83,11 @@ impl Limiter {
         self.connections.as_ref().is_none_or(|b| b.available() > 0)
     }
 
+    /// Whether it has nothing to give out when time comes.
+    pub(crate) fn is_quiet(&self) -> bool {
+        !self.is_held && !self.accepts_held && self.connects.is_empty()
+    }
+
     /// When something that waits has its turn.
     pub(crate) fn due_ns(&self) -> Option<u64> {
         let nqes = self.nqes.as_ref().filter(|_| self.is_held).map(|b| b.due_ns(lot(b)));
@@ -122,7 +127,7 @@ impl Guest {
 impl Parts<'_> {
     /// Before the guest's first turn of a poll: takes its bells, and gives those who waited what time brought.
     pub(crate) fn begin_poll(&mut self, now_ns: u64, out: &mut Out<'_>) {
-        self.guest.take_bells();
+        self.guest.take_bells(out.round);
         self.guest.limiter.refill(now_ns);
         while self.guest.limiter.may_connect() && !self.nsm.is_stuck() {
             let Some((id, generation)) = self.guest.limiter.connects.pop_front() else { break };
@@ -204,6 +209,7 @@ impl Parts<'_> {
 impl Engine {
     /// Changes a guest's limits. What it has beyond a lower one it keeps.
     pub fn set_limits(&mut self, guest: GuestId, limits: Limits) -> Result<(), ControlError> {
+        self.rouse(guest);
         let p = self.parts(guest)?;
         p.guest.limits = limits;
         p.guest.limiter.set(&limits);

@@ -6,7 +6,7 @@ use nk_device::nqe::{FLAG_ERROR, Nqe, PackedNqe, unpack_option};
 use nk_device::sync::{Ordering, fence};
 use nk_device::{Addr, Op};
 
-use crate::engine::Parts;
+use crate::engine::{DOZE_AFTER, Parts};
 use crate::guest::{Guest, Socket, State, count};
 use crate::limits::follows_connect;
 use crate::out::Out;
@@ -35,17 +35,27 @@ pub(crate) fn negative(errno: i32) -> u64 {
 
 impl Guest {
     /// Notes which queue sets rang.
-    pub(crate) fn take_bells(&mut self) {
+    pub(crate) fn take_bells(&mut self, round: u64) {
         let device = self.device;
         let header = device.header();
         for word in 0..self.bell_words {
             let mut bits = header.take_bells(word);
+            if bits != 0 {
+                self.rang_in = round;
+            }
             while bits != 0 {
                 let q = word as u16 * 64 + bits.trailing_zeros() as u16;
                 bits &= bits - 1;
                 self.activate(q);
             }
         }
+    }
+
+    /// Whether nothing is to be done for it and it has not rung for long.
+    pub(crate) fn may_doze(&self, round: u64) -> bool {
+        self.active.is_empty()
+            && self.limiter.is_quiet()
+            && round.saturating_sub(self.rang_in) > DOZE_AFTER
     }
 
     fn activate(&mut self, q: u16) {

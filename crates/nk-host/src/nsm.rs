@@ -309,9 +309,9 @@ fn begin(
     let mut stack = kernel_stack(Box::new(RemoteBroker(broker)), Some(Box::new(notes)), how)?;
     let os = |e: Errno| io::Error::from_raw_os_error(e.0);
     use std::os::fd::AsFd;
-    stack.add_waker(bell.as_fd()).map_err(os)?;
+    stack.add_waker(bell.as_fd(), 0).map_err(os)?;
     let command_bell = sys::eventfd()?;
-    stack.add_waker(command_bell.as_fd()).map_err(os)?;
+    stack.add_waker(command_bell.as_fd(), 0).map_err(os)?;
     confine::give_up_privileges()?;
     let (sender, commands) = mpsc::channel();
     let service = Service::new(stack, region.device);

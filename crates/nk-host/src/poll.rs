@@ -10,7 +10,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use nk_device::patience::Patience;
-use nk_engine::Engine;
+use nk_engine::{Engine, GuestId};
 use nk_servicelib::{Service, Stack};
 use nk_stack_kernel::KernelStack;
 
@@ -19,6 +19,8 @@ use crate::sys;
 
 /// NQEs per turn of the engine.
 const BUDGET: u32 = 1024;
+/// While there is work without end, polls between two looks for guests that doze.
+const LOOK_EVERY: u32 = 32;
 
 /// What the poll thread owns, as commands see it.
 #[derive(Debug)]
@@ -30,7 +32,7 @@ pub struct PollState {
     /// The inline NSM; `None` where NSMs are processes.
     pub service: Option<Service<KernelStack>>,
     /// Ends the thread's sleep where there is no inline stack to sleep in.
-    sleeper: Option<sys::Epoll>,
+    sleeper: Option<Sleeper>,
     end: bool,
 }
 
@@ -44,21 +46,26 @@ impl PollState {
         notify: Notifier,
         service: Option<Service<KernelStack>>,
     ) -> io::Result<PollState> {
-        let sleeper = if service.is_none() { Some(sys::Epoll::new()?) } else { None };
+        let sleeper = match service {
+            Some(_) => None,
+            None => Some(Sleeper { epoll: sys::Epoll::new()?, woken: Vec::new() }),
+        };
         Ok(PollState { engine, notify, service, sleeper, end: false })
     }
 
-    /// From now on the descriptor (an eventfd that is never read) ends the thread's sleep.
+    /// From now on the descriptor (an eventfd that is never read) ends the thread's sleep; a guest's also rouses the guest.
     ///
     /// # Errors
     /// Those of epoll_ctl.
-    pub fn add_waker(&mut self, fd: &impl AsFd) -> io::Result<()> {
+    pub fn add_waker(&mut self, fd: &impl AsFd, guest: Option<GuestId>) -> io::Result<()> {
         let fd = fd.as_fd();
+        let word = guest.map_or(0, |g| g.0.into());
         if let Some(s) = &mut self.service {
-            s.stack_mut().add_waker(fd).map_err(|e| io::Error::from_raw_os_error(e.0))?;
+            let added = s.stack_mut().add_waker(fd, word);
+            added.map_err(|e| io::Error::from_raw_os_error(e.0))?;
         }
-        if let Some(e) = &self.sleeper {
-            e.add(fd.as_raw_fd(), libc::EPOLLIN | libc::EPOLLET, 0)?;
+        if let Some(s) = &self.sleeper {
+            s.epoll.add(fd.as_raw_fd(), libc::EPOLLIN | libc::EPOLLET, word.into())?;
         }
         Ok(())
     }
@@ -69,10 +76,41 @@ impl PollState {
         if let Some(s) = &mut self.service {
             s.stack_mut().remove_waker(fd);
         }
-        if let Some(e) = &self.sleeper {
-            e.remove(fd.as_raw_fd());
+        if let Some(s) = &self.sleeper {
+            s.epoll.remove(fd.as_raw_fd());
         }
     }
+
+    /// Waits for a waker where there is no inline stack to wait in.
+    fn sleep(&mut self, wait_ms: i32) {
+        if let Some(s) = &mut self.sleeper {
+            let _ = s.epoll.wait(&mut s.woken, wait_ms);
+        }
+    }
+
+    /// Tells the engine of the guests whose wakers were seen; whether there were any.
+    fn rouse(&mut self) -> bool {
+        let mut any = false;
+        let mut rouse = |word: u32| {
+            any = true;
+            // 0 is no guest: the other wakers have no more to say than that.
+            self.engine.rouse(GuestId(word as u16));
+        };
+        if let Some(s) = &mut self.service {
+            s.stack_mut().woken().for_each(&mut rouse);
+        }
+        if let Some(s) = &mut self.sleeper {
+            s.woken.drain(..).for_each(|(word, _)| rouse(word as u32));
+        }
+        any
+    }
+}
+
+/// Where the thread sleeps without an inline stack.
+#[derive(Debug)]
+struct Sleeper {
+    epoll: sys::Epoll,
+    woken: Vec<(u64, u32)>,
 }
 
 type Command = Box<dyn FnOnce(&mut PollState) + Send>;
@@ -97,7 +135,7 @@ impl PollHandle {
     /// Those of eventfd, epoll_ctl and of making a thread.
     pub fn start(mut state: PollState, cores: Vec<usize>) -> io::Result<PollHandle> {
         let bell = Arc::new(sys::eventfd()?);
-        state.add_waker(&*bell)?;
+        state.add_waker(&*bell, None)?;
         let (commands, receiver) = mpsc::channel();
         let thread = std::thread::Builder::new().name("nk-poll".into()).spawn(move || {
             if let Err(e) = sys::pin(&cores) {
@@ -160,7 +198,7 @@ fn run(state: &mut PollState, commands: &Receiver<Command>) {
     if let Err(e) = crate::watchdog::install() {
         tracing::warn!("no timer: a hostile guest's doorbell may block this thread: {e}");
     }
-    let mut woken = Vec::new();
+    let mut polls = 0u32;
     let patience = Patience::new();
     let mut wait = patience.wait();
     while !state.end {
@@ -185,6 +223,12 @@ fn run(state: &mut PollState, commands: &Receiver<Command>) {
                 Err(TryRecvError::Disconnected) => return,
             }
         }
+        polls = polls.wrapping_add(1);
+        if polls.is_multiple_of(LOOK_EVERY) {
+            state.engine.doze();
+            state.sleep(0);
+        }
+        busy |= state.rouse();
         if busy {
             wait.found();
             wait = patience.wait();
@@ -195,17 +239,15 @@ fn run(state: &mut PollState, commands: &Receiver<Command>) {
         }
         if state.engine.prepare_sleep() {
             let wait_ms = wait_ms(due_ns);
-            match (&mut state.service, &state.sleeper) {
-                (Some(s), _) => {
+            match &mut state.service {
+                Some(s) => {
                     s.poll(now_ns(), wait_ms, &mut || {});
                 }
-                (None, Some(e)) => {
-                    let _ = e.wait(&mut woken, wait_ms);
-                }
-                (None, None) => {}
+                None => state.sleep(wait_ms),
             }
         }
         state.engine.finish_sleep();
+        state.rouse();
         wait = patience.wait();
     }
 }

@@ -38,6 +38,8 @@ pub(crate) struct Guest<T> {
     pub(crate) ids: VecDeque<(u32, u16)>,
     /// Listeners that wait for ids.
     pub(crate) id_starved: Vec<Key>,
+    /// It is on the service's list of those that got chunks back.
+    pub(crate) in_recovery: bool,
     /// Rows that wait for chunks.
     wanting: Vec<u16>,
     /// Sockets that wait for chunks to receive into.
@@ -64,6 +66,7 @@ impl<T> Guest<T> {
             sockets: Vec::new(),
             ids: VecDeque::new(),
             id_starved: Vec::new(),
+            in_recovery: false,
             wanting: Vec::new(),
             pool_starved: Vec::new(),
             reap: VecDeque::new(),

@@ -71,6 +71,10 @@ impl Pool {
         self.limit.saturating_sub(self.leased + self.tx + self.rx).min(there as u32)
     }
 
+    pub(crate) fn has_freed(&self) -> bool {
+        self.freed
+    }
+
     pub(crate) fn take_freed(&mut self) -> bool {
         core::mem::take(&mut self.freed)
     }

@@ -53,6 +53,8 @@ pub struct Service<S: Stack> {
     pub(crate) gathered: Vec<Key>,
     timers: BinaryHeap<Reverse<(u64, u64, Due)>>,
     events: Vec<StackEvent>,
+    /// Guests whose pool has got chunks back that somebody may wait for.
+    recovering: Vec<u16>,
 }
 
 /// What a step on a socket works with; the socket itself is taken out of the guest's table meanwhile.
@@ -130,6 +132,7 @@ impl<S: Stack> Service<S> {
             gathered: Vec::new(),
             timers: BinaryHeap::new(),
             events: Vec::new(),
+            recovering: Vec::new(),
         }
     }
 
@@ -173,14 +176,18 @@ impl<S: Stack> Service<S> {
         let mut ctx = Ctx {
             stack: &mut self.stack,
             port: &mut self.port,
-            guest: g,
+            guest: &mut *g,
             active: &mut self.active,
             gathered: &mut self.gathered,
             timers: &mut self.timers,
             now_ms: now_ns / NS_PER_MS,
             now_ns,
         };
-        Some(f(&mut ctx))
+        let r = f(&mut ctx);
+        if g.pool.has_freed() && !core::mem::replace(&mut g.in_recovery, true) {
+            self.recovering.push(guest);
+        }
+        Some(r)
     }
 
     /// Takes over a listener that the keeper kept, for a socket that the engine adopted.
@@ -288,6 +295,9 @@ impl<S: Stack> Service<S> {
     pub fn set_limits(&mut self, guest: u16, limits: &GuestLimits) {
         if let Some(g) = self.guests.get_mut(usize::from(guest)).and_then(Option::as_deref_mut) {
             g.set_limits(limits);
+            if !core::mem::replace(&mut g.in_recovery, true) {
+                self.recovering.push(guest);
+            }
             let has_rate = g.out.is_limited() || g.input.is_limited();
             if !self.limited.contains(&guest) {
                 self.limited.push(guest);
@@ -303,8 +313,9 @@ impl<S: Stack> Service<S> {
 
     /// Those who wait for chunks get what was freed.
     fn recover(&mut self, now_ns: u64) {
-        for guest in 0..self.guests.len() as u16 {
+        for guest in core::mem::take(&mut self.recovering) {
             self.ctx(guest, now_ns, |c| {
+                c.guest.in_recovery = false;
                 if !c.guest.pool.take_freed() {
                     return;
                 }

@@ -232,9 +232,11 @@ pub trait Stack {
     fn watch(&mut self, socket: &Self::Socket, key: Key) -> Result<(), Errno>;
     /// Waits at most `wait_ms` (-1: for ever) and appends events.
     fn poll(&mut self, wait_ms: i32, events: &mut Vec<StackEvent>);
-    /// A descriptor that ends a waiting [`Stack::poll`] each time it becomes readable (an eventfd that is written). It is
-    /// never read. The caller keeps it open until [`Stack::remove_waker`].
-    fn add_waker(&mut self, fd: BorrowedFd<'_>) -> Result<(), Errno>;
+    /// A descriptor that ends a waiting [`Stack::poll`] each time it becomes readable (an eventfd that is written); `word` is then
+    /// among [`Stack::woken`]. It is never read. The caller keeps it open until [`Stack::remove_waker`].
+    fn add_waker(&mut self, fd: BorrowedFd<'_>, word: u32) -> Result<(), Errno>;
+    /// Takes the words of the wakers that the polls so far have seen.
+    fn woken(&mut self) -> std::vec::Drain<'_, u32>;
     /// Undoes [`Stack::add_waker`].
     fn remove_waker(&mut self, fd: BorrowedFd<'_>);
 }

@@ -13,8 +13,8 @@ use crate::ring::Ring;
 use crate::{Broker, ListenerKeeper, datagram, sys};
 
 const EVENTS: u32 = (libc::EPOLLIN | libc::EPOLLOUT | libc::EPOLLRDHUP | libc::EPOLLET) as u32;
-/// Generation 0 is never in use, so no socket has this word.
-const WAKER: u64 = u32::MAX as u64;
+/// The upper half of a waker's word: a socket's has its generation there, and 0 is none.
+const WAKER: u64 = 0;
 /// Events fetched at once.
 const BATCH: usize = 256;
 const SO_PRIORITY_MAX: i32 = 6;
@@ -26,6 +26,7 @@ pub struct KernelStack {
     keeper: Option<Box<dyn ListenerKeeper + Send>>,
     ring: Option<Ring>,
     batch: Box<[libc::epoll_event; BATCH]>,
+    woken: Vec<u32>,
     /// `tcp_allowed_congestion_control`: what a user without CAP_NET_ADMIN may choose, which the NSM may have.
     congestion_allowed: Vec<Vec<u8>>,
     /// `tcp_available_congestion_control`, as it was at the start: an NSM process opens no files afterwards.
@@ -60,6 +61,7 @@ impl KernelStack {
             keeper,
             ring: None,
             batch: Box::new([libc::epoll_event { events: 0, u64: 0 }; BATCH]),
+            woken: Vec::new(),
             congestion_allowed: words_of("/proc/sys/net/ipv4/tcp_allowed_congestion_control"),
             congestion_available: words_of("/proc/sys/net/ipv4/tcp_available_congestion_control"),
         })
@@ -297,7 +299,8 @@ impl Stack for KernelStack {
         let n = sys::epoll_wait(&self.epoll, &mut self.batch[..], wait_ms);
         for e in self.batch.iter().take(n) {
             let (bits, word) = (e.events, e.u64);
-            if word == WAKER {
+            if word >> 32 == WAKER {
+                self.woken.push(word as u32);
                 continue;
             }
             let has = |mask: i32| bits & mask as u32 != 0;
@@ -311,9 +314,13 @@ impl Stack for KernelStack {
         }
     }
 
-    fn add_waker(&mut self, fd: BorrowedFd<'_>) -> Result<(), Errno> {
+    fn add_waker(&mut self, fd: BorrowedFd<'_>, word: u32) -> Result<(), Errno> {
         let events = (libc::EPOLLIN | libc::EPOLLET) as u32;
-        sys::epoll_ctl(&self.epoll, libc::EPOLL_CTL_ADD, fd, events, WAKER)
+        sys::epoll_ctl(&self.epoll, libc::EPOLL_CTL_ADD, fd, events, WAKER << 32 | u64::from(word))
+    }
+
+    fn woken(&mut self) -> std::vec::Drain<'_, u32> {
+        self.woken.drain(..)
     }
 
     fn remove_waker(&mut self, fd: BorrowedFd<'_>) {

@@ -344,7 +344,7 @@ fn a_separate_nsm_sleeps_and_wakes() {
     let stop = Arc::new(AtomicBool::new(false));
     let stack = KernelStack::new(Box::new(OwnNamespace), None).expect("stack");
     let mut service = Service::new(stack, device.device);
-    service.stack_mut().add_waker(to_nsm.as_fd()).expect("waker");
+    service.stack_mut().add_waker(to_nsm.as_fd(), 0).expect("waker");
     service.add_guest(Host::pool(&guest, 1, 0));
     engine.add_guest(Host::setup(&guest, 1, 0, Limits::default())).expect("guest");
     let row = engine.add_row(GuestId(1), 1).expect("row");

@@ -437,3 +437,50 @@ fn another_engine_adopts_a_guest() {
     host.polls(2);
     assert_eq!(host.service.stats(1).expect("guest").chunks_leased, 0);
 }
+
+#[test]
+fn a_guest_that_was_idle_for_long_dozes_until_it_rings() {
+    let mut host = Host::new();
+    let idle = host.add_guest(1, 0, Limits::default());
+    let busy = host.add_guest(2, 0, Limits::default());
+    let mut pi = host.process(1, idle.device);
+    let mut pb = host.process(2, busy.device);
+    let listener = pi.socket(2);
+    pi.bind(&mut host, listener, &Addr::v4([127, 0, 0, 1], 0)).expect("bind");
+    let at = pi.listen(&mut host, listener, 4).expect("listen");
+    let asleep = |r: &common::Region| r.device.header().engine_sleeping.load(Ordering::SeqCst) != 0;
+    for _ in 0..600 {
+        // What is always busy: an element in each poll.
+        let id = pb.socket(2);
+        pb.close(id);
+        host.poll();
+        host.engine.doze();
+    }
+    assert!(asleep(&idle) && !asleep(&busy));
+    // What comes for it reaches it all the same.
+    let c = pb.connected(&mut host, at.port);
+    let accepted = host.until("the connection", |_| pi.try_accept(listener));
+    assert!(asleep(&idle), "nothing of its own was done for it");
+    // Its own elements are not looked for before it rings.
+    pi.close(accepted);
+    host.polls(5);
+    assert_ne!(host.engine.guest_sockets(GuestId(1)), 1);
+    host.engine.rouse(GuestId(1));
+    assert!(!asleep(&idle));
+    host.until("the close", |h| (h.engine.guest_sockets(GuestId(1)) == 1).then_some(()));
+    pb.close(c);
+    // A sleep of the engine does not end its doze either; another's does not last.
+    for _ in 0..300 {
+        let id = pb.socket(2);
+        pb.close(id);
+        host.poll();
+    }
+    let _ = host.engine.prepare_sleep();
+    assert!(asleep(&idle) && asleep(&busy));
+    host.engine.finish_sleep();
+    assert!(asleep(&idle) && !asleep(&busy));
+    host.engine.rouse(GuestId(1));
+    pi.close(listener);
+    assert_quiet(&mut host, 1);
+    assert_quiet(&mut host, 2);
+}

@@ -186,7 +186,7 @@ impl Server {
             for (q, fd) in bells {
                 s.notify.set_doorbell(id, q, Some(fd));
             }
-            s.add_waker(&bell)?;
+            s.add_waker(&bell, Some(id))?;
             if let Some(service) = s.service.as_mut().filter(|_| is_inline) {
                 service.add_guest(pool);
             }

@@ -192,7 +192,7 @@ impl Server {
                 service.add_guest(pool);
             }
             s.engine.add_guest(setup).map_err(io::Error::other)?;
-            s.add_waker(&bell)
+            s.add_waker(&bell, Some(id))
         })??;
         let raw = pidfd.as_raw_fd();
         let pidfd = self.sources.insert(Source::CreatorPidfd { fd: pidfd, guest: id });

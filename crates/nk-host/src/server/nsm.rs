@@ -194,7 +194,7 @@ impl Server {
             None => {
                 let bell = sys::eventfd()?;
                 let waker = bell.try_clone()?;
-                self.ask(move |s| s.add_waker(&waker))??;
+                self.ask(move |s| s.add_waker(&waker, None))??;
                 bell
             }
         };

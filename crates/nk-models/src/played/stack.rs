@@ -49,6 +49,8 @@ pub struct MemoryStack {
     pub faults: Faults,
     meanwhile: Option<Meanwhile>,
     next_port: u16,
+    /// Always empty: nobody waits for this stack.
+    woken: Vec<u32>,
 }
 
 impl core::fmt::Debug for MemoryStack {
@@ -67,6 +69,7 @@ impl MemoryStack {
             faults: Faults::default(),
             meanwhile,
             next_port: 40_000,
+            woken: Vec::new(),
         }
     }
 
@@ -433,7 +436,10 @@ impl Stack for MemoryStack {
         self.meanwhile();
         events.append(&mut self.events);
     }
-    fn add_waker(&mut self, _: BorrowedFd<'_>) -> Result<(), Errno> {
+    fn woken(&mut self) -> std::vec::Drain<'_, u32> {
+        self.woken.drain(..)
+    }
+    fn add_waker(&mut self, _: BorrowedFd<'_>, _: u32) -> Result<(), Errno> {
         Ok(())
     }
     fn remove_waker(&mut self, _: BorrowedFd<'_>) {}
