@@ -8,12 +8,14 @@
 //! | [`trip`] | `trip`: 64-byte round trips |
 //! | [`idle`] | `idle`, `memory`: connections on which nothing happens |
 //! | [`isolation`] | several guests at once |
+//! | [`guests`] | `guests`: a busy guest beside many idle ones |
 //! | [`table`] | both sides in turn, and the lines of the tables |
 //! | [`place`] | on which CPUs what runs |
 //!
 //! All of it runs in a network namespace of its own, whose congestion control is the same for both sides and whose sockets are
 //! nobody else's.
 
+mod guests;
 mod http;
 mod idle;
 mod isolation;
@@ -61,6 +63,11 @@ const SUITES: &[Suite] = &[
         name: "isolation",
         about: "guests beside each other: caps, and latency beside busy neighbours",
         body: isolation::isolation,
+    },
+    Suite {
+        name: "guests",
+        about: "a busy guest beside 100 and 1,000 idle ones",
+        body: guests::guests,
     },
     Suite { name: "switch", about: "`nk bench switch`", body: switch },
 ];

@@ -16,7 +16,7 @@ use super::table::{head, in_turn, lines};
 
 const FOR_MEMORY: usize = 5000;
 const FOR_TIME: usize = 1000;
-const IDLE_SECONDS: u64 = 20;
+pub(super) const IDLE_SECONDS: u64 = 20;
 
 /// The server with what serves it.
 fn pids(world: &World, server: &Nginx, side: Side) -> Result<Vec<u32>> {
@@ -76,13 +76,13 @@ pub(super) fn memory(plan: &Plan) -> Result<()> {
     Ok(())
 }
 
-struct Memory {
-    resident_kib: u64,
+pub(super) struct Memory {
+    pub(super) resident_kib: u64,
     kernel_kib: u64,
 }
 
 impl Memory {
-    fn of(pids: &[u32]) -> Result<Memory> {
+    pub(super) fn of(pids: &[u32]) -> Result<Memory> {
         let mut resident_kib = 0;
         for pid in pids {
             let path = format!("/proc/{pid}/smaps_rollup");
