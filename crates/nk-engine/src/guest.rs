@@ -137,6 +137,8 @@ pub(crate) struct Guest {
     pub(crate) rows: Vec<Row>,
     pub(crate) rows_free: VecDeque<u16>,
     pub(crate) qsets: Vec<QueueSet>,
+    /// How many it may have.
+    pub(crate) qsets_max: u16,
     pub(crate) qsets_free: VecDeque<u16>,
     pub(crate) sockets: Vec<Socket>,
     /// Of each socket that is [`State::Open`] its generation, of all others 0, which is no generation. All that the switch looks
@@ -183,7 +185,8 @@ impl Guest {
             rows: (0..rows).map(|_| Row::default()).collect(),
             // Row 0 is the host's own, or the VM's.
             rows_free: (1..rows).collect(),
-            qsets: (0..qsets).map(|_| QueueSet::default()).collect(),
+            qsets: Vec::new(),
+            qsets_max: qsets,
             qsets_free: (u16::from(s.vm)..qsets).collect(),
             sockets: Vec::new(),
             open_generations: Vec::new(),

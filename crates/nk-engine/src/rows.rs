@@ -95,11 +95,8 @@ impl Guest {
         shared.pid.store(pid, Ordering::Relaxed);
         shared.qset.store(u32::from(qset), Ordering::Relaxed);
         for &q in qsets {
-            let Some(state) = self.qsets.get_mut(usize::from(q)) else { continue };
             let Some(qs) = device.qset(q) else { continue };
-            if state.in_use {
-                continue;
-            }
+            let Some(state) = self.qset_slot(q).filter(|s| !s.in_use) else { continue };
             *state = QueueSet { in_use: true, row, ..QueueSet::default() };
             self.bell_words = self.bell_words.max(usize::from(q) / 64 + 1);
             self.qsets_free.retain(|f| *f != q);
@@ -111,6 +108,15 @@ impl Guest {
         true
     }
 
+    /// Where what is known of a queue set goes. The table is as long as the guest has need of: most have few.
+    fn qset_slot(&mut self, q: u16) -> Option<&mut QueueSet> {
+        let at = usize::from(q);
+        if q < self.qsets_max && self.qsets.len() <= at {
+            self.qsets.resize_with(at + 1, QueueSet::default);
+        }
+        self.qsets.get_mut(at)
+    }
+
     pub(crate) fn take_qset(&mut self, row: u16) -> Result<u16, ControlError> {
         let q = if self.vm && row == 0 && !self.qsets.first().is_some_and(|q| q.in_use) {
             0
@@ -119,7 +125,7 @@ impl Guest {
         };
         let device = self.device;
         let shared = device.qset(q).ok_or(ControlError::Qset)?;
-        let state = self.qsets.get_mut(usize::from(q)).ok_or(ControlError::Qset)?;
+        let state = self.qset_slot(q).ok_or(ControlError::Qset)?;
         *state = QueueSet { in_use: true, row, ..QueueSet::default() };
         self.bell_words = self.bell_words.max(usize::from(q) / 64 + 1);
         shared.reset();

@@ -26,6 +26,9 @@ pub(crate) enum Owner {
 #[derive(Debug)]
 pub(crate) struct Pool {
     start: u32,
+    /// Chunks of the range.
+    size: u32,
+    /// As far as they were ever used; those beyond are free.
     owners: Vec<Owner>,
     /// How many may be in use.
     limit: u32,
@@ -44,7 +47,8 @@ impl Pool {
         let n = range.end.saturating_sub(range.start);
         Pool {
             start: range.start,
-            owners: vec![Owner::Free; n as usize],
+            size: n,
+            owners: Vec::new(),
             limit: n,
             free: VecDeque::new(),
             touched: 0,
@@ -62,12 +66,12 @@ impl Pool {
 
     /// Lets only so many be used. Those that are used already beyond that stay until they come back.
     pub(crate) fn set_limit(&mut self, limit: u32) {
-        self.limit = limit.min(self.owners.len() as u32);
+        self.limit = limit.min(self.size);
         self.freed = true;
     }
 
     pub(crate) fn available(&self) -> u32 {
-        let there = self.free.len() + (self.owners.len() - self.touched as usize);
+        let there = self.free.len() + (self.size - self.touched) as usize;
         self.limit.saturating_sub(self.leased + self.tx + self.rx).min(there as u32)
     }
 
@@ -80,18 +84,23 @@ impl Pool {
     }
 
     fn slot(&mut self, chunk: u32) -> Option<&mut Owner> {
-        self.owners.get_mut(chunk.checked_sub(self.start)? as usize)
+        let i = chunk.checked_sub(self.start).filter(|i| *i < self.size)? as usize;
+        if self.owners.len() <= i {
+            self.owners.resize(i + 1, Owner::Free);
+        }
+        self.owners.get_mut(i)
     }
 
     pub(crate) fn owner(&self, chunk: u32) -> Option<Owner> {
-        self.owners.get(chunk.checked_sub(self.start)? as usize).copied()
+        let i = chunk.checked_sub(self.start).filter(|i| *i < self.size)? as usize;
+        Some(self.owners.get(i).copied().unwrap_or(Owner::Free))
     }
 
     fn take(&mut self, owner: Owner) -> Option<u32> {
         if self.available() == 0 {
             return None;
         }
-        let i = if self.free.len() < ROTATION && (self.touched as usize) < self.owners.len() {
+        let i = if self.free.len() < ROTATION && self.touched < self.size {
             self.touched += 1;
             self.touched - 1
         } else {
@@ -103,7 +112,7 @@ impl Pool {
                 }
             }
         };
-        match self.owners.get_mut(i as usize) {
+        match self.slot(self.start + i) {
             Some(o) if *o == Owner::Free => *o = owner,
             // Adopted by a row before it was ever taken here.
             _ => return self.take(owner),
