@@ -3,4 +3,4 @@
 
 use libfuzzer_sys::fuzz_target;
 
-fuzz_target!(|data: &[u8]| nk_models::played::world::run(data));
+fuzz_target!(|data: &[u8]| nk_models::played::hostile::run(data));

@@ -1,7 +1,7 @@
 //! A guest that does anything to its device, with a printed seed; and what fuzzing found, as ordinary tests.
 #![cfg(not(loom))]
 
-use nk_models::played::world::run;
+use nk_models::played::hostile::run;
 
 /// xorshift; the seed is printed on failure by the assertion's message.
 fn random(seed: u64, len: usize) -> Vec<u8> {

@@ -1,9 +1,11 @@
 //! A host with nothing real below it: CoreEngine and ServiceLib over a stack in memory, a hostile guest and an honest one.
 //!
-//! [`world::run`] takes any bytes as the hostile guest's acts, also in the middle of a poll (whenever the host calls the stack
+//! [`hostile::run`] takes any bytes as the hostile guest's acts, also in the middle of a poll (whenever the host calls the stack
 //! or a doorbell, the next scribble falls). Whatever it did: the host neither panics nor touches memory outside the device,
 //! every chunk is accounted for, and the honest guest's bytes arrive.
 
+pub mod hostile;
 pub mod region;
+mod shell;
 pub mod stack;
-pub mod world;
+mod world;

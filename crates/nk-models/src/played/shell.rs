@@ -1,0 +1,187 @@
+//! A guest without a shell of its own: GuestLib's core over rows and rings, used directly.
+
+use core::ptr::NonNull;
+
+use nk_device::datagram::Header;
+use nk_device::nqe::{Nqe, Op};
+use nk_device::stream::AcceptedSocket;
+use nk_device::sync::Ordering;
+use nk_device::{Addr, Device};
+use nk_guestlib::accept::{Accepted, accept};
+use nk_guestlib::datagram;
+use nk_guestlib::recv::{Received, Sink, recv};
+use nk_guestlib::send::{Chunks, Source, send};
+use nk_guestlib::{Fault, Socket};
+
+/// A guest without a shell: rows and rings, used directly.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Shell {
+    pub(super) device: Device,
+    pub(super) row: u16,
+    pub(super) qset: u16,
+}
+
+struct RowChunks<'a>(&'a Shell, Option<u32>);
+impl Chunks for RowChunks<'_> {
+    fn take(&mut self) -> Option<u32> {
+        self.1.take().or_else(|| self.0.device.row(self.0.row)?.chunk_grants.pop())
+    }
+    fn put_back(&mut self, chunk: u32) {
+        self.1 = Some(chunk);
+    }
+}
+
+struct Pattern(usize);
+impl Source for Pattern {
+    fn copy(&mut self, at: usize, to: NonNull<u8>, len: usize) -> Result<(), Fault> {
+        for i in 0..len {
+            // SAFETY: the core gives a place within a chunk of the mapped device with room for len bytes.
+            unsafe { to.as_ptr().add(i).write_volatile(byte(self.0 + at + i)) };
+        }
+        Ok(())
+    }
+}
+
+struct Check {
+    next: usize,
+    strict: bool,
+}
+impl Sink for Check {
+    fn copy(&mut self, at: usize, from: NonNull<u8>, len: usize) -> Result<(), Fault> {
+        for i in 0..len {
+            // SAFETY: the core gives a place within a chunk of the mapped device with len bytes.
+            let b = unsafe { from.as_ptr().add(i).read_volatile() };
+            let n = self.next + at + i;
+            assert!(!self.strict || b == byte(n), "byte {n} of the honest guest");
+        }
+        Ok(())
+    }
+}
+
+pub(super) fn byte(n: usize) -> u8 {
+    (n.wrapping_mul(2_654_435_761) >> 13) as u8
+}
+
+impl Shell {
+    pub(super) fn socket(&self, id: u32) -> Option<Socket<'_>> {
+        Some(Socket { device: &self.device, cell: self.device.cell(id)? })
+    }
+    pub(super) fn push(&self, nqe: &Nqe, send: bool) {
+        let Some(q) = self.device.qset(self.qset) else { return };
+        let _ = if send { q.send().push(nqe) } else { q.job().push(nqe) };
+        let _ = self.device.header().ring_bell(self.qset);
+    }
+    pub(super) fn job(&self, op: Op, id: u32, fill: impl FnOnce(&mut Nqe)) {
+        let Some(c) = self.device.cell(id) else { return };
+        let mut nqe = Nqe::new(op, id, c.generation.load(Ordering::Relaxed) as u16);
+        fill(&mut nqe);
+        self.push(&nqe, op == Op::Send);
+    }
+    pub(super) fn open(&self) -> Option<u32> {
+        self.open_kind(2 | 1 << 16)
+    }
+    pub(super) fn open_datagram(&self) -> Option<u32> {
+        self.open_kind(2 | 2 << 16)
+    }
+    pub(super) fn open_kind(&self, kind: u32) -> Option<u32> {
+        let id = self.device.row(self.row)?.id_grants.pop()?;
+        let c = self.device.cell(id)?;
+        c.kind.store(kind, Ordering::Relaxed);
+        c.hold(self.row);
+        self.job(Op::Socket, id, |n| n.op_data = kind.into());
+        Some(id)
+    }
+    /// Sends a datagram, if there is room; its index.
+    pub(super) fn send_datagram(
+        &self,
+        id: u32,
+        from: usize,
+        len: usize,
+        header: Header,
+    ) -> Option<u32> {
+        let s = self.socket(id)?;
+        let mut chunks = RowChunks(self, None);
+        match datagram::send(&s, &mut chunks, &mut Pattern(from), len, header) {
+            Ok(queued) => {
+                if queued.kick {
+                    self.job(Op::Send, id, |_| ());
+                }
+                Some(queued.index)
+            }
+            Err(_) => {
+                self.job(Op::Refill, id, |_| ());
+                None
+            }
+        }
+    }
+    /// Receives one; its length.
+    pub(super) fn recv_datagram(
+        &self,
+        id: u32,
+        from: usize,
+        len: usize,
+        strict: bool,
+    ) -> Option<usize> {
+        let s = self.socket(id)?;
+        match datagram::recv(&s, &mut Check { next: from, strict }, len, false) {
+            datagram::Received::Datagram { header, rx_room, .. } => {
+                if rx_room {
+                    self.job(Op::RxRoom, id, |_| ());
+                }
+                Some(header.len as usize)
+            }
+            _ => None,
+        }
+    }
+    pub(super) fn address(&self, op: Op, id: u32, port: u16) {
+        let (size, lo, hi) = Addr::v4([127, 0, 0, 1], port).to_words();
+        self.job(op, id, |n| (n.size, n.op_data, n.data) = (size, lo, hi));
+    }
+    pub(super) fn send(&self, id: u32, from: usize, len: usize) -> usize {
+        let Some(s) = self.socket(id) else { return 0 };
+        let mut chunks = RowChunks(self, None);
+        let sent = send(&s, &mut chunks, &mut Pattern(from), len);
+        // One that was put back is dropped here: the lease map knows it.
+        match sent {
+            Ok(sent) => {
+                if sent.kick {
+                    self.job(Op::Send, id, |_| ());
+                }
+                sent.bytes
+            }
+            Err(_) => {
+                self.job(Op::Refill, id, |_| ());
+                0
+            }
+        }
+    }
+    pub(super) fn recv(&self, id: u32, from: usize, len: usize, strict: bool) -> usize {
+        let Some(s) = self.socket(id) else { return 0 };
+        match recv(&s, &mut Check { next: from, strict }, len, false) {
+            Received::Bytes { count, rx_room } => {
+                if rx_room {
+                    self.job(Op::RxRoom, id, |_| ());
+                }
+                count
+            }
+            _ => 0,
+        }
+    }
+    pub(super) fn accept(&self, id: u32) -> Option<AcceptedSocket> {
+        let l = self.device.cell(id)?;
+        match accept(&self.device, l, self.row) {
+            Accepted::Socket { socket, rx_room } => {
+                if rx_room {
+                    self.job(Op::RxRoom, id, |_| ());
+                }
+                Some(socket)
+            }
+            _ => None,
+        }
+    }
+    pub(super) fn close(&self, id: u32) {
+        if self.device.cell(id).is_some_and(|c| c.release(self.row)) {
+            self.job(Op::Close, id, |_| ());
+        }
+    }
+}
