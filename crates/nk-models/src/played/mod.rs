@@ -7,5 +7,6 @@
 pub mod hostile;
 pub mod region;
 mod shell;
+pub mod simulation;
 pub mod stack;
 mod world;

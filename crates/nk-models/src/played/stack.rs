@@ -1,8 +1,10 @@
 //! A stack in memory: listeners by port and namespace, connections as pairs of byte queues, datagram sockets with an inbox each.
 
 use std::cell::RefCell;
-use std::collections::VecDeque;
-use std::os::fd::BorrowedFd;
+use std::collections::{HashMap, VecDeque};
+use std::fs::File;
+use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 use std::rc::Rc;
 
 use nk_device::Addr;
@@ -47,6 +49,8 @@ pub struct MemoryStack {
     events: Vec<StackEvent>,
     /// What goes wrong next.
     pub faults: Faults,
+    /// Listeners, by [`Key::to_word`]: address and backlog as a keeper is told of them.
+    pub kept: HashMap<u64, (Addr, u32)>,
     meanwhile: Option<Meanwhile>,
     next_port: u16,
     /// Always empty: nobody waits for this stack.
@@ -67,10 +71,33 @@ impl MemoryStack {
             socks: Vec::new(),
             events: Vec::new(),
             faults: Faults::default(),
+            kept: HashMap::new(),
             meanwhile,
             next_port: 40_000,
             woken: Vec::new(),
         }
+    }
+
+    /// Ports that are chosen come after this one.
+    pub fn begin_ports_at(&mut self, port: u16) {
+        self.next_port = port;
+    }
+
+    /// What a keeper would have of a listener: a descriptor that says where it listened.
+    ///
+    /// # Panics
+    /// When there is no descriptor or memory left.
+    #[must_use]
+    pub fn kept_descriptor(addr: &Addr) -> OwnedFd {
+        // SAFETY: a name and plain numbers; the descriptor is ours.
+        let fd = unsafe {
+            let fd = libc::memfd_create(c"listener".as_ptr(), libc::MFD_CLOEXEC);
+            assert!(fd >= 0, "memfd_create");
+            OwnedFd::from_raw_fd(fd)
+        };
+        let file = File::from(fd);
+        file.write_all_at(&addr.port.to_le_bytes(), 0).expect("two bytes");
+        file.into()
     }
 
     /// Sockets open.
@@ -169,7 +196,13 @@ impl Stack for MemoryStack {
         self.at(socket).local = Addr { port, ..*addr };
         Ok(())
     }
-    fn listen(&mut self, socket: &usize, backlog: u32, _: u32, _: Key) -> Result<(), Errno> {
+    fn adopt(&mut self, namespace: u64, fd: OwnedFd) -> Result<usize, Errno> {
+        let mut port = [0; 2];
+        File::from(fd).read_exact_at(&mut port, 0).expect("a kept listener");
+        let local = Addr::v4([127, 0, 0, 1], u16::from_le_bytes(port));
+        Ok(self.add(Sock { namespace, local, ..Sock::default() }))
+    }
+    fn listen(&mut self, socket: &usize, backlog: u32, _: u32, key: Key) -> Result<(), Errno> {
         self.meanwhile();
         let port = self.free_port();
         let s = self.at(socket);
@@ -180,6 +213,8 @@ impl Stack for MemoryStack {
             s.local.port = port;
         }
         s.listening = Some((backlog as usize).clamp(1, 128));
+        let local = s.local;
+        self.kept.insert(key.to_word(), (local, backlog));
         Ok(())
     }
     fn connect(&mut self, socket: &usize, addr: &Addr) -> Result<Connect, Errno> {
@@ -246,8 +281,11 @@ impl Stack for MemoryStack {
         }
         Ok(())
     }
-    fn close(&mut self, socket: usize, abort: bool, _: Option<Key>) {
+    fn close(&mut self, socket: usize, abort: bool, listener: Option<Key>) {
         self.meanwhile();
+        if let Some(key) = listener {
+            self.kept.remove(&key.to_word());
+        }
         let Some(s) = self.socks.get_mut(socket).and_then(Option::take) else {
             panic!("ServiceLib closed a socket twice")
         };

@@ -43,24 +43,18 @@ pub(super) struct World {
 
 impl World {
     pub(super) fn add_guest(&mut self, region: &Region, id: GuestId) -> Shell {
-        self.service.add_guest(GuestPool {
-            guest: id.0,
-            device: region.device,
-            namespace: u64::from(id.0),
-            pool: 0..LAYOUT.chunks,
-        });
-        self.engine
-            .add_guest(GuestSetup {
-                id,
-                device: region.device,
-                namespace: u64::from(id.0),
-                nsm: NSM,
-                limits: Limits::default(),
-                vm: false,
-            })
-            .expect("guest");
+        self.service.add_guest(World::pool(region, id));
+        self.engine.add_guest(World::setup(region, id)).expect("guest");
         let NewRow { row, qset } = self.engine.add_row(id, 100).expect("row");
         Shell { device: region.device, row, qset }
+    }
+    pub(super) fn pool(region: &Region, id: GuestId) -> GuestPool {
+        let (device, namespace) = (region.device, u64::from(id.0));
+        GuestPool { guest: id.0, device, namespace, pool: 0..LAYOUT.chunks }
+    }
+    pub(super) fn setup(region: &Region, id: GuestId) -> GuestSetup {
+        let (device, namespace) = (region.device, u64::from(id.0));
+        GuestSetup { id, device, namespace, nsm: NSM, limits: Limits::default(), vm: false }
     }
     pub(super) fn poll_engine(&mut self) {
         let r = self.engine.poll(self.now_ms * 1_000_000, 256, &mut self.bells);
