@@ -18,7 +18,8 @@ use crate::switch::is_datagram;
 use crate::{AdoptedListener, Adoption, ControlError, GuestId, GuestSetup, Notify, NsmId};
 
 const ECONNRESET: u64 = 104;
-/// Flag in `data` of [`Op::RowLive`]: the row lived before; what stands on its chunk grants is its.
+/// Flag in `data` of [`Op::RowLive`]: the row lived before; what stands on its chunk grants is its. In the upper half is how many such
+/// rows of this guest follow: none is leased anything new before the service knows what each of them has.
 pub const ROW_ADOPTED: u64 = 1;
 /// Flag in `data` of [`Op::Socket`]: the socket lived before under another service; what its rings carry went with that one.
 pub const SOCKET_RENEWED: u64 = 1;
@@ -74,10 +75,7 @@ impl Engine {
         let mut listeners = Vec::new();
         for guest in self.guests_of(id) {
             let mut p = self.parts(guest)?;
-            let rows = p.guest.rows.iter().enumerate().filter(|(_, r)| r.in_use);
-            for row in rows.map(|(i, _)| i as u16).collect::<Vec<_>>() {
-                p.announce_row(row);
-            }
+            p.announce_rows();
             p.renew(&mut listeners);
             p.guest.top_up_nsm(p.nsm);
         }
@@ -121,12 +119,17 @@ impl Engine {
 const SOCK_STREAM: u16 = 1;
 
 impl Parts<'_> {
-    fn announce_row(&mut self, row: u16) {
-        let mut nqe = Nqe::new(Op::RowLive, 0, 0);
-        nqe.guest = self.guest.id.0;
-        nqe.op_data = u64::from(row);
-        nqe.data = ROW_ADOPTED;
-        self.nsm.push(&nqe);
+    /// Tells a new service of the rows that there are.
+    fn announce_rows(&mut self) {
+        let rows = self.guest.rows.iter().enumerate().filter(|(_, r)| r.in_use);
+        let rows: Vec<u64> = rows.map(|(row, _)| row as u64).collect();
+        for (row, follow) in rows.iter().zip((0..rows.len() as u64).rev()) {
+            let mut nqe = Nqe::new(Op::RowLive, 0, 0);
+            nqe.guest = self.guest.id.0;
+            nqe.op_data = *row;
+            nqe.data = ROW_ADOPTED | follow << 32;
+            self.nsm.push(&nqe);
+        }
     }
 
     /// The stack lost a socket for good.
@@ -211,10 +214,9 @@ impl Parts<'_> {
         let device = self.guest.device;
         let header = device.header();
         for r in &adoption.rows {
-            if self.guest.adopt_row(r.row, r.pid, &r.qsets) {
-                self.announce_row(r.row);
-            }
+            self.guest.adopt_row(r.row, r.pid, &r.qsets);
         }
+        self.announce_rows();
         // Ids are handed out in order, and a cell that was ever handed out has a generation: the first without ends the walk.
         for id in 0..device.layout().cells {
             let Some(cell) = device.cell(id) else { break };

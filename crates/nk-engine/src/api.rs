@@ -4,7 +4,7 @@ use nk_device::bucket::Rate;
 use nk_device::sync::AtomicU32;
 use nk_device::{Addr, Device};
 
-/// A guest. The host may use a number again once [`crate::Engine::remove_guest`] returned.
+/// A guest. A number is not used again while an NSM's rings may hold elements of the guest before: the host counts up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct GuestId(pub u16);
 

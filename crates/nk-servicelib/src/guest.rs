@@ -123,42 +123,55 @@ impl<T> Guest<T> {
 
     // ---- chunks for sending ----
 
-    /// A row has a process.
-    pub(crate) fn row_live(&mut self, row: u16, adopted: bool, port: &mut Port) {
+    /// A row has a process. `follow`: it lived before under another service, and so many more of these are told of next. None is leased
+    /// anything new before all are known: what stands on the grants of one must not be leased to another.
+    pub(crate) fn row_live(&mut self, row: u16, follow: Option<u32>, port: &mut Port) {
         let device = self.device;
         let (Some(r), Some(shared)) = (self.rows.get_mut(usize::from(row)), device.row(row)) else {
             return;
         };
         *r = Row { live: true, ..Row::default() };
-        if adopted {
-            let ring = &shared.chunk_grants;
-            let tail = ring.tail.load(Ordering::Acquire);
-            let head = ring.head.load(Ordering::Acquire);
-            if tail.wrapping_sub(head) > GRANT_SLOTS as u32 {
-                ring.tail.store(0, Ordering::SeqCst);
-                ring.head.store(0, Ordering::SeqCst);
-            } else {
-                r.grant_tail = tail;
-                let mut index = head;
-                while index != tail {
-                    let chunk = ring
-                        .slots
-                        .get(index as usize % GRANT_SLOTS)
-                        .map_or(u32::MAX, |s| s.load(Ordering::Relaxed));
-                    if self.pool.adopt_lease(chunk, row, index) {
-                        r.leased += 1;
-                    }
-                    index = index.wrapping_add(1);
-                }
-            }
-        } else {
+        let Some(follow) = follow else {
             shared.chunk_grants.tail.store(0, Ordering::SeqCst);
+            return self.top_up(row, false, port);
+        };
+        self.adopt_leases(row, shared);
+        if follow > 0 {
+            return;
         }
-        self.top_up(row, false, port);
-        if adopted {
-            // Whoever waited for chunks of the last service looks again.
-            shared.grant_wake.fetch_add(1, Ordering::SeqCst);
-            self.tell_granted(row, port);
+        for row in 0..self.rows.len() as u16 {
+            if !self.rows.get(usize::from(row)).is_some_and(|r| r.live) {
+                continue;
+            }
+            self.top_up(row, false, port);
+            if let Some(shared) = device.row(row) {
+                // Whoever waited for chunks of the last service looks again.
+                shared.grant_wake.fetch_add(1, Ordering::SeqCst);
+                self.tell_granted(row, port);
+            }
+        }
+    }
+
+    /// What stands on a row's grants, another service leased to it.
+    fn adopt_leases(&mut self, row: u16, shared: &nk_device::Row) {
+        let Some(r) = self.rows.get_mut(usize::from(row)) else { return };
+        let ring = &shared.chunk_grants;
+        let tail = ring.tail.load(Ordering::Acquire);
+        let head = ring.head.load(Ordering::Acquire);
+        if tail.wrapping_sub(head) > GRANT_SLOTS as u32 {
+            ring.tail.store(0, Ordering::SeqCst);
+            ring.head.store(0, Ordering::SeqCst);
+            return;
+        }
+        r.grant_tail = tail;
+        let mut index = head;
+        while index != tail {
+            let slot = ring.slots.get(index as usize % GRANT_SLOTS);
+            let chunk = slot.map_or(u32::MAX, |s| s.load(Ordering::Relaxed));
+            if self.pool.adopt_lease(chunk, row, index) {
+                r.leased += 1;
+            }
+            index = index.wrapping_add(1);
         }
     }
 

@@ -16,6 +16,8 @@ use crate::{Connect, Errno, How, Key, Kind, Stack};
 
 /// Flag in `data` of [`Op::RowDead`] (`nk_engine::ROW_EXECED`).
 const ROW_EXECED: u64 = 1 << 32;
+/// Flag in `data` of [`Op::RowLive`] (`nk_engine::ROW_ADOPTED`).
+const ROW_ADOPTED: u64 = 1;
 /// Flag in `data` of [`Op::Socket`] (`nk_engine::SOCKET_RENEWED`).
 const SOCKET_RENEWED: u64 = 1;
 const TCP: u32 = libc::IPPROTO_TCP as u32;
@@ -40,7 +42,10 @@ impl<S: Stack> Ctx<'_, S> {
         let row = nqe.op_data as u16;
         match Op::from_u8(nqe.op) {
             Some(Op::Socket) => self.open(nqe),
-            Some(Op::RowLive) => self.guest.row_live(row, nqe.data & 1 != 0, self.port),
+            Some(Op::RowLive) => {
+                let follow = (nqe.data & ROW_ADOPTED != 0).then_some((nqe.data >> 32) as u32);
+                self.guest.row_live(row, follow, self.port);
+            }
             Some(Op::RowDead) => {
                 let below = (nqe.data & ROW_EXECED != 0).then_some(nqe.data as u32);
                 self.guest.row_dead(row, below);

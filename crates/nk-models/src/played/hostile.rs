@@ -15,8 +15,10 @@ use nk_servicelib::{Key, Service};
 use super::region::Region;
 use super::shell::Shell;
 use super::stack::MemoryStack;
-use super::world::{Bells, LAYOUT, NSM, World, datagrams, transfer};
+use super::world::{Bells, NSM, World, datagrams, transfer};
 
+/// So small that it is used up often.
+const LAYOUT: Layout = Layout { rows: 4, qsets: 6, cells: 200, chunks: 200 };
 const HOSTILE: GuestId = GuestId(1);
 const HONEST: GuestId = GuestId(2);
 /// Acts of one run at most.
@@ -90,17 +92,17 @@ pub fn run(data: &[u8]) {
         act(&mut w, &mut bytes, &hostile, &armed, &mut shells);
     }
     w.settle();
-    w.assert_chunks(HOSTILE);
-    w.assert_chunks(HONEST);
+    w.assert_chunks(HOSTILE, LAYOUT.chunks);
+    w.assert_chunks(HONEST, LAYOUT.chunks);
     armed.borrow_mut().clear();
     w.service.stack_mut().faults.next.clear();
-    transfer(&mut w, good, HONEST, 40_000);
-    datagrams(&mut w, good, HONEST);
+    transfer(&mut w, &good, HONEST, 40_000);
+    datagrams(&mut w, &good, HONEST);
     w.service.remove_guest(HOSTILE.0);
     w.engine.remove_guest(HOSTILE).expect("known");
-    transfer(&mut w, good, HONEST, 5_000);
-    datagrams(&mut w, good, HONEST);
-    w.assert_chunks(HONEST);
+    transfer(&mut w, &good, HONEST, 5_000);
+    datagrams(&mut w, &good, HONEST);
+    w.assert_chunks(HONEST, LAYOUT.chunks);
 }
 
 /// The word of the device that an act aims at: any, but mostly those that the host reads.
@@ -138,7 +140,7 @@ fn act(
     shells: &mut Vec<Shell>,
 ) {
     let which = bytes.u8();
-    let shell = shells[usize::from(which >> 5) % shells.len()];
+    let shell = shells[usize::from(which >> 5) % shells.len()].clone();
     let id = u32::from(bytes.u8()) % 24;
     match which % 28 {
         0 | 1 => {
@@ -191,7 +193,7 @@ fn act(
         19 => match bytes.u8() % 3 {
             0 => {
                 if let Ok(NewRow { row, qset }) = w.engine.add_row(HOSTILE, 7) {
-                    shells.push(Shell { row, qset, ..shell });
+                    shells.push(Shell::new(shell.device, row, qset));
                 }
             }
             1 if shells.len() > 1 => {

@@ -1,6 +1,8 @@
 //! A guest without a shell of its own: GuestLib's core over rows and rings, used directly.
 
 use core::ptr::NonNull;
+use std::cell::RefCell;
+use std::rc::Rc;
 
 use nk_device::datagram::Header;
 use nk_device::nqe::{Nqe, Op};
@@ -14,20 +16,23 @@ use nk_guestlib::send::{Chunks, Source, send};
 use nk_guestlib::{Fault, Socket};
 
 /// A guest without a shell: rows and rings, used directly.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Shell {
     pub(super) device: Device,
     pub(super) row: u16,
     pub(super) qset: u16,
+    /// Chunks that were taken and not used.
+    pub(super) spare: Rc<RefCell<Vec<u32>>>,
 }
 
-struct RowChunks<'a>(&'a Shell, Option<u32>);
+struct RowChunks<'a>(&'a Shell);
 impl Chunks for RowChunks<'_> {
     fn take(&mut self) -> Option<u32> {
-        self.1.take().or_else(|| self.0.device.row(self.0.row)?.chunk_grants.pop())
+        let spare = self.0.spare.borrow_mut().pop();
+        spare.or_else(|| self.0.device.row(self.0.row)?.chunk_grants.pop())
     }
     fn put_back(&mut self, chunk: u32) {
-        self.1 = Some(chunk);
+        self.0.spare.borrow_mut().push(chunk);
     }
 }
 
@@ -63,6 +68,9 @@ pub(super) fn byte(n: usize) -> u8 {
 }
 
 impl Shell {
+    pub(super) fn new(device: Device, row: u16, qset: u16) -> Shell {
+        Shell { device, row, qset, spare: Rc::default() }
+    }
     pub(super) fn socket(&self, id: u32) -> Option<Socket<'_>> {
         Some(Socket { device: &self.device, cell: self.device.cell(id)? })
     }
@@ -100,7 +108,7 @@ impl Shell {
         header: Header,
     ) -> Option<u32> {
         let s = self.socket(id)?;
-        let mut chunks = RowChunks(self, None);
+        let mut chunks = RowChunks(self);
         match datagram::send(&s, &mut chunks, &mut Pattern(from), len, header) {
             Ok(queued) => {
                 if queued.kick {
@@ -139,9 +147,8 @@ impl Shell {
     }
     pub(super) fn send(&self, id: u32, from: usize, len: usize) -> usize {
         let Some(s) = self.socket(id) else { return 0 };
-        let mut chunks = RowChunks(self, None);
+        let mut chunks = RowChunks(self);
         let sent = send(&s, &mut chunks, &mut Pattern(from), len);
-        // One that was put back is dropped here: the lease map knows it.
         match sent {
             Ok(sent) => {
                 if sent.kick {

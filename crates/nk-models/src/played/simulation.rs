@@ -9,6 +9,7 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::rc::Rc;
 
+use nk_device::Layout;
 use nk_device::bucket::Rate;
 use nk_device::cell::{SF_CONNECTED, SF_DEAD};
 use nk_device::nqe::Op;
@@ -19,8 +20,10 @@ use nk_servicelib::{Key, Service};
 use super::region::Region;
 use super::shell::Shell;
 use super::stack::MemoryStack;
-use super::world::{Bells, LAYOUT, NSM, World, datagrams, transfer};
+use super::world::{Bells, NSM, World, datagrams, transfer};
 
+/// Chunks for every process that there can be: what a process was leased it keeps.
+const LAYOUT: Layout = Layout { rows: 4, qsets: 6, cells: 200, chunks: 800 };
 const GUESTS: u16 = 3;
 const STEPS: usize = 600;
 const SOCKETS_MAX: usize = 24;
@@ -74,7 +77,7 @@ struct Tenant {
 
 impl Tenant {
     fn shell(&self, row: u16) -> Shell {
-        *self.processes.iter().find(|p| p.row == row).expect("a process of this row")
+        self.processes.iter().find(|p| p.row == row).expect("a process of this row").clone()
     }
     fn pick(&self, random: &mut Random, part: Part) -> Option<Open> {
         let of_part: Vec<Open> = self.open.iter().filter(|o| o.part == part).copied().collect();
@@ -89,6 +92,8 @@ struct Simulation {
     w: World,
     random: Random,
     tenants: Vec<Tenant>,
+    /// Guests so far.
+    entered: u16,
     /// Devices of NSMs, the present one last: the engine looks at a dead one's until the next is there.
     nsms: Vec<Region>,
     /// How many lives the stack has had.
@@ -107,7 +112,7 @@ fn stack(life: u32) -> MemoryStack {
 /// # Panics
 /// When something does not hold.
 pub fn run(seed: u64) {
-    let nsm = Region::new(nk_device::Layout::NSM, 0);
+    let nsm = Region::new(Layout::NSM, 0);
     let mut engine = Engine::new();
     engine.add_nsm(NSM, nsm.device).expect("nsm");
     let service = Service::new(stack(0), nsm.device);
@@ -116,12 +121,13 @@ pub fn run(seed: u64) {
         w: World { engine, service, bells, now_ms: 1 },
         random: Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1),
         tenants: Vec::new(),
+        entered: 0,
         nsms: vec![nsm],
         life: 0,
         is_down: false,
     };
-    for id in 1..=GUESTS {
-        sim.enter(GuestId(id));
+    for _ in 0..GUESTS {
+        sim.enter();
     }
     for _ in 0..STEPS {
         sim.step();
@@ -130,7 +136,10 @@ pub fn run(seed: u64) {
 }
 
 impl Simulation {
-    fn enter(&mut self, id: GuestId) {
+    /// Numbers go up: what is on an NSM's rings of a guest that left must not reach another.
+    fn enter(&mut self) {
+        self.entered += 1;
+        let id = GuestId(self.entered);
         let region = Region::new(LAYOUT, id.0);
         let first = self.w.add_guest(&region, id);
         let (open, flows) = (Vec::new(), HashMap::new());
@@ -197,7 +206,7 @@ impl Simulation {
 
     fn any_process(&mut self, at: usize) -> Shell {
         let n = self.random.below(self.tenants[at].processes.len());
-        self.tenants[at].processes[n]
+        self.tenants[at].processes[n].clone()
     }
 
     fn has_room(&self, at: usize) -> bool {
@@ -293,7 +302,7 @@ impl Simulation {
         let parent = self.any_process(at);
         let t = &mut self.tenants[at];
         let Ok(NewRow { row, qset }) = self.w.engine.add_row(t.id, 200) else { return };
-        let child = Shell { row, qset, ..parent };
+        let child = Shell::new(parent.device, row, qset);
         let inherited: Vec<Open> = t.open.iter().filter(|o| o.row == parent.row).copied().collect();
         for o in inherited {
             if let Some(c) = parent.device.cell(o.id) {
@@ -312,7 +321,7 @@ impl Simulation {
         self.w.engine.row_dead(t.id, dead.row, &mut self.w.bells).expect("a live row");
         if t.processes.is_empty() {
             let NewRow { row, qset } = self.w.engine.add_row(t.id, 300).expect("a free row");
-            t.processes.push(Shell { row, qset, ..dead });
+            t.processes.push(Shell::new(dead.device, row, qset));
         }
     }
 
@@ -332,7 +341,7 @@ impl Simulation {
         let t = self.tenants.swap_remove(at);
         self.w.engine.remove_guest(t.id).expect("known");
         self.w.service.remove_guest(t.id.0);
-        self.enter(t.id);
+        self.enter();
     }
 
     fn nsm_dies(&mut self) {
@@ -374,7 +383,11 @@ impl Simulation {
     /// Ends the present service; what its listeners were.
     fn next_service(&mut self) -> HashMap<u64, (nk_device::Addr, u32)> {
         self.life += 1;
-        self.nsms.push(Region::new(nk_device::Layout::NSM, 0));
+        // What a process has taken from its grants, nobody leases to it any more.
+        for p in self.tenants.iter().flat_map(|t| &t.processes) {
+            p.spare.borrow_mut().clear();
+        }
+        self.nsms.push(Region::new(Layout::NSM, 0));
         std::mem::take(&mut self.w.service.stack_mut().kept)
     }
 
@@ -434,7 +447,7 @@ impl Simulation {
             let id = self.tenants[at].id;
             self.w.engine.set_limits(id, Limits::default()).expect("known");
             self.w.engine.rouse(id);
-            self.w.assert_chunks(id);
+            self.w.assert_chunks(id, LAYOUT.chunks);
             while let Some(o) = self.tenants[at].open.pop() {
                 self.tenants[at].shell(o.row).close(o.id);
                 self.poll();
@@ -442,8 +455,8 @@ impl Simulation {
             self.drain();
             self.w.engine.rouse(id);
             let shell = self.any_process(at);
-            transfer(&mut self.w, shell, id, 20_000);
-            datagrams(&mut self.w, shell, id);
+            transfer(&mut self.w, &shell, id, 20_000);
+            datagrams(&mut self.w, &shell, id);
         }
         for at in 0..self.tenants.len() {
             let t = &mut self.tenants[at];

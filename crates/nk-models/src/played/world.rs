@@ -3,10 +3,10 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 
+use nk_device::Addr;
 use nk_device::datagram::{DATAGRAM_MAX, DF_PEER, Header};
 use nk_device::nqe::Op;
 use nk_device::sync::{AtomicU32, Ordering};
-use nk_device::{Addr, Layout};
 use nk_engine::{Engine, GuestId, GuestSetup, Limits, NewRow, Notify, NsmId};
 use nk_servicelib::{GuestPool, Service};
 
@@ -14,7 +14,6 @@ use super::region::Region;
 use super::shell::Shell;
 use super::stack::MemoryStack;
 
-pub(super) const LAYOUT: Layout = Layout { rows: 4, qsets: 6, cells: 200, chunks: 200 };
 pub(super) const NSM: NsmId = NsmId(0);
 /// NQEs and events of one poll at most, whatever a guest does.
 const WORK_MAX: u32 = 20_000;
@@ -46,11 +45,11 @@ impl World {
         self.service.add_guest(World::pool(region, id));
         self.engine.add_guest(World::setup(region, id)).expect("guest");
         let NewRow { row, qset } = self.engine.add_row(id, 100).expect("row");
-        Shell { device: region.device, row, qset }
+        Shell::new(region.device, row, qset)
     }
     pub(super) fn pool(region: &Region, id: GuestId) -> GuestPool {
         let (device, namespace) = (region.device, u64::from(id.0));
-        GuestPool { guest: id.0, device, namespace, pool: 0..LAYOUT.chunks }
+        GuestPool { guest: id.0, device, namespace, pool: 0..device.layout().chunks }
     }
     pub(super) fn setup(region: &Region, id: GuestId) -> GuestSetup {
         let (device, namespace) = (region.device, u64::from(id.0));
@@ -70,15 +69,15 @@ impl World {
             self.poll_service();
         }
     }
-    pub(super) fn assert_chunks(&self, id: GuestId) {
+    pub(super) fn assert_chunks(&self, id: GuestId, chunks: u32) {
         let s = self.service.stats(id.0).expect("guest");
         let sum = s.chunks_free + s.chunks_leased + s.chunks_tx + s.chunks_rx;
-        assert_eq!(sum, u64::from(LAYOUT.chunks), "{s:?}");
+        assert_eq!(sum, u64::from(chunks), "{s:?}");
     }
 }
 
 /// The honest guest sends itself datagrams of all sizes.
-pub(super) fn datagrams(w: &mut World, g: Shell, id: GuestId) {
+pub(super) fn datagrams(w: &mut World, g: &Shell, id: GuestId) {
     let (Some(a), Some(b)) = (g.open_datagram(), g.open_datagram()) else {
         panic!("ids for two sockets")
     };
@@ -109,7 +108,7 @@ pub(super) fn datagrams(w: &mut World, g: Shell, id: GuestId) {
 }
 
 /// The honest guest connects to itself, moves bytes, closes.
-pub(super) fn transfer(w: &mut World, g: Shell, id: GuestId, total: usize) {
+pub(super) fn transfer(w: &mut World, g: &Shell, id: GuestId, total: usize) {
     let listener = g.open().expect("an id for a listener");
     g.address(Op::Bind, listener, 80);
     g.job(Op::Listen, listener, |n| n.op_data = 8);
