@@ -101,7 +101,9 @@ pub struct Row {
     // ---- service ----
     /// Futex word, bumped when chunks were granted.
     pub grant_wake: AtomicU32,
-    service_pad: [Pad32; 15],
+    /// Bumped by each service that takes the row over: chunks that were taken from the ring before are leased no more.
+    pub lease_epoch: AtomicU32,
+    service_pad: [Pad32; 14],
     /// Chunks for sending.
     pub chunk_grants: GrantRing,
 }

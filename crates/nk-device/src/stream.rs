@@ -202,6 +202,11 @@ impl Position {
     pub fn to_word(self) -> u64 {
         u64::from(self.index) << 32 | u64::from(self.offset)
     }
+    /// The last descriptor of which bytes were consumed.
+    #[must_use]
+    pub fn last(self) -> u32 {
+        if self.offset > 0 { self.index } else { self.index.wrapping_sub(1) }
+    }
 }
 
 #[cfg(all(test, not(loom)))]

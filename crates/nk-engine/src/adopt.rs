@@ -1,7 +1,7 @@
 //! Going on after a death: of an NSM, or of the engine that served a guest before.
 
 use nk_device::cell::{
-    GF_CONNECT_CALLED, SF_CONNECTED, SF_CONNECTING, SF_DEAD, SF_FAILED, SF_LISTENING,
+    GF_CONNECT_CALLED, SF_CONNECTED, SF_CONNECTING, SF_DEAD, SF_EOF, SF_FAILED, SF_LISTENING,
     SF_RX_STALLED, SOCK_DGRAM,
 };
 use nk_device::header::ENGINE_UP;
@@ -24,13 +24,22 @@ pub const ROW_ADOPTED: u64 = 1;
 /// Flag in `data` of [`Op::Socket`]: the socket lived before under another service; what its rings carry went with that one.
 pub const SOCKET_RENEWED: u64 = 1;
 
+/// Takes back what was received and not read; whether there was any. The next service leases the chunks to somebody else. The engine
+/// writes the service's field here: there is no service any more.
+fn drop_unread(cell: &Cell) -> bool {
+    let at = cell.position().index;
+    cell.rx_tail.swap(at, Ordering::SeqCst) != at
+}
+
 /// Marks a connection as reset. The engine writes the service's fields here: there is no service any more.
 fn reset_cell(cell: &Cell) {
     let seq = (cell.error.load(Ordering::Relaxed) >> 32).wrapping_add(1) & 0xffff_ffff;
     cell.error.store(seq.max(1) << 32 | ECONNRESET, Ordering::SeqCst);
     let state = cell.state.load(Ordering::Relaxed);
     let failed = if state & SF_CONNECTED == 0 { SF_FAILED } else { 0 };
-    let gone = SF_CONNECTING | SF_RX_STALLED | SF_LISTENING;
+    // An end of the stream that comes after bytes which are lost is no end of it.
+    let end = if drop_unread(cell) { SF_EOF } else { 0 };
+    let gone = SF_CONNECTING | SF_RX_STALLED | SF_LISTENING | end;
     cell.state.store((state & !gone) | SF_DEAD | failed, Ordering::SeqCst);
     cell.rx_wake.fetch_add(1, Ordering::SeqCst);
     cell.tx_wake.fetch_add(1, Ordering::SeqCst);
@@ -162,6 +171,11 @@ impl Parts<'_> {
                 State::Closing => self.forget(id, out),
                 State::Open if queued => self.forget(id, out),
                 State::Open if s.connection => self.bury(id, out),
+                State::Open if s.datagram => {
+                    if let Some(cell) = self.guest.cell(id) {
+                        drop_unread(cell);
+                    }
+                }
                 _ => {}
             }
         }
@@ -300,6 +314,7 @@ impl Parts<'_> {
                 nqe.guest = self.guest.id.0;
                 nqe.op_data = kind;
                 let (local, peer) = (cell.local.load(), cell.peer.load());
+                drop_unread(cell);
                 cell.state.store(0, Ordering::SeqCst);
                 let rebinds = local.port != 0
                     && local.family == s.family

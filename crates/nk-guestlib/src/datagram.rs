@@ -7,11 +7,11 @@ use nk_device::addr::AF_INET;
 use nk_device::cell::SF_RX_STALLED;
 use nk_device::datagram::{DATAGRAM_MAX, DF_PEER, FIRST_BYTES, Header, MORE_MAX};
 use nk_device::stream::{Position, Span, read_slot};
-use nk_device::sync::{Ordering, fence};
+use nk_device::sync::Ordering;
 use nk_device::{Addr, Cell, STREAM_SLOTS};
 
 use crate::errno::{EDESTADDRREQ, EFAULT, EINVAL, EMSGSIZE, ENETDOWN, EPIPE};
-use crate::recv::Sink;
+use crate::recv::{Sink, was_taken_back};
 use crate::send::{Chunks, SendError, Source};
 use crate::{Socket, View};
 
@@ -198,7 +198,7 @@ pub fn recv(socket: &Socket<'_>, sink: &mut impl Sink, len: usize, peek: bool) -
             return Received::Errno(EFAULT);
         }
         if peek {
-            if cell.rx_pos.load(Ordering::Acquire) != word {
+            if cell.rx_pos.load(Ordering::Acquire) != word || was_taken_back(cell, at.index) {
                 continue;
             }
             return Received::Datagram { header, count, rx_room: false };
@@ -212,7 +212,9 @@ pub fn recv(socket: &Socket<'_>, sink: &mut impl Sink, len: usize, peek: bool) -
             // Another reader took it, and what was copied may be torn; the next try overwrites it.
             continue;
         }
-        fence(Ordering::SeqCst);
+        if was_taken_back(cell, at.index) {
+            continue;
+        }
         let stalled = cell.state.load(Ordering::SeqCst) & SF_RX_STALLED != 0;
         let left = tail.wrapping_sub(end.index);
         return Received::Datagram {

@@ -82,7 +82,7 @@ pub fn recv(socket: &Socket<'_>, sink: &mut impl Sink, len: usize, peek: bool) -
             return Received::WouldBlock;
         }
         if peek || count == 0 {
-            if cell.rx_pos.load(Ordering::Acquire) != word {
+            if cell.rx_pos.load(Ordering::Acquire) != word || was_taken_back(cell, end.last()) {
                 continue;
             }
             return Received::Bytes { count, rx_room: false };
@@ -95,11 +95,21 @@ pub fn recv(socket: &Socket<'_>, sink: &mut impl Sink, len: usize, peek: bool) -
             // Another reader took these bytes; what was copied is overwritten by the next try.
             continue;
         }
-        fence(Ordering::SeqCst);
+        if was_taken_back(cell, end.last()) {
+            continue;
+        }
         let stalled = cell.state.load(Ordering::SeqCst) & SF_RX_STALLED != 0;
         let left = tail.wrapping_sub(end.index);
         return Received::Bytes { count, rx_room: stalled && left <= STREAM_SLOTS as u32 / 2 };
     }
+}
+
+/// Whether the slot `last`, which was read, is on the ring no more: the service died, and the next one may have leased its chunk to
+/// somebody else before it was copied.
+pub(crate) fn was_taken_back(cell: &Cell, last: u32) -> bool {
+    // What was copied, then where the ring ends: the engine moves the end before another service begins.
+    fence(Ordering::SeqCst);
+    (cell.rx_tail.load(Ordering::SeqCst).wrapping_sub(last) as i32) <= 0
 }
 
 /// The order of Linux's `tcp_recvmsg_locked` when the queue is empty.

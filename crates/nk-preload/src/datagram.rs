@@ -115,7 +115,7 @@ pub(crate) fn send(
     loop {
         let reports = is_unknown(s, &header, len);
         header.flags = (header.flags & !DF_REPORT) | if reports { DF_REPORT } else { 0 };
-        match datagram::send(&s.socket(), &mut ProcessChunks(s.p), source, len, header) {
+        match datagram::send(&s.socket(), &mut ProcessChunks::new(s.p), source, len, header) {
             Ok(queued) if reports => {
                 let mut nqe = Nqe::new(Op::Report, s.id, s.generation);
                 nqe.op_data = queued.index.into();

@@ -1,7 +1,7 @@
 //! What the host leased to this process: chunks to send with, and ids for new sockets. What is taken and not used goes
 //! into a few private slots, to be used first next time.
 
-use core::sync::atomic::{AtomicU32, Ordering};
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use nk_device::{Nqe, Op};
 use nk_guestlib::send::Chunks;
@@ -10,9 +10,10 @@ use crate::process::Process;
 use crate::{rings, sys};
 
 const SLOTS: usize = 32;
-/// Number + 1; 0 is free.
-static CHUNKS: [AtomicU32; SLOTS] = [const { AtomicU32::new(0) }; SLOTS];
-static IDS: [AtomicU32; SLOTS] = [const { AtomicU32::new(0) }; SLOTS];
+/// Numbers that are kept, each with the epoch in which it was leased: epoch << 32 | number + 1; 0 is free.
+type Kept = [AtomicU64; SLOTS];
+static CHUNKS: Kept = [const { AtomicU64::new(0) }; SLOTS];
+static IDS: Kept = [const { AtomicU64::new(0) }; SLOTS];
 
 /// In a forked child: what was leased to the parent stays with it.
 pub(crate) fn reset() {
@@ -21,12 +22,17 @@ pub(crate) fn reset() {
     }
 }
 
-fn take_kept(slots: &[AtomicU32; SLOTS]) -> Option<u32> {
+fn is_of(word: u64, epoch: u32) -> bool {
+    word != 0 && (word >> 32) as u32 == epoch
+}
+
+/// One that was leased in this epoch. What is older is dropped: whoever leased it is dead, and its successor leases it to others.
+fn take_kept(slots: &Kept, epoch: u32) -> Option<u32> {
     for s in slots {
         if s.load(Ordering::Relaxed) != 0 {
-            let v = s.swap(0, Ordering::AcqRel);
-            if v != 0 {
-                return Some(v - 1);
+            let word = s.swap(0, Ordering::AcqRel);
+            if is_of(word, epoch) {
+                return Some(word as u32 - 1);
             }
         }
     }
@@ -34,38 +40,55 @@ fn take_kept(slots: &[AtomicU32; SLOTS]) -> Option<u32> {
 }
 
 /// Keeps a number; when all slots are full it stays leased until the process ends.
-fn keep(slots: &[AtomicU32; SLOTS], number: u32) {
+fn keep(slots: &Kept, epoch: u32, number: u32) {
+    let word = u64::from(epoch) << 32 | u64::from(number + 1);
     for s in slots {
-        if s.compare_exchange(0, number + 1, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
+        if s.compare_exchange(0, word, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
             return;
         }
     }
 }
 
+fn lease_epoch(p: &Process) -> u32 {
+    p.row().map_or(0, |r| r.lease_epoch.load(Ordering::SeqCst))
+}
+
 /// The process's chunks, as the core takes them.
 #[derive(Debug)]
-pub struct ProcessChunks<'a>(pub &'a Process);
+pub struct ProcessChunks<'a> {
+    process: &'a Process,
+    /// When it began: what it took since and puts back is of this epoch, or of none that still counts.
+    epoch: u32,
+}
+
+impl ProcessChunks<'_> {
+    /// Those of a process.
+    #[must_use]
+    pub fn new(process: &Process) -> ProcessChunks<'_> {
+        ProcessChunks { process, epoch: lease_epoch(process) }
+    }
+}
 
 impl Chunks for ProcessChunks<'_> {
     #[inline]
     fn take(&mut self) -> Option<u32> {
-        take_kept(&CHUNKS).or_else(|| self.0.row()?.chunk_grants.pop())
+        take_kept(&CHUNKS, self.epoch).or_else(|| self.process.row()?.chunk_grants.pop())
     }
 
     fn put_back(&mut self, chunk: u32) {
-        keep(&CHUNKS, chunk);
+        keep(&CHUNKS, self.epoch, chunk);
     }
 }
 
-fn kept_chunks() -> u32 {
-    CHUNKS.iter().filter(|s| s.load(Ordering::Relaxed) != 0).count() as u32
+fn kept_chunks(p: &Process) -> u32 {
+    let epoch = lease_epoch(p);
+    CHUNKS.iter().filter(|s| is_of(s.load(Ordering::Relaxed), epoch)).count() as u32
 }
 
 /// Whether there is a chunk to send with: the `can_send` of [`nk_guestlib::readiness::readiness`].
 #[must_use]
 pub fn can_send(p: &Process) -> bool {
-    p.row().is_some_and(|r| r.chunk_grants.available() != 0)
-        || CHUNKS.iter().any(|s| s.load(Ordering::Relaxed) != 0)
+    p.row().is_some_and(|r| r.chunk_grants.available() != 0) || kept_chunks(p) != 0
 }
 
 /// Asks for grants; [`Op::Granted`] on the primary queue set and the row's `grant_wake` tell when they came.
@@ -84,7 +107,7 @@ pub(crate) fn wait_for_chunks(p: &Process, count: u32, timeout_us: u64) -> Resul
     let Some(row) = p.row() else { return Err(libc::ENOBUFS) };
     let seen = row.grant_wake.load(Ordering::SeqCst);
     ask(p);
-    if row.chunk_grants.available() + kept_chunks() >= count {
+    if row.chunk_grants.available() + kept_chunks(p) >= count {
         return Ok(());
     }
     let limit = sys::timespec_us(timeout_us);
@@ -97,6 +120,11 @@ const ID_WAIT_US: u64 = 5_000_000;
 /// And after the host took the request, before it says that there is no id.
 const ID_ANSWER_US: u64 = 20_000;
 
+/// Under which engine ids are granted now.
+pub(crate) fn engine_epoch(p: &Process) -> u32 {
+    p.device().header().epoch.load(Ordering::SeqCst)
+}
+
 /// An id for a new socket.
 ///
 /// # Errors
@@ -107,7 +135,7 @@ pub(crate) fn take_id(p: &Process) -> Result<u32, i32> {
     let mut deadline = 0;
     let mut asked: Option<(u32, u32)> = None;
     loop {
-        if let Some(id) = take_kept(&IDS).or_else(|| row.id_grants.pop()) {
+        if let Some(id) = take_kept(&IDS, engine_epoch(p)).or_else(|| row.id_grants.pop()) {
             return Ok(id);
         }
         crate::wait::for_engine(p)?;
@@ -137,7 +165,7 @@ pub(crate) fn take_id(p: &Process) -> Result<u32, i32> {
     }
 }
 
-/// Gives back an id that was not used.
-pub(crate) fn put_back_id(id: u32) {
-    keep(&IDS, id);
+/// Gives back an id that was not used; `epoch`: [`engine_epoch`] before it was taken.
+pub(crate) fn put_back_id(epoch: u32, id: u32) {
+    keep(&IDS, epoch, id);
 }

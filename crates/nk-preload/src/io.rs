@@ -193,7 +193,7 @@ fn send_once(
 ) -> Step {
     let mut try_send = |done: usize| {
         source.resume_after(done);
-        let r = send::send(&s.socket(), &mut ProcessChunks(s.p), source, len - done);
+        let r = send::send(&s.socket(), &mut ProcessChunks::new(s.p), source, len - done);
         if let Ok(sent) = r
             && sent.kick
         {

@@ -155,6 +155,8 @@ impl<T> Guest<T> {
     /// What stands on a row's grants, another service leased to it.
     fn adopt_leases(&mut self, row: u16, shared: &nk_device::Row) {
         let Some(r) = self.rows.get_mut(usize::from(row)) else { return };
+        // Before the ring is read: what is popped from here on is either seen there, or kept under the old number.
+        shared.lease_epoch.fetch_add(1, Ordering::SeqCst);
         let ring = &shared.chunk_grants;
         let tail = ring.tail.load(Ordering::Acquire);
         let head = ring.head.load(Ordering::Acquire);

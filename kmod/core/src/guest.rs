@@ -32,6 +32,7 @@ struct Inbox {
 pub(crate) struct Guest {
     device: Device,
     inbox: UnsafeCell<Inbox>,
+    spare_epoch: AtomicU32,
     spare: [AtomicU32; SPARE_CHUNKS],
 }
 
@@ -73,7 +74,7 @@ pub(crate) unsafe fn open(base: NonNull<u8>, len: usize) -> Result<(), i32> {
     fence(Ordering::SeqCst);
     let spare = [const { AtomicU32::new(NO_CHUNK) }; SPARE_CHUNKS];
     // SAFETY: the caller's promise.
-    unsafe { *GUEST.0.get() = Some(Guest { device, inbox: UnsafeCell::new(inbox), spare }) };
+    unsafe { *GUEST.0.get() = Some(Guest { device, inbox: UnsafeCell::new(inbox), spare_epoch: AtomicU32::new(0), spare }) };
     Ok(())
 }
 
@@ -188,6 +189,11 @@ pub(crate) struct Leased<'a>(pub(crate) &'a Guest);
 
 impl Chunks for Leased<'_> {
     fn take(&mut self) -> Option<u32> {
+        // Those of a service that died are leased to nobody any more.
+        let epoch = self.0.row()?.lease_epoch.load(Ordering::SeqCst);
+        if self.0.spare_epoch.swap(epoch, Ordering::AcqRel) != epoch {
+            self.0.spare.iter().for_each(|s| s.store(NO_CHUNK, Ordering::Release));
+        }
         let spare = self.0.spare.iter().find_map(|s| match s.load(Ordering::Relaxed) {
             NO_CHUNK => None,
             _ => Some(s.swap(NO_CHUNK, Ordering::AcqRel)).filter(|c| *c != NO_CHUNK),

@@ -136,7 +136,7 @@ fn words_of(value: *const c_void, len: usize) -> (u64, u64) {
 /// Puts a value into a leased chunk, which is the service's from then on.
 fn in_a_chunk(s: &Open, value: *const c_void, len: usize) -> Result<u32, c_int> {
     let chunk = loop {
-        match ProcessChunks(s.p).take() {
+        match ProcessChunks::new(s.p).take() {
             Some(chunk) => break chunk,
             None => grants::wait_for_chunks(s.p, 1, 0)?,
         }

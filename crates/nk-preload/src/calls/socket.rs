@@ -60,13 +60,14 @@ fn check_kind(p: &Process, domain: c_int, kind: c_int, protocol: c_int) -> Resul
 fn create(p: &Process, domain: c_int, kind: c_int, protocol: c_int) -> Result<c_int, c_int> {
     check_kind(p, domain, kind, protocol)?;
     let _changing = gate::enter();
+    let epoch = grants::engine_epoch(p);
     let id = grants::take_id(p)?;
     let Some(cell) = p.cell(id) else { return Err(libc::ENFILE) };
     let generation = cell.generation.load(Ordering::Acquire) as u16;
     let fd = match standin::make(id, generation, kind & FLAGS) {
         Ok(fd) => fd,
         Err(e) => {
-            grants::put_back_id(id);
+            grants::put_back_id(epoch, id);
             return Err(e);
         }
     };
