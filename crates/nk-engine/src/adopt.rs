@@ -109,6 +109,15 @@ impl Engine {
         })?
     }
 
+    /// Whether a socket listens, as far as the engine knows. A kept listener whose socket was closed just before the engine died does not:
+    /// its descriptor is to be given to no service.
+    #[must_use]
+    pub fn is_listener(&self, guest: GuestId, socket: u32, generation: u16) -> bool {
+        self.guest(guest).and_then(|g| g.socket(socket)).is_some_and(|s| {
+            s.generation == generation && s.state() == State::Open && s.listener.is_some()
+        })
+    }
+
     /// Adds a guest that another engine served until it died. Everything is rebuilt from the device: rings start at 0,
     /// `header.epoch` is bumped, connections become dead with ECONNRESET, kept listeners live on (give each to ServiceLib with
     /// `adopt_listener`), sockets that nobody holds are freed.

@@ -210,9 +210,18 @@ impl Server {
         Ok(())
     }
 
-    /// Hands listeners to the NSM; one that it cannot take is lost.
+    /// Hands listeners to the NSM; one that it cannot take is lost, and one that nobody has any more ends here.
     pub(super) fn give_listeners(&mut self, listeners: Vec<(Key, OwnedFd, u32)>) -> io::Result<()> {
         for (key, fd, backlog) in listeners {
+            let is_listener = self.ask(move |s| {
+                s.engine.is_listener(GuestId(key.guest), key.socket, key.generation)
+            })?;
+            if !is_listener {
+                if let Some(k) = &self.keeper {
+                    k.drop_entry(CLASS_LISTENER, key.to_word());
+                }
+                continue;
+            }
             self.nsm_adopt_listener(key, fd, backlog)?;
         }
         Ok(())

@@ -424,6 +424,9 @@ impl Simulation {
             let guest = t.id.0;
             for l in listeners {
                 let key = Key { guest, socket: l.socket, generation: l.generation };
+                if !self.w.engine.is_listener(GuestId(guest), l.socket, l.generation) {
+                    continue;
+                }
                 self.give(key, &l, &kept);
             }
         }
