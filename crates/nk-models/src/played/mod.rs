@@ -3,6 +3,8 @@
 //! [`hostile::run`] takes any bytes as the hostile guest's acts, also in the middle of a poll (whenever the host calls the stack
 //! or a doorbell, the next scribble falls). Whatever it did: the host neither panics nor touches memory outside the device,
 //! every chunk is accounted for, and the honest guest's bytes arrive.
+//!
+//! [`simulation::run`] draws everything from a seed: ordinary guests, and a host whose parts die.
 
 pub mod hostile;
 pub mod region;
