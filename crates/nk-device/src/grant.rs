@@ -18,7 +18,7 @@ pub struct GrantRing {
     pad0: [Pad32; 15],
     /// Written by the host.
     pub slots: [AtomicU32; GRANT_SLOTS],
-    /// Written by the guest.
+    /// Written by the guest; the host moves it by CAS to take grants back.
     pub head: AtomicU32,
     pad1: [Pad32; 15],
 }
@@ -33,6 +33,20 @@ impl GrantRing {
     pub fn available(&self) -> u32 {
         let n = self.tail.load(Ordering::Acquire).wrapping_sub(self.head.load(Ordering::Acquire));
         n.min(GRANT_SLOTS as u32)
+    }
+
+    /// Host: takes one grant back that the guest has not popped. `private_tail` is the host's own copy. One try, since a guest may move
+    /// its head for ever; what comes is the guest's word as much as the host's, and is checked as such.
+    pub fn take_back(&self, private_tail: u32) -> Option<u32> {
+        let head = self.head.load(Ordering::Acquire);
+        let left = private_tail.wrapping_sub(head);
+        if left == 0 || left > GRANT_SLOTS as u32 {
+            return None;
+        }
+        let value = self.slots.get(head as usize % GRANT_SLOTS)?.load(Ordering::Relaxed);
+        let next = head.wrapping_add(1);
+        let taken = self.head.compare_exchange(head, next, Ordering::AcqRel, Ordering::Relaxed);
+        taken.is_ok().then_some(value)
     }
 
     /// Host: adds one grant; `private_tail` is the host's own copy. `false` when there is no room (by the guest's hint).

@@ -191,6 +191,9 @@ impl<T> Guest<T> {
     /// Tops up a row's chunks when it has used half. `asked`: its process ran out and waits.
     pub(crate) fn top_up(&mut self, row: u16, asked: bool, port: &mut Port) {
         let device = self.device;
+        if asked && self.pool.leasable() == 0 {
+            self.take_back(row);
+        }
         let share = self.share();
         let (Some(r), Some(shared)) = (self.rows.get_mut(usize::from(row)), device.row(row)) else {
             return;
@@ -221,6 +224,33 @@ impl<T> Guest<T> {
         fence(Ordering::SeqCst);
         if asked || shared.want.load(Ordering::SeqCst) != 0 {
             self.tell_granted(row, port);
+        }
+    }
+
+    /// Chunks for a row that has none, from the row that has most: processes that were leased theirs when there were enough may
+    /// not send for hours.
+    fn take_back(&mut self, wanting: u16) {
+        let rows = self.rows.iter().enumerate();
+        let others = rows.filter(|(i, r)| r.live && r.leased > 2 && *i != usize::from(wanting));
+        let mut others: Vec<(u32, usize)> = others.map(|(i, r)| (r.leased, i)).collect();
+        others.sort_unstable();
+        let device = self.device;
+        for (leased, at) in others.into_iter().rev() {
+            let (Some(r), Some(shared)) = (self.rows.get_mut(at), device.row(at as u16)) else {
+                continue;
+            };
+            let before = r.leased;
+            for _ in 0..leased / 2 {
+                let Some(chunk) = shared.chunk_grants.take_back(r.grant_tail) else { break };
+                if matches!(self.pool.owner(chunk), Some(Owner::Row(owner, _)) if usize::from(owner) == at)
+                {
+                    self.pool.free(chunk);
+                    r.leased = r.leased.saturating_sub(1);
+                }
+            }
+            if r.leased < before {
+                return;
+            }
         }
     }
 

@@ -274,6 +274,46 @@ fn a_pool_that_is_used_up_degrades_and_recovers() {
     assert_quiet(&mut host, 1);
 }
 
+/// Each process was leased chunks at its start, and all but the last sends nothing.
+#[test]
+fn processes_that_do_not_send_give_their_chunks_to_one_that_does() {
+    let mut host = Host::new();
+    let region = host.add_guest(1, 0, Limits::default());
+    let idle: Vec<_> = (0..14).map(|_| host.process(1, region.device)).collect();
+    host.polls(3);
+    let mut last = host.process(1, region.device);
+    host.polls(3);
+    let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
+    let c = last.connected(&mut host, listener.local_addr().expect("address").port());
+    let (mut peer, _) = listener.accept().expect("accept");
+    let s = host.service.stats(1).expect("guest");
+    assert_eq!(s.chunks_leased, 192, "three quarters of the pool: {s:?}");
+    let reader = std::thread::spawn(move || {
+        let mut all = vec![0; 3 << 20];
+        peer.read_exact(&mut all).expect("read");
+        all
+    });
+    last.send(&mut host, c, &vec![7; 3 << 20]);
+    host.until("reader", |_| reader.is_finished().then_some(()));
+    assert!(reader.join().expect("reader").iter().all(|b| *b == 7));
+    // And whoever gave has some again when it asks.
+    for mut p in idle {
+        let c = {
+            let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
+            let c = p.connected(&mut host, listener.local_addr().expect("address").port());
+            p.send(&mut host, c, b"still there");
+            let (mut peer, _) = listener.accept().expect("accept");
+            host.polls(5);
+            let mut got = [0; 11];
+            peer.read_exact(&mut got).expect("read");
+            c
+        };
+        p.close(c);
+    }
+    last.close(c);
+    assert_quiet(&mut host, 1);
+}
+
 #[test]
 fn connections_come_and_go_without_growth() {
     let mut host = Host::new();

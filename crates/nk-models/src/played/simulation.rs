@@ -22,8 +22,8 @@ use super::shell::Shell;
 use super::stack::MemoryStack;
 use super::world::{Bells, NSM, World, datagrams, transfer};
 
-/// Chunks for every process that there can be: what a process was leased it keeps.
-const LAYOUT: Layout = Layout { rows: 4, qsets: 6, cells: 200, chunks: 800 };
+/// So few chunks that processes take them from each other.
+const LAYOUT: Layout = Layout { rows: 4, qsets: 6, cells: 200, chunks: 300 };
 const GUESTS: u16 = 3;
 const STEPS: usize = 600;
 const SOCKETS_MAX: usize = 24;
