@@ -132,10 +132,11 @@ impl World {
     /// How a daemon of this kind is when it has served and has no guest any more. All are started alike, so it is found out once:
     /// to wait for a guest's end takes longer than many a test.
     fn warmed_up(&self) -> Result<leaks::DaemonState> {
-        type Kind = (Nsm, Option<String>, Vec<String>);
+        type Kind = (Nsm, Option<String>, Option<String>, Vec<String>);
         static KNOWN: Mutex<Vec<(Kind, leaks::DaemonState)>> = Mutex::new(Vec::new());
         let options = &self.options;
-        let kind = (options.nsm, options.io.clone(), options.host_prefix.clone());
+        let (io, nsms) = (options.io.clone(), self.nsms.clone());
+        let kind = (options.nsm, io, nsms, options.host_prefix.clone());
         let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((_, state)) = known.iter().find(|(of, _)| *of == kind) {
             return Ok(state.clone());
