@@ -232,9 +232,11 @@ impl Engine {
             let Some(g) = guests.get_mut(usize::from(id.0)).and_then(Option::as_deref_mut) else {
                 return false;
             };
-            g.dozes = g.may_doze(round);
+            let h = g.device.header();
+            // Who rang while its header still said that the engine is awake has written no eventfd, and this is the last look.
+            g.dozes = g.may_doze(round) && !h.has_bells(g.bell_words);
             if !g.dozes {
-                g.device.header().finish_sleep();
+                h.finish_sleep();
             }
             !g.dozes
         });

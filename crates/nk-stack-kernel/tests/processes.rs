@@ -112,6 +112,14 @@ fn the_backlog_bounds_what_is_accepted_ahead() {
     assert_quiet(&mut host, 1);
 }
 
+/// Sets an option of SOL_SOCKET to 1: SO_REUSEADDR is 2, SO_REUSEPORT 15.
+fn switch_on(p: &mut Process, host: &mut Host, id: common::Id, name: u16) {
+    let mut nqe = Nqe::new(Op::SetSockOpt, id.socket, id.generation);
+    nqe.size = nk_device::nqe::pack_option(1, name, 4);
+    nqe.op_data = 1;
+    p.call(host, nqe).expect("setsockopt");
+}
+
 #[test]
 fn one_guest_does_not_get_anothers_port() {
     let mut host = Host::new();
@@ -119,12 +127,7 @@ fn one_guest_does_not_get_anothers_port() {
     let b = host.add_guest(2, 7, Limits::default());
     let mut pa = host.process(1, a.device);
     let mut pb = host.process(2, b.device);
-    let reuse = |p: &mut Process, host: &mut Host, id: common::Id| {
-        let mut nqe = Nqe::new(Op::SetSockOpt, id.socket, id.generation);
-        nqe.size = nk_device::nqe::pack_option(1, 15, 4);
-        nqe.op_data = 1;
-        p.call(host, nqe).expect("SO_REUSEPORT");
-    };
+    let reuse = |p: &mut Process, host: &mut Host, id| switch_on(p, host, id, 15);
     let first = pa.socket(2);
     reuse(&mut pa, &mut host, first);
     let at = pa.bind(&mut host, first, &Addr::v4([127, 0, 0, 1], 0)).expect("bind");
@@ -155,12 +158,7 @@ fn one_guest_is_not_given_anothers_port() {
     let b = host.add_guest(2, 7, Limits::default());
     let mut pa = host.process(1, a.device);
     let mut pb = host.process(2, b.device);
-    let reuse = |p: &mut Process, host: &mut Host, id: common::Id| {
-        let mut nqe = Nqe::new(Op::SetSockOpt, id.socket, id.generation);
-        nqe.size = nk_device::nqe::pack_option(1, 2, 4);
-        nqe.op_data = 1;
-        p.call(host, nqe).expect("SO_REUSEADDR");
-    };
+    let reuse = |p: &mut Process, host: &mut Host, id| switch_on(p, host, id, 2);
     let owner = pa.datagram(2);
     reuse(&mut pa, &mut host, owner);
     let at = pa.bind(&mut host, owner, &Addr::v4([0; 4], 0)).expect("bind");
@@ -483,4 +481,22 @@ fn a_guest_that_was_idle_for_long_dozes_until_it_rings() {
     pi.close(listener);
     assert_quiet(&mut host, 1);
     assert_quiet(&mut host, 2);
+}
+
+/// Its bell comes between a poll and the look before the sleep, while its header says that the engine is awake: nobody writes the eventfd.
+#[test]
+fn who_rang_just_before_a_sleep_does_not_doze() {
+    let mut host = Host::new();
+    let idle = host.add_guest(1, 0, Limits::default());
+    let mut p = host.process(1, idle.device);
+    host.polls(600);
+    let before = host.engine.guest_sockets(GuestId(1));
+    let id = p.socket(2);
+    assert!(!host.engine.prepare_sleep(), "there is work");
+    host.engine.finish_sleep();
+    host.polls(3);
+    assert_eq!(host.engine.guest_sockets(GuestId(1)), before + 1);
+    p.close(id);
+    host.polls(3);
+    assert_quiet(&mut host, 1);
 }
