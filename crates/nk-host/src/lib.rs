@@ -28,6 +28,7 @@ pub mod notify;
 pub mod nsm;
 pub mod poll;
 pub mod private;
+mod seccomp;
 pub mod server;
 pub mod spawn;
 pub mod sys;

@@ -1,12 +1,16 @@
 //! A guest's limits as the operator gives them: read from the configuration, changed at run time, kept over the daemon's death, and told to
 //! who keeps each of them: CoreEngine what it counts, the guest's NSM the bytes and chunks.
 
+mod change;
+
 use std::fmt;
 use std::str::FromStr;
 
 use nk_device::bucket::Rate;
 use serde::Deserialize;
 use serde_json::{Value, json};
+
+pub use change::{Change, LIMITS, Limit, Unit};
 
 /// Bursts of a guest for which nothing is said: what comes in this time.
 const BURST_MS: u32 = 20;
@@ -111,67 +115,7 @@ impl Default for GuestLimits {
     }
 }
 
-/// A change of one limit. 0 takes a limit away.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Change {
-    /// One of [`KEYS`].
-    pub key: &'static str,
-    /// The new value.
-    pub value: u64,
-}
-
-/// What can be changed at run time, and from where to where.
-pub const KEYS: [(&str, u64, u64); 9] = [
-    ("out", 0, *BYTES_PER_S.end()),
-    ("in", 0, *BYTES_PER_S.end()),
-    ("nqes_per_s", 0, u32::MAX as u64),
-    ("connections_per_s", 0, u32::MAX as u64),
-    ("sockets_max", 0, u32::MAX as u64),
-    ("chunks_max", 0, u32::MAX as u64),
-    ("processes_max", 0, nk_device::ROWS_MAX as u64 - 1),
-    ("burst_ms", 1, BURST_MS_MAX as u64),
-    ("weight", 1, WEIGHT_MAX as u64),
-];
-
-impl FromStr for Change {
-    type Err = String;
-    /// `key=number`.
-    fn from_str(text: &str) -> Result<Change, String> {
-        let (key, value) = text.split_once('=').ok_or_else(|| format!("{text:?} is no KEY=N"))?;
-        let (key, least, most) =
-            KEYS.iter().find(|k| k.0 == key).ok_or_else(|| format!("there is no limit {key:?}"))?;
-        let value: u64 = value.parse().map_err(|_| format!("{key}: {value:?} is no number"))?;
-        let too_few = *key == "chunks_max" && value != 0 && value < u64::from(CHUNKS_MIN);
-        let too_slow = matches!(*key, "out" | "in") && value != 0 && value < *BYTES_PER_S.start();
-        if value < *least || value > *most || too_few || too_slow {
-            let least = match *key {
-                "chunks_max" => u64::from(CHUNKS_MIN),
-                "out" | "in" => *BYTES_PER_S.start(),
-                _ => (*least).max(1),
-            };
-            return Err(format!("{key}: {least} to {most}"));
-        }
-        Ok(Change { key, value })
-    }
-}
-
 impl GuestLimits {
-    /// Makes a change.
-    pub fn change(&mut self, c: Change) {
-        let (value, word) = (c.value, c.value as u32);
-        match c.key {
-            "out" => self.out = value,
-            "in" => self.input = value,
-            "nqes_per_s" => self.nqes_per_s = value,
-            "connections_per_s" => self.connections_per_s = value,
-            "sockets_max" => self.sockets_max = word,
-            "chunks_max" => self.chunks_max = word,
-            "processes_max" => self.processes_max = word,
-            "burst_ms" => self.burst_ms = word,
-            _ => self.weight = word,
-        }
-    }
-
     fn rate(&self, per_s: u64, least: u64) -> Option<Rate> {
         (per_s > 0).then(|| Rate::with_burst(per_s, self.burst_ms, least))
     }
@@ -295,18 +239,18 @@ mod tests {
     #[test]
     fn limits_survive_and_change() {
         let mut l = GuestLimits::default();
-        for (i, (key, ..)) in KEYS.iter().enumerate() {
+        for (i, Limit { name, .. }) in LIMITS.iter().enumerate() {
             l.change(
-                format!("{key}={}", 1000 + i)
+                format!("{name}={}", 1000 + i)
                     .parse()
-                    .or_else(|_| format!("{key}={}", 11 + i).parse())
-                    .expect(key),
+                    .or_else(|_| format!("{name}={}", 11 + i).parse())
+                    .expect(name),
             );
         }
         assert_eq!(GuestLimits::from_text(&l.to_text()), Some(l));
         let words = l.words();
         let values: Vec<u64> = words.iter().take(9).copied().collect();
-        assert_eq!(values, [1000, 1001, 1002, 1003, 1004, 1005, 17, 1007, 19]);
+        assert_eq!(values, [1000, 1001, 1003, 1002, 1004, 1005, 17, 1007, 19]);
         assert_eq!(GuestLimits::from_text("1,2"), None);
         for wrong in [
             "out",
@@ -321,7 +265,17 @@ mod tests {
         ] {
             assert!(wrong.parse::<Change>().is_err(), "{wrong}");
         }
-        assert_eq!("chunks_max=0".parse::<Change>().map(|c| c.value), Ok(0));
+        l.change("chunks_max=0".parse().expect("none"));
+        assert_eq!(l.chunks_max, 0);
+        assert_eq!(
+            Limit::named("out").expect("there").parse("8kbit/s").expect("rate").to_string(),
+            "out=1000"
+        );
+        assert_eq!(
+            Limit::named("out").expect("there").parse("none").expect("none").to_string(),
+            "out=0"
+        );
+        assert!(Limit::named("weight").expect("there").parse("none").is_err());
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use nk_attach::{Kind, TEXT_MAX};
-use nk_host::limits::{ByteRate, Change};
+use nk_host::limits::{Change, LIMITS, Unit};
 
 use crate::Failure;
 use crate::query::{reachable, request};
@@ -24,74 +24,48 @@ pub(crate) struct Limit {
     /// Attach socket of its daemon [default: any daemon that has the guest]
     #[arg(long, value_name = "SOCKET")]
     engine: Option<PathBuf>,
-    /// What it sends
-    #[arg(long, value_name = "RATE")]
-    out: Option<Limited<ByteRate>>,
-    /// What it receives
-    #[arg(long = "in", value_name = "RATE")]
-    input: Option<Limited<ByteRate>>,
-    /// Connections per second, made and accepted
-    #[arg(long, value_name = "N")]
-    connections_per_s: Option<Limited<u64>>,
-    /// NQEs per second
-    #[arg(long, value_name = "N")]
-    nqes_per_s: Option<Limited<u64>>,
-    /// Sockets
-    #[arg(long, value_name = "N")]
-    sockets_max: Option<Limited<u64>>,
-    /// Chunks of 16 KiB
-    #[arg(long, value_name = "N")]
-    chunks_max: Option<Limited<u64>>,
-    /// Processes
-    #[arg(long, value_name = "N")]
-    processes_max: Option<Limited<u64>>,
-    /// How much of its rates may come at once, in milliseconds of the rate
-    #[arg(long, value_name = "MS")]
-    burst_ms: Option<u64>,
-    /// Its part where guests compete, 1 to 64
-    #[arg(long, value_name = "N")]
-    weight: Option<u64>,
+    #[command(flatten)]
+    changes: Changes,
 }
 
-/// A limit, or none.
-#[derive(Clone, Copy, Debug)]
-struct Limited<T>(Option<T>);
+/// An option for each limit there is.
+#[derive(Debug)]
+struct Changes(Vec<Change>);
 
-impl<T: std::str::FromStr> std::str::FromStr for Limited<T>
-where
-    T::Err: std::fmt::Display,
-{
-    type Err = String;
-    fn from_str(text: &str) -> Result<Self, String> {
-        if text == "none" {
-            return Ok(Limited(None));
-        }
-        text.parse().map(|v| Limited(Some(v))).map_err(|e: T::Err| e.to_string())
+impl clap::Args for Changes {
+    fn augment_args(command: clap::Command) -> clap::Command {
+        command.args(LIMITS.iter().map(|limit| {
+            let unit = match limit.unit {
+                Unit::Rate => "RATE",
+                Unit::Number(unit) => unit,
+            };
+            clap::Arg::new(limit.name)
+                .long(limit.name.replace('_', "-"))
+                .value_name(unit)
+                .help(limit.what)
+                .value_parser(move |text: &str| limit.parse(text))
+        }))
+    }
+    fn augment_args_for_update(command: clap::Command) -> clap::Command {
+        Self::augment_args(command)
+    }
+}
+
+impl clap::FromArgMatches for Changes {
+    fn from_arg_matches(matches: &clap::ArgMatches) -> Result<Changes, clap::Error> {
+        Ok(Changes(LIMITS.iter().filter_map(|l| matches.get_one(l.name).copied()).collect()))
+    }
+    fn update_from_arg_matches(&mut self, matches: &clap::ArgMatches) -> Result<(), clap::Error> {
+        *self = Changes::from_arg_matches(matches)?;
+        Ok(())
     }
 }
 
 pub(crate) fn guest(command: &GuestCommand) -> Result<(), Failure> {
     let GuestCommand::Limit(l) = command;
-    let rate = |r: Option<Limited<ByteRate>>| r.map(|r| r.0.map_or(0, |r| r.0));
-    let number = |n: Option<Limited<u64>>| n.map(|n| n.0.unwrap_or(0));
-    let asked = [
-        ("out", rate(l.out)),
-        ("in", rate(l.input)),
-        ("connections_per_s", number(l.connections_per_s)),
-        ("nqes_per_s", number(l.nqes_per_s)),
-        ("sockets_max", number(l.sockets_max)),
-        ("chunks_max", number(l.chunks_max)),
-        ("processes_max", number(l.processes_max)),
-        ("burst_ms", l.burst_ms),
-        ("weight", l.weight),
-    ];
-    let words: Vec<String> =
-        asked.iter().filter_map(|(key, value)| Some(format!("{key}={}", (*value)?))).collect();
+    let words: Vec<String> = l.changes.0.iter().map(ToString::to_string).collect();
     if words.is_empty() {
         return Err(Failure::new(2, "say which limit is to change: see `nk guest limit --help`"));
-    }
-    for word in &words {
-        word.parse::<Change>().map_err(|why| Failure::new(2, why))?;
     }
     let order = format!("limit {} {}", l.guest, words.join(" "));
     if order.len() > TEXT_MAX {

@@ -10,11 +10,9 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use seccompiler::{
-    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
-    SeccompRule,
-};
+use seccompiler::{SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompRule};
 
+use crate::seccomp::{self, For};
 use crate::sys::{self, check};
 
 /// Where `ip netns` keeps its names.
@@ -88,18 +86,13 @@ fn forbid_offspring() -> io::Result<()> {
         libc::SYS_add_key,
     ];
     rules.extend(forks.into_iter().chain(never).map(|number| (number, Vec::new())));
-    install(rules, libc::EPERM)?;
+    let refuse = |rules, errno: i32| {
+        let refused = SeccompAction::Errno(errno as u32);
+        seccomp::install(rules, refused, SeccompAction::Allow, For::ThisThread)
+    };
+    refuse(rules, libc::EPERM)?;
     // Its flags are in memory, where no filter can read them. The C library then takes clone.
-    install(BTreeMap::from([(libc::SYS_clone3, Vec::new())]), libc::ENOSYS)
-}
-
-fn install(rules: BTreeMap<i64, Vec<SeccompRule>>, errno: i32) -> io::Result<()> {
-    let arch = std::env::consts::ARCH.try_into().map_err(io::Error::other)?;
-    let refuse = SeccompAction::Errno(errno as u32);
-    let filter = SeccompFilter::new(rules, SeccompAction::Allow, refuse, arch);
-    let program: BpfProgram =
-        filter.map_err(io::Error::other)?.try_into().map_err(io::Error::other)?;
-    seccompiler::apply_filter(&program).map_err(io::Error::other)
+    refuse(BTreeMap::from([(libc::SYS_clone3, Vec::new())]), libc::ENOSYS)
 }
 
 /// The directory with the files of a named namespace. A namespace may have several names; the first that has files counts.

@@ -10,11 +10,9 @@ use std::io;
 use landlock::{
     ABI, Access, AccessFs, CompatLevel, Compatible, Ruleset, RulesetAttr, RulesetStatus,
 };
-use seccompiler::{
-    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
-    SeccompRule,
-};
+use seccompiler::{SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompRule};
 
+use crate::seccomp::{self, For};
 use crate::sys::{self, check};
 
 /// CAP_NET_BIND_SERVICE.
@@ -132,11 +130,7 @@ pub(super) fn refuse_calls() -> io::Result<()> {
     );
     let rule = SeccompRule::new(vec![name.map_err(io::Error::other)?]);
     rules.insert(libc::SYS_prctl, vec![rule.map_err(io::Error::other)?]);
-    let arch = std::env::consts::ARCH.try_into().map_err(io::Error::other)?;
-    let filter = SeccompFilter::new(rules, SeccompAction::KillProcess, SeccompAction::Allow, arch);
-    let program: BpfProgram =
-        filter.map_err(io::Error::other)?.try_into().map_err(io::Error::other)?;
-    seccompiler::apply_filter_all_threads(&program).map_err(io::Error::other)
+    seccomp::install(rules, SeccompAction::Allow, SeccompAction::KillProcess, For::AllThreads)
 }
 
 /// See [`super::probe`].
