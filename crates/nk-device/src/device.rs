@@ -140,6 +140,7 @@ impl Device {
     pub fn format(&self, guest: u16) {
         let h = self.header();
         h.version.store(header::VERSION, Ordering::Relaxed);
+        h.features.store(header::FEATURES, Ordering::Relaxed);
         h.rows.store(self.layout.rows, Ordering::Relaxed);
         h.qsets.store(self.layout.qsets, Ordering::Relaxed);
         h.cells.store(self.layout.cells, Ordering::Relaxed);
@@ -207,5 +208,16 @@ impl Device {
         }
         // SAFETY: within the mapping by the checked layout.
         Some(unsafe { self.base.add(self.layout.chunks_at() + chunk as usize * CHUNK_SIZE) })
+    }
+
+    /// Where `len` bytes at `offset` of a chunk lie.
+    #[inline]
+    #[must_use]
+    pub fn chunk_at(&self, chunk: u32, offset: usize, len: usize) -> Option<NonNull<u8>> {
+        if offset.checked_add(len)? > CHUNK_SIZE {
+            return None;
+        }
+        // SAFETY: the offset is within the chunk, which is within the mapping.
+        self.chunk(chunk).map(|c| unsafe { c.add(offset) })
     }
 }

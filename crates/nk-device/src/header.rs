@@ -6,6 +6,10 @@ use crate::sync::{AtomicU32, AtomicU64, Ordering, Pad32, fence};
 pub const MAGIC: u64 = u64::from_le_bytes(*b"NETKERNL");
 /// Layout version of this crate.
 pub const VERSION: u32 = 1;
+/// `features`: the service takes tx descriptors with [`crate::stream::take_slot`], so that a guest may append to those not yet taken.
+pub const FEATURE_APPEND: u32 = 1;
+/// What this crate's host serves.
+pub const FEATURES: u32 = FEATURE_APPEND;
 /// Queue sets that the doorbell bitmap can name.
 pub const QSETS_MAX: usize = if cfg!(loom) { 64 } else { 1024 };
 
@@ -26,7 +30,7 @@ pub struct Header {
     pub magic: AtomicU64,
     /// [`VERSION`].
     pub version: AtomicU32,
-    /// Feature bits, none yet.
+    /// [`FEATURES`] of the host.
     pub features: AtomicU32,
     /// Rows.
     pub rows: AtomicU32,

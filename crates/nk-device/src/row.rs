@@ -81,7 +81,9 @@ pub struct Row {
     pub phase: AtomicU32,
     /// The guest found a grant ring empty and wants [`crate::Op::Granted`] on its primary queue set.
     pub want: AtomicU32,
-    guest_pad: [Pad32; 14],
+    /// The chunk that a thread writes into behind a published span, + 1; 0: none. One thread at a time, see [`Row::begin_append`].
+    pub append: AtomicU32,
+    guest_pad: [Pad32; 13],
     /// What was not redirected: kind << 56 | detail; 0 is free. Claimed by CAS.
     pub missed_keys: [AtomicU64; MISSED_SLOTS],
     /// How often.
@@ -112,6 +114,29 @@ pub struct Row {
 const _: () = assert!(core::mem::size_of::<Row>() == 4096);
 
 impl Row {
+    /// Guest: says that this process writes into a chunk that is published already. `false`: another thread does, into some chunk.
+    #[must_use]
+    pub fn begin_append(&self, chunk: u32) -> bool {
+        let said = self.append.compare_exchange(
+            0,
+            chunk.wrapping_add(1),
+            Ordering::SeqCst,
+            Ordering::Relaxed,
+        );
+        said.is_ok()
+    }
+
+    /// Guest: the copy is done.
+    pub fn end_append(&self) {
+        self.append.store(0, Ordering::Release);
+    }
+
+    /// Service: the chunk that the process says it writes into.
+    #[must_use]
+    pub fn appended_chunk(&self) -> Option<u32> {
+        self.append.load(Ordering::SeqCst).checked_sub(1)
+    }
+
     /// Guest: counts something that is not redirected. When the table is full, the last entry counts the rest.
     pub fn count_missed(&self, kind: Missed, detail: u64) {
         let key = (kind as u64) << 56 | (detail & ((1 << 56) - 1));
@@ -135,6 +160,7 @@ impl Row {
         self.in_use.store(0, Ordering::SeqCst);
         self.phase.store(ROW_LIVE, Ordering::Relaxed);
         self.want.store(0, Ordering::Relaxed);
+        self.append.store(0, Ordering::Relaxed);
         self.pid.store(0, Ordering::Relaxed);
         for k in &self.missed_keys {
             k.store(0, Ordering::Relaxed);

@@ -2,6 +2,8 @@
 //!
 //! Both ends are lock-free, so that a process killed, forked or interrupted at any instruction leaves nothing to repair:
 //! - publish: CAS the slot from its last lap's word to the new one, then CAS the tail; any other producer helps a stopped one.
+//! - append: while the service has not taken the last descriptor, more bytes go behind its own into the same chunk ([`Publisher::begin`]), so that
+//!   many small writes need few descriptors and few chunks;
 //! - consume: read position (index and offset in one word), copy, CAS the position. Whoever loses copies again; the peer reuses
 //!   a chunk only once the position is past it, so what a loser read may be torn but is never used.
 
@@ -14,6 +16,11 @@ pub const WRITABLE_SLOTS: u32 = (STREAM_SLOTS as u32).div_ceil(4);
 
 const PAYLOAD_BITS: u32 = 56;
 const PAYLOAD_MASK: u64 = (1 << PAYLOAD_BITS) - 1;
+/// On a tx slot, the guest's: somebody writes into the chunk behind the span.
+const APPENDING: u64 = 1 << 53;
+/// On a tx slot, the service's: it has its copy of the descriptor, which grows no more.
+const TAKEN: u64 = 1 << 54;
+const SPAN_MASK: u64 = APPENDING - 1;
 
 fn lap(index: u32) -> u64 {
     u64::from(((index / STREAM_SLOTS as u32).wrapping_add(1)) & 0xff) << PAYLOAD_BITS
@@ -139,7 +146,59 @@ impl<A32: Word32, A64: Word64> Publisher<'_, A32, A64> {
     }
 }
 
+/// A published descriptor that may grow.
+#[derive(Clone, Copy, Debug)]
+pub struct Open {
+    index: u32,
+    word: u64,
+    /// What it says so far; more bytes go behind it.
+    pub span: Span,
+}
+
 impl<A32: Word32, A64: Word64> Publisher<'_, A32, A64> {
+    /// The last published descriptor, if `len` bytes more have room in its chunk, the service has not taken it, and nobody else appends to it.
+    #[inline]
+    pub fn open(&self, len: usize) -> Option<Open> {
+        let tail = self.tail.load(Ordering::Acquire);
+        if tail == self.head.load(Ordering::Acquire) {
+            return None;
+        }
+        let index = tail.wrapping_sub(1);
+        let word = self.slots.get(index as usize % STREAM_SLOTS)?.load(Ordering::Acquire);
+        if word & !SPAN_MASK != lap(index) {
+            return None;
+        }
+        let span = Span::from_payload(word)?;
+        let used = (span.offset + span.len) as usize;
+        (len <= CHUNK_SIZE - used).then_some(Open { index, word, span })
+    }
+
+    fn change(&self, at: u32, from: u64, to: u64) -> bool {
+        self.slots.get(at as usize % STREAM_SLOTS).is_some_and(|slot| {
+            slot.compare_exchange(from, to, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+        })
+    }
+
+    /// Claims the place behind the descriptor's bytes. `true`: copy there, then [`Publisher::commit`] or [`Publisher::abandon`]. The
+    /// service may take the descriptor at any time, without what is being copied. Before this the appender has said on its row that it
+    /// writes into that chunk, and it unsays that after the copy: until then the service leases the chunk to nobody.
+    #[must_use]
+    pub fn begin(&self, open: &Open) -> bool {
+        self.change(open.index, open.word, open.word | APPENDING)
+    }
+
+    /// Adds `len` bytes to the descriptor. `false`: the service took it without them.
+    #[must_use]
+    pub fn commit(&self, open: &Open, len: usize) -> bool {
+        let span = Span { len: open.span.len + len as u32, ..open.span };
+        self.change(open.index, open.word | APPENDING, lap(open.index) | span.to_payload())
+    }
+
+    /// Leaves the descriptor as it was.
+    pub fn abandon(&self, open: &Open) {
+        let _ = self.change(open.index, open.word | APPENDING, open.word);
+    }
+
     /// Finishes a descriptor whose publisher was stopped before the tail moved. For the host, before it takes back the chunks of a
     /// dead process: what the next publisher would find must not be leased again. `true` when there was one.
     pub fn help(&self) -> bool {
@@ -180,6 +239,22 @@ pub fn publish_single<A32: Word32, A64: Word64>(
 pub fn read_slot<A64: Word64>(slots: &[A64], index: u32) -> Option<u64> {
     let w = slots.get(index as usize % STREAM_SLOTS)?.load(Ordering::Acquire);
     (w & !PAYLOAD_MASK == lap(index)).then_some(w & PAYLOAD_MASK)
+}
+
+/// A descriptor that the service took.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Taken {
+    /// Its payload; bytes are appended to it no more.
+    pub payload: u64,
+    /// Somebody may still write into the chunk, behind the span: the chunk is nobody else's until no row says so.
+    pub appending: bool,
+}
+
+/// Takes the descriptor at `index` < `tail` of a tx ring: whoever appends to it from now on fails. `None` as for [`read_slot`].
+pub fn take_slot<A64: Word64>(slots: &[A64], index: u32) -> Option<Taken> {
+    let w = slots.get(index as usize % STREAM_SLOTS)?.fetch_or(TAKEN, Ordering::AcqRel);
+    let taken = Taken { payload: w & SPAN_MASK, appending: w & APPENDING != 0 };
+    (w & !PAYLOAD_MASK == lap(index)).then_some(taken)
 }
 
 /// A consumer's position: descriptor index and bytes already taken of that descriptor.

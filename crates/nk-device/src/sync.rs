@@ -30,6 +30,8 @@ macro_rules! atomic_trait {
                 success: Ordering,
                 failure: Ordering,
             ) -> Result<$int, $int>;
+            /// Sets bits; the value before.
+            fn fetch_or(&self, bits: $int, order: Ordering) -> $int;
         }
     };
 }
@@ -56,6 +58,10 @@ macro_rules! atomic_impl {
                 failure: Ordering,
             ) -> Result<$int, $int> {
                 <$atomic>::compare_exchange(self, current, new, success, failure)
+            }
+            #[inline]
+            fn fetch_or(&self, bits: $int, order: Ordering) -> $int {
+                <$atomic>::fetch_or(self, bits, order)
             }
         }
     };

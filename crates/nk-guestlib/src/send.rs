@@ -3,6 +3,7 @@
 use core::ptr::NonNull;
 
 use nk_device::CHUNK_SIZE;
+use nk_device::header::FEATURE_APPEND;
 use nk_device::stream::Span;
 use nk_device::sync::Ordering;
 
@@ -24,6 +25,13 @@ pub trait Chunks {
     fn take(&mut self) -> Option<u32>;
     /// Gives back a chunk that was not published.
     fn put_back(&mut self, chunk: u32);
+    /// Says on the row that this process writes into a published chunk ([`nk_device::row::Row::begin_append`]). `false`: it does not, and nothing
+    /// is appended; a shell without a row to say it on leaves it at that.
+    fn begin_append(&mut self, _chunk: u32) -> bool {
+        false
+    }
+    /// After the copy.
+    fn end_append(&mut self) {}
 }
 
 /// Why a send moved nothing.
@@ -70,6 +78,33 @@ pub fn check(socket: &Socket<'_>) -> Result<(), SendError> {
     Ok(())
 }
 
+/// Appends `len` bytes, of which `done` were sent before, to the last descriptor: `false` where that cannot be.
+fn append(
+    socket: &Socket<'_>,
+    chunks: &mut impl Chunks,
+    source: &mut impl Source,
+    done: usize,
+    len: usize,
+) -> Result<bool, Fault> {
+    let tx = socket.cell.tx();
+    let Some(open) = tx.open(len) else { return Ok(false) };
+    let behind = (open.span.offset + open.span.len) as usize;
+    let Some(to) = socket.device.chunk_at(open.span.chunk, behind, len) else { return Ok(false) };
+    if !chunks.begin_append(open.span.chunk) {
+        return Ok(false);
+    }
+    let appended = if !tx.begin(&open) {
+        Ok(false)
+    } else if let Err(fault) = source.copy(done, to, len) {
+        tx.abandon(&open);
+        Err(fault)
+    } else {
+        Ok(tx.commit(&open, len))
+    };
+    chunks.end_append();
+    appended
+}
+
 /// Sends up to `len` bytes; fewer when room or chunks run out after the first.
 ///
 /// # Errors
@@ -84,7 +119,21 @@ pub fn send(
     let cell = socket.cell;
     let mut done = 0;
     let mut stop = None;
+    let appends = socket.device.header().features.load(Ordering::Relaxed) & FEATURE_APPEND != 0;
     while done < len {
+        if appends && len - done < CHUNK_SIZE {
+            match append(socket, chunks, source, done, len - done) {
+                Ok(false) => {}
+                Ok(true) => {
+                    done = len;
+                    break;
+                }
+                Err(Fault) => {
+                    stop = Some(SendError::Errno(EFAULT));
+                    break;
+                }
+            }
+        }
         if cell.tx().room() == 0 {
             cell.want_tx();
             if cell.tx().room() == 0 {
@@ -143,8 +192,11 @@ pub fn queued(socket: &Socket<'_>) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    extern crate std;
     use crate::testing::Fixture;
     use nk_device::cell::*;
+    use nk_device::stream::take_slot;
+    use std::vec::Vec;
 
     #[test]
     fn takes_what_fits_and_kicks_once() {
@@ -159,8 +211,9 @@ mod tests {
         assert_eq!(queued(&s), 10);
         s.cell.tx_seq.store(2, Ordering::Relaxed);
         assert_eq!(f.send(b"more"), Ok(Sent { bytes: 4, kick: true }));
+        assert_eq!(s.cell.tx().room(), 31, "one descriptor has it all");
         let big = [7u8; 40 * CHUNK_SIZE];
-        assert_eq!(f.send(&big), Ok(Sent { bytes: 29 * CHUNK_SIZE, kick: false }));
+        assert_eq!(f.send(&big), Ok(Sent { bytes: 31 * CHUNK_SIZE, kick: false }));
         assert_eq!(f.send(b"x"), Err(SendError::WouldBlock));
         assert_eq!(s.cell.tx_want.load(Ordering::Relaxed), 2, "once by each call");
         s.cell.guest_state.fetch_or(GF_SHUT_WR, Ordering::Relaxed);
@@ -175,6 +228,61 @@ mod tests {
         s.cell.error.store(1 << 32 | 104, Ordering::Relaxed);
         assert_eq!(f.send(b"x"), Err(SendError::Errno(104)));
         assert_eq!(f.send(b"x"), Err(SendError::Pipe));
+    }
+
+    fn spans(f: &Fixture) -> Vec<Span> {
+        let tx = f.socket().cell.tx_tail.load(Ordering::Relaxed);
+        let slots = &f.socket().cell.tx_slots;
+        let span = |i| Span::from_payload(nk_device::stream::read_slot(slots, i).expect("slot"));
+        (0..tx).map(|i| span(i).expect("span")).collect()
+    }
+
+    #[test]
+    fn small_writes_share_a_chunk_until_it_is_taken() {
+        let f = Fixture::new();
+        let cell = f.socket().cell;
+        cell.state.store(SF_CONNECTED, Ordering::Relaxed);
+        for _ in 0..3 {
+            f.send(&[1; 6000]).expect("room");
+        }
+        let (lens, chunks): (Vec<u32>, Vec<u32>) =
+            spans(&f).iter().map(|s| (s.len, s.chunk)).unzip();
+        assert_eq!(lens, [12000, 6000], "what does not fit as a whole gets a chunk of its own");
+        assert_ne!(chunks[0], chunks[1]);
+        let taken = take_slot(&cell.tx_slots, 1).expect("slot");
+        assert_eq!(Span::from_payload(taken.payload), Some(spans(&f)[1]));
+        assert!(!taken.appending);
+        f.send(b"x").expect("room");
+        assert_eq!(spans(&f).len(), 3, "the service has its copy of the second");
+        // All consumed: nothing to append to, and the slots' old words are not taken for new ones.
+        cell.tx_head.store(3, Ordering::Relaxed);
+        f.send(b"y").expect("room");
+        assert_eq!(spans(&f).len(), 4);
+        // A row that is in the middle of another append.
+        assert!(f.device().row(1).expect("row").begin_append(9));
+        f.send(b"z").expect("room");
+        assert_eq!(spans(&f).len(), 5);
+        f.device().row(1).expect("row").end_append();
+        // A host that does not say that it takes descriptors.
+        f.device().header().features.store(0, Ordering::Relaxed);
+        f.send(b"z").expect("room");
+        assert_eq!(spans(&f).len(), 6);
+    }
+
+    #[test]
+    fn a_descriptor_taken_in_the_middle_of_an_append_does_not_grow() {
+        let f = Fixture::new();
+        let cell = f.socket().cell;
+        cell.state.store(SF_CONNECTED, Ordering::Relaxed);
+        f.send(b"abc").expect("room");
+        let open = cell.tx().open(2).expect("room behind it");
+        assert!(cell.tx().begin(&open));
+        assert!(cell.tx().open(2).is_none(), "one appends");
+        let taken = take_slot(&cell.tx_slots, 0).expect("slot");
+        assert_eq!((Span::from_payload(taken.payload), taken.appending), (Some(open.span), true));
+        assert!(!cell.tx().commit(&open, 2), "it is taken");
+        assert!(cell.tx().open(2).is_none());
+        assert!(cell.tx().open(CHUNK_SIZE).is_none());
     }
 
     #[test]

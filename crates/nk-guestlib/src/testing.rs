@@ -134,6 +134,14 @@ impl Chunks for Pool<'_> {
     fn put_back(&mut self, chunk: u32) {
         self.0.free.borrow_mut().push(chunk);
     }
+    fn begin_append(&mut self, chunk: u32) -> bool {
+        self.0.device.row(1).is_some_and(|r| r.begin_append(chunk))
+    }
+    fn end_append(&mut self) {
+        if let Some(r) = self.0.device.row(1) {
+            r.end_append();
+        }
+    }
 }
 
 impl Drop for Fixture {

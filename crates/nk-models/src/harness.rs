@@ -26,6 +26,12 @@ pub fn device() -> Arc<ModelDevice> {
     Arc::new(ModelDevice::new(Layout { rows: 0, qsets: 1, cells: 3, chunks: 4 }))
 }
 
+/// The same, with processes.
+#[must_use]
+pub fn device_with_rows(rows: u32) -> Arc<ModelDevice> {
+    Arc::new(ModelDevice::new(Layout { rows, qsets: 1, cells: 1, chunks: 4 }))
+}
+
 /// Socket 0 of the device.
 #[must_use]
 pub fn socket(d: &ModelDevice) -> Socket<'_> {
@@ -128,6 +134,18 @@ pub fn fill(d: &ModelDevice, chunk: u32, bytes: &[u8]) {
     unsafe { core::ptr::copy_nonoverlapping(bytes.as_ptr(), to.as_ptr(), bytes.len()) };
 }
 
+/// What a span has.
+///
+/// # Panics
+/// When the device has no such chunk.
+#[must_use]
+pub fn peek(d: &ModelDevice, span: Span) -> Vec<u8> {
+    let from = d.device().chunk_at(span.chunk, span.offset as usize, span.len as usize);
+    let from = from.expect("chunk").as_ptr();
+    // SAFETY: `chunk_at` keeps it within the chunk; one thread at a time, as in `fill`.
+    (0..span.len as usize).map(|i| unsafe { from.add(i).read() }).collect()
+}
+
 /// Collects what is received.
 #[derive(Debug, Default)]
 pub struct Collect(pub [u8; 8]);
@@ -163,5 +181,38 @@ impl Chunks for OneChunk {
     }
     fn put_back(&mut self, chunk: u32) {
         self.0 = Some(chunk);
+    }
+}
+
+/// The chunk of a process's one sender, with its row.
+#[derive(Debug)]
+pub struct RowChunk<'a> {
+    device: &'a ModelDevice,
+    row: u16,
+    chunk: OneChunk,
+}
+
+impl RowChunk<'_> {
+    /// Of that row.
+    #[must_use]
+    pub fn new(device: &ModelDevice, row: u16, chunk: u32) -> RowChunk<'_> {
+        RowChunk { device, row, chunk: OneChunk(Some(chunk)) }
+    }
+}
+
+impl Chunks for RowChunk<'_> {
+    fn take(&mut self) -> Option<u32> {
+        self.chunk.take()
+    }
+    fn put_back(&mut self, chunk: u32) {
+        self.chunk.put_back(chunk);
+    }
+    fn begin_append(&mut self, chunk: u32) -> bool {
+        self.device.device().row(self.row).is_some_and(|r| r.begin_append(chunk))
+    }
+    fn end_append(&mut self) {
+        if let Some(r) = self.device.device().row(self.row) {
+            r.end_append();
+        }
     }
 }

@@ -19,6 +19,8 @@ models! {
     streams::publishers_help_and_wrap,
     streams::a_killed_publisher_is_finished,
     streams::two_readers_and_reuse,
+    streams::appended_bytes_are_taken_once,
+    streams::two_append,
     sockets::handover_is_never_seen_as_unheld,
     sockets::one_of_two_last_holders_closes,
     sockets::the_closer_sees_what_was_sent,

@@ -52,6 +52,7 @@ caught! {
         rings::grants_go_to_one,
         streams::publishers_help_and_wrap,
         streams::two_readers_and_reuse,
+        streams::appended_bytes_are_taken_once,
         sockets::handover_is_never_seen_as_unheld,
         sockets::one_of_two_last_holders_closes,
         sockets::the_closer_sees_what_was_sent,

@@ -188,6 +188,10 @@ fn attach(is_raw_child: bool) {
     protect(p);
     crate::events::reset_after_fork(p);
     let imported = crate::gate::enter();
+    if let Some(row) = p.row() {
+        // An image that exec replaced may have been stopped in the middle of one.
+        row.end_append();
+    }
     standin::import(p);
     if reply.d == 1 {
         standin::release_others(p);

@@ -78,6 +78,16 @@ impl Chunks for ProcessChunks<'_> {
     fn put_back(&mut self, chunk: u32) {
         keep(&CHUNKS, self.epoch, chunk);
     }
+
+    fn begin_append(&mut self, chunk: u32) -> bool {
+        self.process.row().is_some_and(|r| r.begin_append(chunk))
+    }
+
+    fn end_append(&mut self) {
+        if let Some(r) = self.process.row() {
+            r.end_append();
+        }
+    }
 }
 
 fn kept_chunks(p: &Process) -> u32 {

@@ -12,7 +12,7 @@ use nk_attach::{Kind, Message};
 use nk_device::cell::*;
 use nk_device::nqe::{FLAG_ERROR, unpack_option};
 use nk_device::ring::{Consumer, Producer};
-use nk_device::stream::{AcceptedSocket, Span, publish_single, read_slot};
+use nk_device::stream::{AcceptedSocket, Span, publish_single, take_slot};
 use nk_device::{Addr, Cell, Device, Layout, Nqe, Op};
 
 use crate::process::{self, Identity, Process};
@@ -327,7 +327,8 @@ impl Host {
             if used as usize >= nk_device::STREAM_SLOTS {
                 break;
             }
-            let span = read_slot(&c.tx_slots, head).and_then(Span::from_payload).expect("span");
+            let taken = take_slot(&c.tx_slots, head).expect("slot");
+            let span = Span::from_payload(taken.payload).expect("span");
             let to = 512 + self.next_rx_chunk % 512;
             self.next_rx_chunk += 1;
             // SAFETY: both are chunks, and the span is within one.

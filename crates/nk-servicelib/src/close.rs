@@ -1,7 +1,7 @@
 //! The end of sockets, and a socket's turn.
 
 use nk_device::cell::{SF_CONNECTED, SF_CONNECTING, SF_DEAD};
-use nk_device::stream::{Span, read_slot};
+use nk_device::stream::{Span, take_slot};
 use nk_device::sync::Ordering;
 use nk_device::{Cell, Nqe, Op, STREAM_SLOTS};
 
@@ -118,9 +118,8 @@ impl<S: Stack> Ctx<'_, S> {
         let first = s.tx_next;
         for i in 0..=STREAM_SLOTS as u32 {
             let index = first.wrapping_add(i);
-            let Some(span) = read_slot(&cell.tx_slots, index).and_then(Span::from_payload) else {
-                break;
-            };
+            let Some(taken) = take_slot(&cell.tx_slots, index) else { break };
+            let Some(span) = Span::from_payload(taken.payload) else { break };
             if s.datagram.is_some() {
                 self.enter_datagram(&mut s, Some(span));
                 self.free_tx(&mut s);
@@ -128,6 +127,9 @@ impl<S: Stack> Ctx<'_, S> {
             }
             match self.guest.pool.begin_tx(span.chunk) {
                 Some(row) => {
+                    if taken.appending {
+                        self.share(key, span.chunk);
+                    }
                     self.guest.pool.free(span.chunk);
                     if let Some(row) = row {
                         self.guest.spent(row);

@@ -44,6 +44,9 @@ pub(crate) struct Guest<T> {
     wanting: Vec<u16>,
     /// Sockets that wait for chunks to receive into.
     pub(crate) pool_starved: Vec<Key>,
+    /// When late chunks were last looked at, and whether a timer will.
+    settled_ms: u64,
+    pub(crate) settles: bool,
     /// Sockets with received chunks that may have been read.
     reap: VecDeque<u32>,
     /// Bytes out and in.
@@ -69,6 +72,8 @@ impl<T> Guest<T> {
             in_recovery: false,
             wanting: Vec::new(),
             pool_starved: Vec::new(),
+            settled_ms: 0,
+            settles: false,
             reap: VecDeque::new(),
             out: Gate::default(),
             input: Gate::default(),
@@ -336,6 +341,17 @@ impl<T> Guest<T> {
             if matches!(self.pool.owner(chunk), Some(Owner::Row(..))) {
                 self.pool.free(chunk);
             }
+        }
+    }
+
+    /// Chunks that were sent while somebody wrote into them come back once no process says that it still does. Looks at every row, so not
+    /// more than once in a millisecond.
+    pub(crate) fn settle(&mut self, now_ms: u64) {
+        if self.pool.has_late() && core::mem::replace(&mut self.settled_ms, now_ms) != now_ms {
+            let rows = self.rows.iter().enumerate().filter(|(_, r)| r.live);
+            let written: HashSet<u32> =
+                rows.filter_map(|(i, _)| self.device.row(i as u16)?.appended_chunk()).collect();
+            self.pool.settle(|chunk| written.contains(&chunk));
         }
     }
 

@@ -482,6 +482,10 @@ impl<S: Stack> Ctx<'_, S> {
     }
 
     pub(crate) fn timer(&mut self, key: Key, what: Due) {
+        if what == Due::Settle {
+            self.guest.settles = false;
+            return self.guest.settle(self.now_ms);
+        }
         self.with(key, |c, key, cell, mut s| match what {
             Due::Accept => {
                 c.enqueue(key, &mut s);
@@ -503,7 +507,7 @@ impl<S: Stack> Ctx<'_, S> {
                 c.end(key, cell, s, true);
                 None
             }
-            Due::Orphan => Some(s),
+            Due::Orphan | Due::Settle => Some(s),
         });
     }
 

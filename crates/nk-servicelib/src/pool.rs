@@ -18,6 +18,10 @@ pub(crate) enum Owner {
     Orphan,
     /// Being sent.
     Tx,
+    /// Being sent, and somebody may still write into it, behind what is sent.
+    Shared,
+    /// Sent, and somebody may still write into it.
+    Late,
     /// Received, and not yet read.
     Rx,
 }
@@ -38,6 +42,8 @@ pub(crate) struct Pool {
     pub(crate) leased: u32,
     pub(crate) tx: u32,
     pub(crate) rx: u32,
+    /// Those of [`Owner::Late`].
+    late: Vec<u32>,
     /// Something was freed since [`Pool::take_freed`].
     freed: bool,
 }
@@ -55,6 +61,7 @@ impl Pool {
             leased: 0,
             tx: 0,
             rx: 0,
+            late: Vec::new(),
             freed: false,
         }
     }
@@ -172,6 +179,31 @@ impl Pool {
         Some(row)
     }
 
+    /// Somebody may write into a chunk that is being sent: it comes back only by [`Pool::settle`].
+    pub(crate) fn share(&mut self, chunk: u32) {
+        if let Some(o) = self.slot(chunk)
+            && *o == Owner::Tx
+        {
+            *o = Owner::Shared;
+        }
+    }
+
+    pub(crate) fn has_late(&self) -> bool {
+        !self.late.is_empty()
+    }
+
+    /// Gives back chunks that were sent, if nobody writes into them now.
+    pub(crate) fn settle(&mut self, is_written: impl Fn(u32) -> bool) {
+        for chunk in core::mem::take(&mut self.late) {
+            if is_written(chunk) {
+                self.late.push(chunk);
+            } else if let Some(o) = self.slot(chunk) {
+                *o = Owner::Tx;
+                self.free(chunk);
+            }
+        }
+    }
+
     /// A dead row's chunk stays out, because a ring names it.
     pub(crate) fn orphan(&mut self, chunk: u32, row: u16) {
         if let Some(o) = self.slot(chunk)
@@ -184,11 +216,19 @@ impl Pool {
     /// Gives a chunk back.
     pub(crate) fn free(&mut self, chunk: u32) {
         let Some(o) = self.slot(chunk) else { return };
-        match core::mem::replace(o, Owner::Free) {
-            Owner::Free => return,
+        match *o {
+            Owner::Free | Owner::Late => return,
+            Owner::Shared => {
+                *o = Owner::Late;
+                self.late.push(chunk);
+                return;
+            }
             Owner::Row(..) | Owner::Orphan => self.leased = self.leased.saturating_sub(1),
             Owner::Tx => self.tx = self.tx.saturating_sub(1),
             Owner::Rx => self.rx = self.rx.saturating_sub(1),
+        }
+        if let Some(o) = self.slot(chunk) {
+            *o = Owner::Free;
         }
         self.freed = true;
         let i = chunk - self.start;
@@ -257,9 +297,24 @@ mod tests {
         assert!(p.lease(1, 0).is_some());
     }
 
+    #[test]
+    fn what_somebody_may_write_into_comes_back_later() {
+        let mut p = Pool::new(0..8);
+        let c = p.lease(1, 0).expect("chunk");
+        assert_eq!(p.begin_tx(c), Some(Some(1)));
+        p.share(c);
+        p.free(c);
+        assert_eq!((p.owner(c), p.tx), (Some(Owner::Late), 1));
+        assert_eq!(p.begin_tx(c), None, "nobody's to send");
+        p.settle(|_| true);
+        assert_eq!(p.owner(c), Some(Owner::Late));
+        p.settle(|_| false);
+        assert_eq!((p.owner(c), p.tx, p.has_late()), (Some(Owner::Free), 0, false));
+    }
+
     proptest! {
         #[test]
-        fn counts_agree_whatever_is_done(steps in proptest::collection::vec((0u8..6, 0u32..40), 1..400)) {
+        fn counts_agree_whatever_is_done(steps in proptest::collection::vec((0u8..8, 0u32..40), 1..400)) {
             let mut p = Pool::new(4..36);
             for (what, chunk) in steps {
                 match what {
@@ -268,11 +323,13 @@ mod tests {
                     2 => { p.begin_tx(chunk); }
                     3 => p.orphan(chunk, 1),
                     4 => { p.adopt_lease(chunk, 2, 0); }
+                    5 => p.share(chunk),
+                    6 => p.settle(|c| c % 2 == chunk % 2),
                     _ => p.free(chunk),
                 }
                 let count = |f: fn(&Owner) -> bool| (4..36).filter(|c| p.owner(*c).is_some_and(|o| f(&o))).count() as u32;
                 prop_assert_eq!(count(|o| matches!(o, Owner::Row(..) | Owner::Orphan)), p.leased);
-                prop_assert_eq!(count(|o| *o == Owner::Tx), p.tx);
+                prop_assert_eq!(count(|o| matches!(o, Owner::Tx | Owner::Shared | Owner::Late)), p.tx);
                 prop_assert_eq!(count(|o| *o == Owner::Rx), p.rx);
             }
         }

@@ -37,6 +37,8 @@ pub(crate) enum Due {
     Orphan,
     /// The stack was out of memory.
     Retry,
+    /// Chunks that somebody wrote into when they were taken.
+    Settle,
 }
 
 /// ServiceLib over one stack and one NSM device.

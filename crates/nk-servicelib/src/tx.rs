@@ -1,7 +1,7 @@
 //! From the guest's tx rings to the stack.
 
 use nk_device::cell::{SF_CONNECTED, SF_DEAD, SF_EOF};
-use nk_device::stream::{Span, read_slot};
+use nk_device::stream::{Span, take_slot};
 use nk_device::sync::Ordering;
 use nk_device::{Cell, Nqe, STREAM_SLOTS};
 
@@ -12,6 +12,8 @@ use crate::{Errno, How, Key, Stack};
 const ROUNDS: usize = 2;
 /// How long the stack gets when it is out of memory.
 const RETRY_MS: u64 = 20;
+/// By then a thread that was appending has nearly always ended.
+const SETTLE_MS: u64 = 20;
 
 /// The guest broke the protocol on this ring.
 struct Violation;
@@ -24,6 +26,7 @@ impl<S: Stack> Ctx<'_, S> {
             c.enqueue(key, &mut s);
             Some(s)
         });
+        self.guest.settle(self.now_ms);
         self.guest.top_up(nqe.op_data as u16, false, self.port);
     }
 
@@ -38,7 +41,7 @@ impl<S: Stack> Ctx<'_, S> {
             cell.tx_seq.store(s.tx_seq, Ordering::SeqCst);
         }
         for round in 0.. {
-            if self.take_descriptors(cell, s).is_err() {
+            if self.take_descriptors(key, cell, s).is_err() {
                 return false;
             }
             if s.tx_broken {
@@ -76,7 +79,12 @@ impl<S: Stack> Ctx<'_, S> {
     }
 
     /// Copies new descriptors, each checked against the private lease map.
-    fn take_descriptors(&mut self, cell: &Cell, s: &mut Taken<S>) -> Result<(), Violation> {
+    fn take_descriptors(
+        &mut self,
+        key: Key,
+        cell: &Cell,
+        s: &mut Taken<S>,
+    ) -> Result<(), Violation> {
         let tail = cell.tx_tail.load(Ordering::Acquire);
         let new = tail.wrapping_sub(s.tx_next);
         if new as usize > STREAM_SLOTS - s.tx.len().min(STREAM_SLOTS) {
@@ -84,7 +92,8 @@ impl<S: Stack> Ctx<'_, S> {
         }
         let mut last_row = None;
         for _ in 0..new {
-            let span = read_slot(&cell.tx_slots, s.tx_next).and_then(Span::from_payload);
+            let taken = take_slot(&cell.tx_slots, s.tx_next);
+            let span = taken.and_then(|t| Span::from_payload(t.payload));
             if s.datagram.is_some() {
                 last_row = span.and_then(|s| self.guest.row_of(s.chunk)).or(last_row);
                 self.enter_datagram(s, span);
@@ -92,6 +101,9 @@ impl<S: Stack> Ctx<'_, S> {
             }
             let span = span.ok_or(Violation)?;
             let row = self.guest.pool.begin_tx(span.chunk).ok_or(Violation)?;
+            if taken.is_some_and(|t| t.appending) {
+                self.share(key, span.chunk);
+            }
             s.tx.push_back(span);
             s.tx_next = s.tx_next.wrapping_add(1);
             if let Some(row) = row {
@@ -103,6 +115,15 @@ impl<S: Stack> Ctx<'_, S> {
             self.guest.top_up(row, false, self.port);
         }
         Ok(())
+    }
+
+    /// Somebody was appending when the descriptor was taken: the chunk comes back once nobody writes into it, which is asked with the next
+    /// bytes, and a little later if none come.
+    pub(crate) fn share(&mut self, key: Key, chunk: u32) {
+        self.guest.pool.share(chunk);
+        if !core::mem::replace(&mut self.guest.settles, true) {
+            self.at(self.now_ms + SETTLE_MS, key, Due::Settle);
+        }
     }
 
     /// Takes back what will never be sent.

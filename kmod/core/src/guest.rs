@@ -208,6 +208,16 @@ impl Chunks for Leased<'_> {
             }
         }
     }
+
+    fn begin_append(&mut self, chunk: u32) -> bool {
+        self.0.row().is_some_and(|r| r.begin_append(chunk))
+    }
+
+    fn end_append(&mut self) {
+        if let Some(r) = self.0.row() {
+            r.end_append();
+        }
+    }
 }
 
 /// The errno of a push that failed, ENETDOWN: the engine is gone.

@@ -31,7 +31,7 @@ pub(super) fn iperf(plan: &Plan) -> Result<()> {
 }
 
 pub(super) fn writes(plan: &Plan) -> Result<()> {
-    println!("The reader takes up to 256 KB at once.\n");
+    println!("The reader takes up to 64 KB at once.\n");
     let of = |name, length| Stream { name, length, receive: false };
     by_placement(plan, &[of("1 KB writes", "1024"), of("8 KB writes", "8192")], 0, RATE, source)
 }

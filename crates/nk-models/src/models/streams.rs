@@ -4,11 +4,14 @@ use loom::sync::Arc;
 use loom::thread;
 use nk_device::cell::SF_CONNECTED;
 use nk_device::model::ModelDevice;
-use nk_device::stream::{publish_single, read_slot};
+use nk_device::stream::{Span, Taken, publish_single, read_slot, take_slot};
 use nk_device::sync::{AtomicU32, Ordering};
 use nk_guestlib::recv::{Received, recv};
+use nk_guestlib::send::send;
 
-use crate::harness::{Collect, RxWriter, check, device, fill, socket};
+use crate::harness::{
+    Collect, OneByte, RowChunk, RxWriter, check, device, device_with_rows, fill, peek, socket,
+};
 
 /// The service's look at the tx ring: everything up to the tail, consumed.
 fn take(d: &ModelDevice, head: &mut u32, seen: &mut Vec<u64>) {
@@ -101,4 +104,69 @@ pub fn two_readers_and_reuse() {
         assert!(b"abcdef".starts_with(&all[..]), "{got:?}");
         assert!(all.len() >= 4, "{got:?}");
     });
+}
+
+/// A process sends a byte while a first one is on the ring, and the service takes what is there and uses its chunk for something else: every byte
+/// that was sent is taken once, and nobody writes into a chunk that the service has given to others.
+pub fn appended_bytes_are_taken_once() {
+    check(3, || {
+        let d = device_with_rows(1);
+        let sender = appender(&d, 0, b'a');
+        let (mut seen, mut reused) = (Vec::new(), Vec::new());
+        let head = take_spans(&d, 0, |taken, span| {
+            seen.extend(peek(&d, span));
+            let row = d.device().row(0).expect("row");
+            if !(taken.appending && row.appended_chunk() == Some(span.chunk)) {
+                fill(&d, span.chunk, b"ZZZ");
+                reused.push(span.chunk);
+            }
+        });
+        sender.join().expect("join");
+        take_spans(&d, head, |_, span| seen.extend(peek(&d, span)));
+        assert_eq!(seen, b"xa");
+        for chunk in reused {
+            let span = Span { chunk, offset: 0, len: 3 };
+            assert!(chunk != 0 || peek(&d, span) == b"ZZZ", "somebody wrote into it");
+        }
+    });
+}
+
+/// Two processes send a byte each while a first byte is on the ring: neither writes over the other's.
+pub fn two_append() {
+    check(2, || {
+        let d = device_with_rows(2);
+        let senders = [appender(&d, 0, b'a'), appender(&d, 1, b'b')];
+        senders.map(|s| s.join().expect("join"));
+        let mut seen = Vec::new();
+        take_spans(&d, 0, |_, span| seen.extend(peek(&d, span)));
+        seen.sort_unstable();
+        assert_eq!(seen, b"abx");
+    });
+}
+
+/// A process with a chunk of its own that sends a byte. On the ring is `x` already, in chunk 0, if this is the first one.
+fn appender(d: &Arc<ModelDevice>, row: u16, byte: u8) -> thread::JoinHandle<()> {
+    if row == 0 {
+        d.cell(0).state.store(SF_CONNECTED, Ordering::Relaxed);
+        fill(d, 0, b"x");
+        let first = Span { chunk: 0, offset: 0, len: 1 };
+        d.cell(0).tx().publish(first.to_payload()).expect("room");
+    }
+    let d = Arc::clone(d);
+    thread::spawn(move || {
+        let mut chunks = RowChunk::new(&d, row, u32::from(row) + 1);
+        send(&socket(&d), &mut chunks, &mut OneByte(byte), 1).expect("room");
+    })
+}
+
+/// What is published from `head` on, with its spans; where that ends.
+fn take_spans(d: &ModelDevice, mut head: u32, mut each: impl FnMut(Taken, Span)) -> u32 {
+    let cell = d.cell(0);
+    while head != cell.tx_tail.load(Ordering::Acquire) {
+        let taken = take_slot(&cell.tx_slots, head).expect("published");
+        each(taken, Span::from_payload(taken.payload).expect("span"));
+        head += 1;
+        cell.tx_head.store(head, Ordering::Release);
+    }
+    head
 }

@@ -34,6 +34,14 @@ impl Chunks for RowChunks<'_> {
     fn put_back(&mut self, chunk: u32) {
         self.0.spare.borrow_mut().push(chunk);
     }
+    fn begin_append(&mut self, chunk: u32) -> bool {
+        self.0.device.row(self.0.row).is_some_and(|r| r.begin_append(chunk))
+    }
+    fn end_append(&mut self) {
+        if let Some(r) = self.0.device.row(self.0.row) {
+            r.end_append();
+        }
+    }
 }
 
 struct Pattern(usize);

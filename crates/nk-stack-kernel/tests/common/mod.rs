@@ -412,6 +412,14 @@ impl Chunks for Grants {
     fn put_back(&mut self, chunk: u32) {
         self.back = Some(chunk);
     }
+    fn begin_append(&mut self, chunk: u32) -> bool {
+        self.device.row(self.row).is_some_and(|r| r.begin_append(chunk))
+    }
+    fn end_append(&mut self) {
+        if let Some(r) = self.device.row(self.row) {
+            r.end_append();
+        }
+    }
 }
 
 struct From<'a>(&'a [u8]);
