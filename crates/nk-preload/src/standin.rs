@@ -211,13 +211,10 @@ pub fn release_others(p: &Process) {
             if r == 0 && in_core & 1 == 0 {
                 continue;
             }
-            let page = at + i * 4096;
-            for slot in 0..4 {
-                let address = page + slot * size_of::<Cell>();
-                let Some(offset) = address.checked_sub(&raw const *first as usize) else {
-                    continue;
-                };
-                let id = (offset / size_of::<Cell>()) as u32;
+            // Cells that begin in this page: what is read of them lies at their beginning.
+            let page = (at + i * 4096).saturating_sub(&raw const *first as usize);
+            let ids = page.div_ceil(size_of::<Cell>())..(page + 4096).div_ceil(size_of::<Cell>());
+            for id in ids.map(|id| id as u32) {
                 if let Some(cell) = device.cell(id)
                     && cell.is_held_by(row)
                     && fdtable::holders(id) == 0

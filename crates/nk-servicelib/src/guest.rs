@@ -14,7 +14,9 @@ use crate::socket::Socket;
 use crate::turns::Turns;
 use crate::{GuestPool, GuestStats, Key};
 
-/// Chunks leased to a row ahead of need.
+/// Chunks leased to a row ahead of need, at first and at most: a process that uses most of them between two looks gets twice as many. Few where few are
+/// enough: each is a page at least, once it was used.
+const FIRST_CHUNKS: u32 = 16;
 const ROW_CHUNKS: u32 = 128;
 
 /// A row: one process.
@@ -24,6 +26,8 @@ pub(crate) struct Row {
     grant_tail: u32,
     /// Chunks that it has and did not send.
     leased: u32,
+    /// Chunks that it is to have; 0 before the first look.
+    target: u32,
 }
 
 #[derive(Debug)]
@@ -203,6 +207,12 @@ impl<T> Guest<T> {
         let (Some(r), Some(shared)) = (self.rows.get_mut(usize::from(row)), device.row(row)) else {
             return;
         };
+        r.target = match r.target {
+            0 => FIRST_CHUNKS,
+            n if r.leased <= n / 4 => (n * 2).min(ROW_CHUNKS),
+            n => n,
+        };
+        let share = share.min(r.target);
         if !r.live || (!asked && r.leased > share / 2) {
             return;
         }
