@@ -5,7 +5,7 @@ use crate::sync::{AtomicU32, AtomicU64, Ordering, Pad32, fence};
 /// "NETKERNL" as bytes.
 pub const MAGIC: u64 = u64::from_le_bytes(*b"NETKERNL");
 /// Layout version of this crate.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// `features`: the service takes tx descriptors with [`crate::stream::take_slot`], so that a guest may append to those not yet taken.
 pub const FEATURE_APPEND: u32 = 1;
 /// What this crate's host serves.
@@ -19,6 +19,9 @@ pub const ENGINE_UP: u32 = 1;
 pub const ENGINE_DOWN: u32 = 2;
 /// `engine_state`: the engine has ended and none will follow.
 pub const ENGINE_GONE: u32 = 3;
+/// `engine_state`: the engine died and the stack lives on in a process of its own: connections wait for the next engine, and so does
+/// whatever is asked.
+pub const ENGINE_AWAY: u32 = 4;
 
 /// First page of a device.
 #[repr(C, align(4096))]
@@ -46,7 +49,7 @@ pub struct Header {
     // ---- engine ----
     /// [`ENGINE_UP`] and so on. Written by the keeper when the engine died.
     pub engine_state: AtomicU32,
-    /// Bumped each time another engine adopts the device: rings start again at 0, calls under way are lost.
+    /// Bumped each time another engine adopts the device: rings go on where they are, calls under way are to be asked again.
     pub epoch: AtomicU32,
     /// 1 while the engine sleeps and wants the doorbell.
     pub engine_sleeping: AtomicU32,

@@ -14,6 +14,7 @@
 //! | [`row`] | one guest process |
 //! | [`qset`] | one queue set |
 //! | [`header`] | version, geometry, doorbells |
+//! | [`kept`] | what a service that outlived its engine tells the next one |
 //! | [`patience`] | the waiting policy: when to look again rather than sleep |
 //! | [`device`] | a mapped region: bounds-checked access to all of these |
 //!
@@ -31,6 +32,7 @@ pub mod datagram;
 pub mod device;
 pub mod grant;
 pub mod header;
+pub mod kept;
 #[cfg(loom)]
 pub mod model;
 pub mod nqe;

@@ -106,6 +106,8 @@ impl Op {
 
 /// Flag: a reply carries an errno, not a value. (Bit 0 of the flags byte is the phase bit.)
 pub const FLAG_ERROR: u8 = 1;
+/// Flag of a job with a ticket: it was asked of an engine that died, and may have been done.
+pub const FLAG_AGAIN: u8 = 1;
 /// Tickets run from 1 to this; 0 asks for no reply.
 pub const TICKET_MAX: u8 = 63;
 
@@ -114,7 +116,7 @@ pub const TICKET_MAX: u8 = 63;
 pub struct Nqe {
     /// Operation byte, see [`Op`].
     pub op: u8,
-    /// [`FLAG_ERROR`] or 0.
+    /// [`FLAG_ERROR`] in a reply, [`FLAG_AGAIN`] in a job, or 0.
     pub flags: u8,
     /// Ticket of a synchronous call, 0..=63; 0 asks for no reply.
     pub ticket: u8,

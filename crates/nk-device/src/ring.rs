@@ -117,6 +117,20 @@ impl Producer {
         Producer { tail, head: tail.wrapping_sub(1 << 31) }
     }
 
+    /// A producer that goes on where another one died. What that one wrote and did not count any more is there for the consumer, who
+    /// may have taken it by now.
+    #[must_use]
+    pub fn resume<A32: Word32, A64: Word64>(ring: &Ring<'_, A32, A64>) -> Producer {
+        let mut tail = ring.tail.load(Ordering::Acquire);
+        for _ in 0..ring.capacity() {
+            if !Consumer::at(tail).is_ready(ring) {
+                break;
+            }
+            tail = tail.wrapping_add(1);
+        }
+        Producer::at(tail)
+    }
+
     /// How far it pushed.
     #[must_use]
     pub fn tail(&self) -> u32 {
@@ -302,6 +316,27 @@ mod tests {
             assert_eq!(p.push(&o.ring(), &Nqe::new(Op::Event, 0, 0)), Ok(()));
         }
         assert_eq!(p.push(&o.ring(), &Nqe::new(Op::Event, 0, 0)), Err(Full));
+    }
+
+    #[test]
+    fn who_goes_on_for_a_dead_producer_writes_nothing_over() {
+        let o = Owned::new(4);
+        let mut c = Consumer::default();
+        let mut p = Producer::resume(&o.ring());
+        for i in 0..30u32 {
+            // Killed between the element and the count, or not.
+            p.put(&o.ring(), &(&Nqe::new(Op::Event, i, 0)).into());
+            if i % 3 != 0 {
+                p.publish(&o.ring());
+            }
+            p = Producer::resume(&o.ring());
+            assert_eq!(p.tail(), i + 1);
+            if i % 2 == 1 {
+                assert_eq!(c.pop(&o.ring()).map(|e| e.socket), Some(i - 1));
+                assert_eq!(c.pop(&o.ring()).map(|e| e.socket), Some(i));
+                c.commit(&o.ring());
+            }
+        }
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! Going on after a death: of an NSM, or of the engine that served a guest before.
+//! Going on after a death: of an NSM, or of the engine that served a guest before. Where the service outlived that engine, [`crate::kept`]
+//! has the rest.
 
 use nk_device::cell::{
     GF_CONNECT_CALLED, SF_CONNECTED, SF_CONNECTING, SF_DEAD, SF_EOF, SF_FAILED, SF_LISTENING,
@@ -11,6 +12,7 @@ use nk_device::{Addr, Cell, Device, Nqe, Op};
 use crate::deliver::ALL;
 use crate::engine::{Engine, Parts};
 use crate::guest::{Listener, Socket, State};
+use crate::kept::Known;
 use crate::nsm::Nsm;
 use crate::out::Out;
 use crate::ports::Space;
@@ -118,9 +120,9 @@ impl Engine {
         })
     }
 
-    /// Adds a guest that another engine served until it died. Everything is rebuilt from the device: rings start at 0,
-    /// `header.epoch` is bumped, connections become dead with ECONNRESET, kept listeners live on (give each to ServiceLib with
-    /// `adopt_listener`), sockets that nobody holds are freed.
+    /// Adds a guest that another engine served until it died. Everything is rebuilt from the device, and `header.epoch` is bumped. Where
+    /// the service is a new one connections become dead with ECONNRESET, and kept listeners live on (give each to ServiceLib with
+    /// `adopt_listener`); where it lives on ([`Adoption::kept`]) all goes on. Sockets that nobody holds are closed.
     pub fn adopt_guest(
         &mut self,
         setup: GuestSetup,
@@ -239,27 +241,47 @@ impl Parts<'_> {
         for r in &adoption.rows {
             self.guest.adopt_row(r.row, r.pid, &r.qsets);
         }
-        self.announce_rows();
+        let known = Known::of(adoption.kept.as_ref());
+        match &adoption.kept {
+            Some(kept) => self.compare_rows(kept),
+            None => {
+                for q in 0..self.guest.qsets.len() as u16 {
+                    self.guest.drop_stale(q);
+                }
+                self.announce_rows();
+            }
+        }
         // Ids are handed out in order, and a cell that was ever handed out has a generation: the first without ends the walk.
         for id in 0..device.layout().cells {
             let Some(cell) = device.cell(id) else { break };
             let generation = cell.generation.load(Ordering::Acquire) as u16;
-            if generation == 0 {
+            if generation == 0 && !known.goes_on_at(id) {
                 break;
             }
-            self.adopt_cell(id, generation, cell, adoption);
+            self.adopt_cell(id, generation, cell, adoption, &known);
+        }
+        if let Some(kept) = &adoption.kept {
+            self.go_on(kept, out);
         }
         header.epoch.fetch_add(1, Ordering::SeqCst);
         header.engine_state.store(ENGINE_UP, Ordering::SeqCst);
         for id in 0..self.guest.sockets.len() as u32 {
             let Some(s) = self.guest.socket(id) else { break };
-            if s.state() == State::Dead {
+            let is_news = match s.state() {
+                State::Dead => true,
+                State::Open => adoption.kept.is_some(),
+                _ => false,
+            };
+            if is_news {
                 let generation = s.generation;
                 self.deliver(id, generation, ALL, false, out);
             }
         }
         for row in 0..self.guest.rows.len() as u16 {
             self.guest.top_up_row(row);
+            if self.guest.is_live(row) {
+                self.grants_changed(row, 0, out);
+            }
         }
         self.guest.top_up_nsm(self.nsm);
         // Sleepers in synchronous calls ask again, senders without chunks look again.
@@ -274,7 +296,14 @@ impl Parts<'_> {
         }
     }
 
-    fn adopt_cell(&mut self, id: u32, generation: u16, cell: &Cell, adoption: &Adoption) {
+    fn adopt_cell(
+        &mut self,
+        id: u32,
+        generation: u16,
+        cell: &Cell,
+        adoption: &Adoption,
+        known: &Known<'_>,
+    ) {
         let live = self.guest.live;
         for (w, live) in cell.holders.iter().zip(live) {
             w.fetch_and(live, Ordering::SeqCst);
@@ -282,6 +311,10 @@ impl Parts<'_> {
         let host_holds = adoption.holds.iter().filter(|h| **h == (id, generation)).count() as u32;
         if host_holds == 0 && !self.guest.vm {
             cell.release(0);
+        }
+        self.drop_watches_of_the_dead(cell);
+        if self.adopt_known(id, generation, host_holds, known) {
+            return;
         }
         let kind = u64::from(cell.kind.load(Ordering::Relaxed));
         let mut s = Socket::new(generation);
@@ -312,7 +345,9 @@ impl Parts<'_> {
             s.listener = Some(Box::new(Listener::default()));
         } else {
             let state = cell.state.load(Ordering::Relaxed);
-            let called = cell.guest_state.load(Ordering::Relaxed) & GF_CONNECT_CALLED != 0;
+            // Where the service lives it has not heard of it: what was asked is on its way.
+            let called = adoption.kept.is_none()
+                && cell.guest_state.load(Ordering::Relaxed) & GF_CONNECT_CALLED != 0;
             let lost =
                 called || state & (SF_CONNECTED | SF_CONNECTING | SF_LISTENING | SF_DEAD) != 0;
             if lost && (!datagram || state & SF_DEAD != 0) {
@@ -323,6 +358,11 @@ impl Parts<'_> {
                 nqe.guest = self.guest.id.0;
                 nqe.op_data = kind;
                 let (local, peer) = (cell.local.load(), cell.peer.load());
+                if adoption.kept.is_some() {
+                    self.guest.insert_adopted(id, s, becomes);
+                    self.nsm.push(&nqe);
+                    return;
+                }
                 drop_unread(cell);
                 cell.state.store(0, Ordering::SeqCst);
                 let rebinds = local.port != 0

@@ -1,6 +1,7 @@
 //! What the host gives to the engine, and what it gets back.
 
 use nk_device::bucket::Rate;
+use nk_device::kept::{KEPT_WORDS, KeptSocket};
 use nk_device::sync::AtomicU32;
 use nk_device::{Addr, Device};
 
@@ -143,6 +144,44 @@ pub struct Adoption {
     pub listeners: Vec<AdoptedListener>,
     /// Sockets that the host holds itself ([`crate::Engine::hold`]): id and generation.
     pub holds: Vec<(u32, u16)>,
+    /// Where the service lives on as well: what it says. Connections then live on, and nothing is made again.
+    pub kept: Option<KeptGuest>,
+}
+
+/// What a service that outlived its engine has of a guest (`Service::keep` tells it).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct KeptGuest {
+    /// Its sockets.
+    pub sockets: Vec<KeptSocket>,
+    /// Ids granted for accepted sockets and not used, with their generations.
+    pub ids: Vec<(u32, u16)>,
+    /// Rows that it knows as living.
+    pub rows: Vec<u16>,
+}
+
+impl KeptGuest {
+    /// Parses what a service told of all its guests; `None` when that breaks off.
+    #[must_use]
+    pub fn parse(mut words: &[u64]) -> Option<Vec<(GuestId, KeptGuest)>> {
+        let mut all = Vec::new();
+        while let Some((head, rest)) = words.split_first_chunk::<2>() {
+            let [guest, sockets] = *head;
+            let (rows, ids) = ((guest >> 16) as u16, (guest >> 32) as u32);
+            let (rows, rest) = rest.split_at_checked(usize::from(rows))?;
+            let (ids, rest) = rest.split_at_checked(ids as usize)?;
+            let (sockets, rest) =
+                rest.split_at_checked((sockets as u32 as usize).checked_mul(KEPT_WORDS)?)?;
+            words = rest;
+            let (sockets, _) = sockets.as_chunks::<KEPT_WORDS>();
+            let kept = KeptGuest {
+                sockets: sockets.iter().map(|w| KeptSocket::from_words(*w)).collect(),
+                ids: ids.iter().map(|w| (*w as u32, (w >> 32) as u16)).collect(),
+                rows: rows.iter().map(|w| *w as u16).collect(),
+            };
+            all.push((GuestId(guest as u16), kept));
+        }
+        words.is_empty().then_some(all)
+    }
 }
 
 /// Why a control call failed.

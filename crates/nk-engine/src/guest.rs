@@ -120,6 +120,10 @@ pub(crate) struct QueueSet {
     pub(crate) rung_for: u32,
     /// Tickets whose replies are due.
     pub(crate) calls: u64,
+    /// How many jobs stand on its ring from before this engine. What asks for a reply among them is asked again.
+    pub(crate) stale_jobs: u32,
+    /// What was popped last is not committed yet.
+    pub(crate) is_uncommitted: bool,
 }
 
 /// A guest.
@@ -331,11 +335,12 @@ impl Guest {
                     r.granted += 1;
                 }
             }
-            State::GrantedNsm => {}
+            State::GrantedNsm => self.nsm_granted += 1,
             State::Open | State::Dead | State::Closing => self.open += 1,
         }
         self.ids_used += u32::from(state != State::Free);
         self.listeners += u32::from(s.listener.is_some());
+        self.stats.connections_open += u64::from(s.connection);
         self.sockets.push(s);
         self.open_generations.push(0);
         self.set_state(id, state);

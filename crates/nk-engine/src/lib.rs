@@ -12,6 +12,7 @@
 //! | `control` | the host's requests: guests, rows, queue sets, holds |
 //! | `end` | the end of rows, queue sets and sockets |
 //! | `adopt` | after the death of an NSM or of another engine |
+//! | `kept` | after the death of another engine alone: the service lives on |
 //! | `report` | counters and the list of sockets |
 //! | `guest`, `rows` | what is known of a guest, its ids; its rows and queue sets |
 //! | `limits` | rates, and turns by weight |
@@ -28,6 +29,7 @@ mod deliver;
 mod end;
 mod engine;
 mod guest;
+mod kept;
 mod limits;
 mod nsm;
 mod out;

@@ -18,6 +18,8 @@ pub(crate) struct Nsm {
     pub(crate) id: NsmId,
     pub(crate) device: Device,
     pub(crate) up: bool,
+    /// What it says waits until all its guests are known ([`crate::Engine::hear_nsm`]).
+    pub(crate) is_unheard: bool,
     job: Producer,
     send: Producer,
     completion: Consumer,
@@ -33,10 +35,18 @@ pub(crate) struct Nsm {
 
 impl Nsm {
     pub(crate) fn new(id: NsmId, device: Device) -> Nsm {
-        let nsm = Nsm {
+        let nsm = Nsm::living(id, device);
+        nsm.reset();
+        nsm
+    }
+
+    /// One whose service has begun to use the device already.
+    pub(crate) fn living(id: NsmId, device: Device) -> Nsm {
+        Nsm {
             id,
             device,
             up: true,
+            is_unheard: false,
             job: Producer::default(),
             send: Producer::default(),
             completion: Consumer::default(),
@@ -44,14 +54,16 @@ impl Nsm {
             backlog: VecDeque::new(),
             ahead: VecDeque::new(),
             dirty: false,
-        };
-        if let Some(q) = device.qset(0) {
+        }
+    }
+
+    fn reset(&self) {
+        if let Some(q) = self.device.qset(0) {
             q.reset();
             // A process that serves it may have gone to sleep before this: what comes first rings, asked for or not.
             q.sleeping.store(1, Ordering::SeqCst);
             q.in_use.store(1, Ordering::SeqCst);
         }
-        nsm
     }
 
     /// Gives up on it: what was on its way is lost.
@@ -143,7 +155,7 @@ impl Nsm {
     }
 
     fn pop_ring(&mut self) -> Option<Nqe> {
-        if !self.up {
+        if !self.up || self.is_unheard {
             return None;
         }
         let q = self.device.qset(0)?;
@@ -165,6 +177,7 @@ impl Nsm {
     pub(crate) fn has_work(&self) -> bool {
         let Some(q) = self.device.qset(0) else { return false };
         self.up
+            && !self.is_unheard
             && (!self.ahead.is_empty()
                 || self.receive.is_ready(&q.receive())
                 || self.completion.is_ready(&q.completion())

@@ -1,6 +1,8 @@
 //! Rows and queue sets of a guest: taken, adopted and given back; what is pushed on a queue set, and its doorbell.
 
 use nk_device::grant::GRANT_SLOTS;
+use nk_device::qset::{JOB_SLOTS, SEND_SLOTS};
+use nk_device::ring::{Consumer, Producer};
 use nk_device::sync::{Ordering, fence};
 use nk_device::{Nqe, Op};
 
@@ -97,15 +99,49 @@ impl Guest {
         for &q in qsets {
             let Some(qs) = device.qset(q) else { continue };
             let Some(state) = self.qset_slot(q).filter(|s| !s.in_use) else { continue };
-            *state = QueueSet { in_use: true, row, ..QueueSet::default() };
+            let job = Consumer::at(qs.job_head.load(Ordering::Acquire));
+            let mut there = job;
+            let stale_jobs = (0..JOB_SLOTS).take_while(|_| there.pop(&qs.job()).is_some()).count();
+            // The rings go on: an element lies there once, and who pushes at this moment needs no care.
+            *state = QueueSet {
+                in_use: true,
+                row,
+                job,
+                send: Consumer::at(qs.send_head.load(Ordering::Acquire)),
+                completion: Producer::resume(&qs.completion()),
+                receive: Producer::resume(&qs.receive()),
+                rung_for: qs.receive_head.load(Ordering::Acquire),
+                stale_jobs: stale_jobs as u32,
+                ..QueueSet::default()
+            };
             self.bell_words = self.bell_words.max(usize::from(q) / 64 + 1);
             self.qsets_free.retain(|f| *f != q);
-            qs.reset();
             qs.in_use.store(1, Ordering::SeqCst);
             // Whatever was lost with the old rings: look at everything again.
             qs.overflow.fetch_add(1, Ordering::SeqCst);
         }
         true
+    }
+
+    /// Drops what stands on an adopted queue set's job and send rings: it was asked of a service that is dead too.
+    pub(crate) fn drop_stale(&mut self, q: u16) {
+        let device = self.device;
+        let (Some(s), Some(qs)) = (self.qsets.get_mut(usize::from(q)), device.qset(q)) else {
+            return;
+        };
+        s.stale_jobs = 0;
+        for _ in 0..JOB_SLOTS {
+            if s.job.pop(&qs.job()).is_none() {
+                break;
+            }
+        }
+        for _ in 0..SEND_SLOTS {
+            if s.send.pop(&qs.send()).is_none() {
+                break;
+            }
+        }
+        s.job.commit(&qs.job());
+        s.send.commit(&qs.send());
     }
 
     /// Where what is known of a queue set goes. The table is as long as the guest has need of: most have few.

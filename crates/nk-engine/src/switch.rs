@@ -2,7 +2,7 @@
 
 use arrayvec::ArrayVec;
 use nk_device::cell::SOCK_DGRAM;
-use nk_device::nqe::{FLAG_ERROR, Nqe, PackedNqe, unpack_option};
+use nk_device::nqe::{FLAG_AGAIN, FLAG_ERROR, Nqe, PackedNqe, unpack_option};
 use nk_device::sync::{Ordering, fence};
 use nk_device::{Addr, Op};
 
@@ -58,7 +58,7 @@ impl Guest {
             && round.saturating_sub(self.rang_in) > DOZE_AFTER
     }
 
-    fn activate(&mut self, q: u16) {
+    pub(crate) fn activate(&mut self, q: u16) {
         if let Some(s) = self.qsets.get_mut(usize::from(q))
             && s.in_use
             && !s.quarantined
@@ -84,6 +84,18 @@ impl Guest {
         let device = self.device;
         let shared = device.qset(q)?;
         self.qsets.get_mut(usize::from(q))?.job.pop(&shared.job())
+    }
+
+    /// Whether a job that was just popped is from before this engine and not to be done: who waits for its reply asks again, or the
+    /// connection that it asks for was begun.
+    fn is_over(&mut self, q: u16, nqe: &Nqe) -> bool {
+        match self.qsets.get_mut(usize::from(q)) {
+            Some(s) if s.stale_jobs > 0 => s.stale_jobs -= 1,
+            _ => return false,
+        }
+        let is_begun = |s: &Socket| s.generation == nqe.generation && s.connection;
+        nqe.ticket != 0
+            || (nqe.op == Op::Connect as u8 && self.socket(nqe.socket).is_some_and(is_begun))
     }
 
     fn commit(&self, q: u16) {
@@ -135,7 +147,9 @@ impl Parts<'_> {
         while n < turn && self.is_served(q) {
             let Some(nqe) = self.guest.pop_job(q) else { break };
             n += 1;
-            self.take_from_guest(q, nqe, false, out);
+            if !self.guest.is_over(q, &nqe) {
+                self.take_from_guest(q, nqe, false, out);
+            }
         }
         while n < turn && self.is_served(q) {
             let taken = self.serve_sends(q, turn - n, out);
@@ -144,8 +158,14 @@ impl Parts<'_> {
             }
             n += taken;
         }
-        if n > 0 {
-            self.guest.commit(q);
+        let is_congested = self.nsm.is_congested();
+        if let Some(s) = self.guest.qsets.get_mut(usize::from(q)) {
+            let is_due = n > 0 || s.is_uncommitted;
+            // What waits for room in this engine's memory alone must be found on the ring if this engine dies.
+            s.is_uncommitted = is_due && is_congested;
+            if is_due && !is_congested {
+                self.guest.commit(q);
+            }
         }
         n
     }
@@ -202,7 +222,7 @@ impl Parts<'_> {
         count(&mut self.guest.stats.from_guest, nqe.op);
         nqe.guest = self.guest.id.0;
         nqe.qset = q;
-        nqe.flags = 0;
+        nqe.flags = if nqe.ticket == 0 { 0 } else { nqe.flags & FLAG_AGAIN };
         let Some(row) = self.guest.qsets.get(usize::from(q)).map(|s| s.row) else { return };
         let op = match Op::from_u8(nqe.op) {
             Some(Op::Send) if is_send => Op::Send,
@@ -403,6 +423,10 @@ impl Parts<'_> {
         }
         let s = g.sockets.get_mut(nqe.socket as usize).ok_or(EBADF)?;
         if let Some(bound) = s.local {
+            // Asked again: the stack knows whether it was done.
+            if nqe.flags & FLAG_AGAIN != 0 && (addr.port == 0 || addr.port == bound.port) {
+                return Ok(());
+            }
             // Bound already, or another thread's bind is under way.
             if bound.port != 0 {
                 return Err(EINVAL);

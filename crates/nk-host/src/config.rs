@@ -32,6 +32,7 @@
 //! placement = "process"         # or "inline", in the daemon's poll thread: one at most
 //! io = "auto"                   # or "epoll", "io_uring"
 //! cores = [0]                   # where its threads may run
+//! grace_s = 60                  # how long its process goes on without a daemon
 //! ```
 
 mod guest;

@@ -72,11 +72,17 @@ pub fn detached(passed: RawFd, argv: &[*const c_char], log: Option<&CStr>) -> io
     Ok(())
 }
 
-/// A child that is killed when this process ends. Returns its pid; the caller waits for it. The caller may have threads.
+/// A child, which with `dies_along` is killed when this process ends. Returns its pid; the caller waits for it. The caller may have
+/// threads.
 ///
 /// # Errors
 /// Those of fork.
-pub fn child(program: &CStr, passed: RawFd, argv: &[*const c_char]) -> io::Result<i32> {
+pub fn child(
+    program: &CStr,
+    passed: RawFd,
+    argv: &[*const c_char],
+    dies_along: bool,
+) -> io::Result<i32> {
     // SAFETY: between fork and exec only system calls on data made before, which is sound with other threads.
     unsafe {
         let parent = libc::getpid();
@@ -85,9 +91,11 @@ pub fn child(program: &CStr, passed: RawFd, argv: &[*const c_char]) -> io::Resul
             return Err(io::Error::last_os_error());
         }
         if child == 0 {
-            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
-            if libc::getppid() != parent {
-                libc::_exit(1);
+            if dies_along {
+                libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+                if libc::getppid() != parent {
+                    libc::_exit(1);
+                }
             }
             become_program(program, passed, argv.as_ptr(), None);
         }

@@ -223,7 +223,7 @@ fn send_once(
         SendError::Errno(e) => return Step::Failed(e),
         SendError::WouldBlock | SendError::NoChunks | SendError::Connecting => {}
     }
-    if !wait::engine_is_up(s.p) {
+    if !wait::stack_lives(s.p) {
         return Step::Failed(libc::ECONNRESET);
     }
     if s.is_nonblocking(flags) {
@@ -242,7 +242,7 @@ fn send_once(
     }
     let start = *done;
     let r = wait::until(s.p, s.id, s.generation, On::Tx, timeout_us, || {
-        if !wait::engine_is_up(s.p) {
+        if !wait::stack_lives(s.p) {
             return Some(Err(SendError::Errno(libc::ECONNRESET)));
         }
         match try_send(start) {
@@ -321,7 +321,7 @@ pub(crate) fn recv_stream(
             Received::Eof => return Ok(done),
             Received::Errno(e) => return if done > 0 { Ok(done) } else { Err(e) },
             Received::WouldBlock => {
-                if s.is_stale() || !wait::engine_is_up(s.p) {
+                if s.is_stale() || !wait::stack_lives(s.p) {
                     return if done > 0 { Ok(done) } else { Err(libc::ECONNRESET) };
                 }
                 if s.is_nonblocking(flags) {
@@ -329,7 +329,7 @@ pub(crate) fn recv_stream(
                 }
                 let timeout_us = s.cell.rcv_timeout_us.load(Ordering::Relaxed);
                 let woken = wait::until(s.p, s.id, s.generation, On::Rx, timeout_us, || {
-                    if !wait::engine_is_up(s.p) {
+                    if !wait::stack_lives(s.p) {
                         return Some(Received::Errno(libc::ECONNRESET));
                     }
                     match attempt(done) {

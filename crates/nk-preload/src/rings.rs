@@ -6,8 +6,8 @@
 
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use nk_device::header::{ENGINE_DOWN, ENGINE_GONE};
-use nk_device::nqe::{FLAG_ERROR, TICKET_MAX};
+use nk_device::header::{ENGINE_GONE, ENGINE_UP};
+use nk_device::nqe::{FLAG_AGAIN, FLAG_ERROR, TICKET_MAX};
 use nk_device::ring::Consumer;
 use nk_device::{Nqe, Op};
 
@@ -34,8 +34,9 @@ static TICKET: [Ticket; TICKETS] =
         TICKETS];
 /// 0 free, 1 taken, 2 taken and somebody waits.
 static DRAIN_LOCK: AtomicU32 = AtomicU32::new(0);
+static NEXT_TICKET: AtomicU32 = AtomicU32::new(0);
 static DRAIN_HEAD: AtomicU32 = AtomicU32::new(0);
-/// Device epoch that DRAIN_HEAD belongs to.
+/// The device's epoch at the last drain.
 static DRAIN_EPOCH: AtomicU32 = AtomicU32::new(0);
 /// Serialises calls whose reply may use the queue set's one reply area.
 static REPLY_LOCK: AtomicU32 = AtomicU32::new(0);
@@ -95,7 +96,7 @@ fn push(p: &Process, way: Way, nqe: &Nqe) -> bool {
             ring_engine(p, number);
             return true;
         }
-        // The engine is a whole ring behind. It always drains, so this ends; if it died, the rings of the next one are empty.
+        // The engine is a whole ring behind. It always drains, so this ends; if it died, the next one does.
         ring_engine(p, number);
         if p.device().header().engine_state.load(Ordering::Acquire) == ENGINE_GONE {
             return false;
@@ -122,8 +123,15 @@ fn drain(p: &Process) {
     lock(&DRAIN_LOCK);
     let epoch = p.device().header().epoch.load(Ordering::Acquire);
     if DRAIN_EPOCH.swap(epoch, Ordering::Relaxed) != epoch {
-        // Another engine: its rings start at 0.
-        DRAIN_HEAD.store(0, Ordering::Relaxed);
+        // Another engine answers only what is asked of it, and nobody asks again for a caller that left.
+        for t in &TICKET {
+            let _ = t.state.compare_exchange(
+                ABANDONED,
+                FREE,
+                Ordering::AcqRel,
+                Ordering::Relaxed,
+            );
+        }
     }
     let ring = q.completion();
     let head = DRAIN_HEAD.load(Ordering::Relaxed);
@@ -148,9 +156,13 @@ fn drain(p: &Process) {
     unlock(&DRAIN_LOCK);
 }
 
+/// In turn, so that a late answer to a call that was asked twice meets no other call.
 fn take_ticket() -> (u8, &'static Ticket) {
+    let first = NEXT_TICKET.fetch_add(1, Ordering::Relaxed) as usize;
     loop {
-        for (i, t) in TICKET.iter().enumerate().skip(1) {
+        for n in 0..TICKETS - 1 {
+            let i = 1 + (first + n) % (TICKETS - 1);
+            let Some(t) = TICKET.get(i) else { continue };
             if t.state.compare_exchange(FREE, WAITING, Ordering::AcqRel, Ordering::Relaxed).is_ok()
             {
                 return (i as u8, t);
@@ -190,15 +202,16 @@ fn call_inner(p: &Process, nqe: Nqe, interruptible: bool) -> Result<Nqe, i32> {
             ticket.state.store(FREE, Ordering::Release);
             return Err(libc::ENETDOWN);
         }
-        if state != ENGINE_DOWN && asked_in != Some(epoch) {
-            asked_in = Some(epoch);
-            if !push_job(p, &nqe) {
-                continue;
-            }
-        }
         drain(p);
         if ticket.state.load(Ordering::Acquire) == DONE {
             break;
+        }
+        if state == ENGINE_UP && asked_in != Some(epoch) {
+            let flags = if asked_in.is_some() { FLAG_AGAIN } else { 0 };
+            asked_in = Some(epoch);
+            if !push_job(p, &Nqe { flags, ..nqe }) {
+                continue;
+            }
         }
         if let Err(libc::EINTR) = sys::futex_wait(&q.completion_wake, wake, Some(&slice))
             && interruptible

@@ -6,7 +6,7 @@
 use core::sync::atomic::Ordering;
 
 use libc::c_int;
-use nk_device::header::{ENGINE_GONE, ENGINE_UP};
+use nk_device::header::{ENGINE_AWAY, ENGINE_GONE, ENGINE_UP};
 
 use crate::process::Process;
 use crate::{fdtable, gate, standin, sys};
@@ -137,9 +137,10 @@ fn cancellable<T>(sleep: impl FnOnce() -> T) -> T {
     r
 }
 
-/// Whether the engine serves. A connection that finds nothing to do is lost when it does not.
-pub(crate) fn engine_is_up(p: &Process) -> bool {
-    p.device().header().engine_state.load(Ordering::Acquire) == ENGINE_UP
+/// Whether the stack lives, served by an engine or waiting for the next one. A connection that finds nothing to do is lost when it
+/// does not.
+pub(crate) fn stack_lives(p: &Process) -> bool {
+    matches!(p.device().header().engine_state.load(Ordering::Acquire), ENGINE_UP | ENGINE_AWAY)
 }
 
 /// Waits until an engine serves.

@@ -161,6 +161,11 @@ impl<T> Guest<T> {
         }
     }
 
+    /// Rows that have a process.
+    pub(crate) fn live_rows(&self) -> impl Iterator<Item = u16> {
+        self.rows.iter().zip(0..).filter(|(r, _)| r.live).map(|(_, row)| row)
+    }
+
     /// What stands on a row's grants, another service leased to it.
     fn adopt_leases(&mut self, row: u16, shared: &nk_device::Row) {
         let Some(r) = self.rows.get_mut(usize::from(row)) else { return };

@@ -3,7 +3,7 @@
 use nk_device::cell::{
     SF_BOUND, SF_CONNECTED, SF_CONNECTING, SF_DEAD, SF_EOF, SF_FAILED, SF_LISTENING, SF_RX_STALLED,
 };
-use nk_device::nqe::{FLAG_ERROR, unpack_option};
+use nk_device::nqe::{FLAG_AGAIN, FLAG_ERROR, unpack_option};
 use nk_device::qset::REPLY_BYTES;
 use nk_device::sync::Ordering;
 use nk_device::{Addr, Cell, Nqe, Op};
@@ -158,6 +158,12 @@ impl<S: Stack> Ctx<'_, S> {
 
     fn bind(&mut self, nqe: &Nqe, key: Key, cell: &Cell, mut s: Taken<S>) -> Taken<S> {
         let addr = Addr::from_words(s.family, nqe.size, nqe.op_data, nqe.data);
+        let is_its = |port: u16| addr.port == 0 || addr.port == port;
+        if nqe.flags & FLAG_AGAIN != 0 && s.is_claimed && is_its(cell.local.load().port) {
+            // Done when it was asked of an engine that has died since.
+            self.reply(nqe, Ok(0));
+            return s;
+        }
         let r = if s.datagram.is_some() {
             self.bind_datagram(&s, &addr)
         } else {
@@ -170,6 +176,7 @@ impl<S: Stack> Ctx<'_, S> {
             Ok(local) => {
                 s.set_local(cell, &local);
                 s.change(cell, SF_BOUND, 0);
+                s.is_claimed = true;
                 self.tell_bound(Op::Bind, key, &local, false);
                 if let Some(d) = &mut s.datagram {
                     d.has_port = true;
@@ -203,6 +210,7 @@ impl<S: Stack> Ctx<'_, S> {
         });
         match r {
             Ok(local) => {
+                s.is_claimed = true;
                 self.tell_bound(Op::Listen, key, &local, false);
                 self.begin_listening(cell, &mut s, &local, backlog);
                 self.enqueue(key, &mut s);
@@ -216,6 +224,12 @@ impl<S: Stack> Ctx<'_, S> {
     fn connect(&mut self, nqe: &Nqe, key: Key, cell: &Cell, mut s: Taken<S>) -> Taken<S> {
         if s.datagram.is_some() {
             return self.connect_datagram(nqe, key, cell, s);
+        }
+        let is_begun = s.has(SF_CONNECTING | SF_CONNECTED)
+            || (s.has(SF_FAILED) && cell.pending_error().is_some());
+        if nqe.flags & FLAG_AGAIN != 0 && is_begun {
+            self.reply(nqe, Err(Errno(libc::EINPROGRESS)));
+            return s;
         }
         let addr = Addr::from_words(s.family, nqe.size, nqe.op_data, nqe.data);
         let r = self.on(&s, |stack, h| {
@@ -365,6 +379,9 @@ impl<S: Stack> Ctx<'_, S> {
             (_, None) => Err(Errno(libc::EINVAL)),
         };
         if r.is_ok() {
+            if (level, name) == (libc::IPPROTO_IPV6, libc::IPV6_V6ONLY) && !s.is_claimed {
+                s.is_v6only = value.iter().take(4).any(|b| *b != 0);
+            }
             Self::note_option(&mut s, level, name, &value);
         }
         self.reply(nqe, r.map(|()| 0));

@@ -7,6 +7,7 @@ mod datagram;
 mod gather;
 mod guest;
 mod jobs;
+mod kept;
 mod limits;
 mod listener;
 mod pool;

@@ -18,6 +18,8 @@ pub(crate) struct Port {
     backlog: VecDeque<Nqe>,
     pushed: bool,
     popped: bool,
+    /// Nobody reads there any more: what is pushed is dropped.
+    is_deserted: bool,
 }
 
 impl Port {
@@ -29,7 +31,14 @@ impl Port {
             backlog: VecDeque::new(),
             pushed: false,
             popped: false,
+            is_deserted: false,
         }
+    }
+
+    /// The engine is dead: what it was to be told, another one is told anew.
+    pub(crate) fn desert(&mut self) {
+        self.is_deserted = true;
+        self.backlog.clear();
     }
 
     pub(crate) fn is_congested(&self) -> bool {
@@ -43,6 +52,9 @@ impl Port {
     }
 
     pub(crate) fn push(&mut self, nqe: &Nqe) {
+        if self.is_deserted {
+            return;
+        }
         self.pushed = true;
         if self.is_congested() || !self.try_push(nqe) {
             self.backlog.push_back(*nqe);

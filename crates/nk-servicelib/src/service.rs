@@ -244,7 +244,7 @@ impl<S: Stack> Service<S> {
         gates.flatten().chain(timer).min()
     }
 
-    fn take_nqes(&mut self, now_ns: u64) -> u32 {
+    pub(crate) fn take_nqes(&mut self, now_ns: u64) -> u32 {
         let mut n = 0;
         while n < NQES && !self.port.is_congested() {
             let Some(nqe) = self.port.pop_job() else { break };

@@ -37,6 +37,10 @@ pub(crate) struct Socket<T> {
     /// `None` when opening it failed with `open_error`.
     pub(crate) handle: Option<T>,
     pub(crate) open_error: i32,
+    /// The engine holds its address for the guest.
+    pub(crate) is_claimed: bool,
+    /// It was made one for IPv6 alone before it had an address.
+    pub(crate) is_v6only: bool,
     state: u32,
     error_seq: u32,
     // ---- to the stack ----
@@ -88,6 +92,8 @@ impl<T> Socket<T> {
             family,
             handle: None,
             open_error: 0,
+            is_claimed: false,
+            is_v6only: false,
             state: 0,
             error_seq: 0,
             tx_seq: 0,

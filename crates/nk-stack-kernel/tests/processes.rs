@@ -402,6 +402,7 @@ fn another_engine_adopts_a_guest() {
             backlog: 16,
         }],
         holds: Vec::new(),
+        kept: None,
     };
     let setup = Host::setup(&region, 1, 0, Limits::default());
     host.engine.adopt_guest(setup, &adoption, &mut host.log).expect("adopt");

@@ -31,9 +31,20 @@ pub struct NsmConfig {
     /// Whether guests that name no NSM may be given to it.
     #[serde(default)]
     pub default: bool,
+    /// See [`NsmConfig::grace_s`].
+    pub grace_s: Option<u32>,
 }
 
+/// How long an NSM process goes on without a daemon where nothing is said.
+const GRACE_S: u32 = 60;
+
 impl NsmConfig {
+    /// For how many seconds its process goes on without a daemon.
+    #[must_use]
+    pub fn grace_s(&self) -> u32 {
+        self.grace_s.unwrap_or(GRACE_S)
+    }
+
     /// Numbers of its CPUs.
     #[must_use]
     pub fn core_numbers(&self) -> Vec<usize> {

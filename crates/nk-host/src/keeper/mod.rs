@@ -35,6 +35,15 @@ pub const CLASS_HOLD: u64 = 5;
 /// A listener: key = [`nk_servicelib::Key::to_word`]; c = backlog; text = address; the socket.
 pub const CLASS_LISTENER: u64 = 6;
 
+/// An NSM process: key = its pid; c, d = what the daemon counted of it, and how it speaks; text = its name; the daemon's end of its
+/// control socket, its pidfd.
+pub const CLASS_NSM: u64 = 7;
+
+/// The NSM in the text of a guest's entry.
+fn nsm_of(text: &str) -> &str {
+    text.split(' ').nth(3).unwrap_or("")
+}
+
 /// Word a of a [`Kind::Kept`] that asks for nothing: the keeper has been told everything, and acts on this daemon's death from now on.
 const KEPT_COMPLETE: u64 = 1;
 

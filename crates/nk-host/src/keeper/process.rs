@@ -1,19 +1,20 @@
 //! The keeper's own process: one thread, one poll loop, no guest ever talks to it.
 //!
-//! When the daemon's connection closes, it writes `engine_state` in every guest's header and wakes whoever sleeps there. It ends
-//! when there is no daemon and no guest's process left.
+//! When the daemon's connection closes, it writes `engine_state` in every guest's header. Where the guest's NSM was the daemon's own, or
+//! ends before another daemon comes, the guest's connections are lost: whoever sleeps there is woken. It ends when there is no daemon
+//! and no guest's process left.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::path::PathBuf;
 
 use nk_attach::{Fds, Kind, Message, RecvError};
-use nk_device::header::{ENGINE_DOWN, ENGINE_GONE};
+use nk_device::header::{ENGINE_AWAY, ENGINE_DOWN, ENGINE_GONE};
 use nk_device::sync::{Ordering, fence};
 use nk_device::{Cell, Qset, Row};
 
 use super::ledger::Ledger;
-use super::{CLASS_GUEST, CLASS_PROCESS, CLASS_QSET, KEPT_COMPLETE};
+use super::{CLASS_GUEST, CLASS_NSM, CLASS_PROCESS, CLASS_QSET, KEPT_COMPLETE, nsm_of};
 use crate::guest::{Region, layout};
 use crate::{sys, watchdog};
 
@@ -41,12 +42,12 @@ pub fn run(path: PathBuf, private: Option<PathBuf>) -> io::Result<()> {
         let waiting = match &s.daemon {
             None if served && !s.has_process() => break,
             Some(_) => Vec::new(),
-            None => s.pidfds(),
+            None => s.pidfds(CLASS_PROCESS).chain(s.pidfds(CLASS_NSM)).collect(),
         };
         let daemon = s.daemon.as_ref().map_or(-1, AsRawFd::as_raw_fd);
         let mut fds: Vec<libc::pollfd> = [listener.as_raw_fd(), daemon]
             .into_iter()
-            .chain(waiting.iter().map(|w| w.1))
+            .chain(waiting.iter().map(|w| w.2))
             .map(|fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 })
             .collect();
         // SAFETY: as many entries of ours as the length says; a negative number is skipped by the kernel.
@@ -55,9 +56,9 @@ pub fn run(path: PathBuf, private: Option<PathBuf>) -> io::Result<()> {
             continue;
         }
         let ready = |i: usize| fds.get(i).is_some_and(|f| f.revents != 0);
-        for (i, (key, _)) in waiting.iter().enumerate() {
+        for (i, (class, key, _)) in waiting.iter().enumerate() {
             if ready(i + 2) {
-                s.ledger.drop_entry(CLASS_PROCESS, *key);
+                s.ended(*class, *key);
             }
         }
         if ready(1) {
@@ -91,12 +92,21 @@ impl State {
         self.ledger.of(CLASS_PROCESS).next().is_some()
     }
 
-    /// Keys and pidfds of processes; the pidfd is a process's last descriptor.
-    fn pidfds(&self) -> Vec<(u64, RawFd)> {
-        self.ledger
-            .of(CLASS_PROCESS)
-            .filter_map(|(k, e)| Some((k, e.fds.last()?.as_raw_fd())))
-            .collect()
+    /// Class, keys and pidfds of processes; the pidfd is a process's last descriptor.
+    fn pidfds(&self, class: u64) -> impl Iterator<Item = (u64, u64, RawFd)> {
+        let entries = self.ledger.of(class);
+        entries.filter_map(move |(k, e)| Some((class, k, e.fds.last()?.as_raw_fd())))
+    }
+
+    /// A process ended while there was no daemon.
+    fn ended(&mut self, class: u64, key: u64) {
+        let name = self.ledger.of(class).find(|(k, _)| *k == key).and_then(|(_, e)| {
+            e.message.text().filter(|_| class == CLASS_NSM).map(str::to_owned)
+        });
+        self.ledger.drop_entry(class, key);
+        if let Some(name) = name {
+            self.mark(|nsm| (nsm == name).then_some(ENGINE_DOWN));
+        }
     }
 
     fn messages(&mut self) {
@@ -107,7 +117,7 @@ impl State {
                 Err(_) => {
                     self.daemon = None;
                     if self.is_complete {
-                        self.mark_down();
+                        self.mark_dead();
                     }
                 }
             }
@@ -132,22 +142,48 @@ impl State {
         }
     }
 
-    fn mark_down(&self) {
+    /// The daemon is dead.
+    fn mark_dead(&self) {
+        let living: Vec<&str> = self
+            .ledger
+            .of(CLASS_NSM)
+            .filter(|(_, e)| e.fds.last().is_some_and(|p| !sys::has_ended(p.as_raw_fd())))
+            .filter_map(|(_, e)| e.message.text())
+            .collect();
+        let is_private = self.private.is_some();
+        self.mark(|nsm| {
+            Some(match living.contains(&nsm) {
+                _ if is_private => ENGINE_GONE,
+                true => ENGINE_AWAY,
+                false => ENGINE_DOWN,
+            })
+        });
+    }
+
+    /// Writes a state for the guests of each NSM for which there is one.
+    fn mark(&self, state: impl Fn(&str) -> Option<u32>) {
         if let Err(e) = watchdog::install() {
             eprintln!("nk keeper: no timer: a hostile guest's doorbell may block it: {e}");
         }
-        let state = if self.private.is_some() { ENGINE_GONE } else { ENGINE_DOWN };
-        for e in self.ledger.of(CLASS_GUEST).map(|e| e.1) {
+        let mut lost = Vec::new();
+        for (id, e) in self.ledger.of(CLASS_GUEST) {
+            let text = e.message.text().unwrap_or("");
+            let Some(state) = state(nsm_of(text)) else { continue };
             let Some(memfd) = e.fds.first().and_then(|f| f.try_clone().ok()) else { continue };
             // Text: uid, flags, ...
-            let text = e.message.text().unwrap_or("");
             let flags = text.split(' ').nth(1).and_then(|w| w.parse().ok()).unwrap_or(0);
             match Region::map(memfd, layout(flags)) {
-                Ok(r) => wake_guest(&r, state),
+                Ok(r) if state == ENGINE_AWAY => {
+                    r.device.header().engine_state.store(state, Ordering::SeqCst);
+                }
+                Ok(r) => {
+                    wake_guest(&r, state);
+                    lost.push(id);
+                }
                 Err(e) => eprintln!("nk keeper: cannot map a guest's region: {e}"),
             }
         }
-        for e in self.ledger.of(CLASS_QSET).map(|e| e.1) {
+        for (_, e) in self.ledger.of(CLASS_QSET).filter(|(k, _)| lost.contains(&(k >> 32))) {
             if let Some(bell) = e.fds.first() {
                 watchdog::watch();
                 // One that blocks is a hostile guest's: the next.

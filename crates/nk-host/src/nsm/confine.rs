@@ -26,8 +26,6 @@ pub(super) fn give_up_privileges() -> io::Result<bool> {
     unsafe {
         check(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))?;
         check(libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0))?;
-        // The change of capabilities takes that away on some kernels.
-        check(libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0))?;
     }
     // Where seccomp has a hole, paths still lead nowhere.
     let closed = Ruleset::default()

@@ -5,7 +5,8 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::Instant;
 
-use nk_engine::{AdoptedListener, AdoptedRow, Adoption, GuestId, GuestSetup};
+use nk_device::sync::Ordering;
+use nk_engine::{AdoptedListener, AdoptedRow, Adoption, GuestId, GuestSetup, KeptGuest, NsmId};
 use nk_servicelib::{GuestPool, Key};
 
 use super::keep::{HAS_CONTROL, HAS_PIDFD};
@@ -13,7 +14,7 @@ use super::nsm::Nsm;
 use super::{Role, Server, Source};
 use crate::guest::{Guest, Missed, Names, Process, Region, layout};
 use crate::keeper::{
-    CLASS_GUEST, CLASS_HOLD, CLASS_LISTENER, CLASS_PROCESS, CLASS_QSET, Entry, Keeper, parse_addr,
+    CLASS_GUEST, CLASS_HOLD, CLASS_LISTENER, CLASS_NSM, CLASS_PROCESS, CLASS_QSET, Entry, Keeper, parse_addr,
 };
 use crate::limits::GuestLimits;
 use crate::sys;
@@ -64,38 +65,80 @@ fn parse_guest(text: &str) -> Option<(u32, u64, GuestLimits, String, String)> {
     Some((uid, flags, limits, w.next()?.to_owned(), w.next()?.to_owned()))
 }
 
+/// A guest of which the control thread knows again, and the engine not yet.
+#[derive(Debug)]
+struct Prepared {
+    id: GuestId,
+    adoption: Adoption,
+    /// Doorbells of queue sets.
+    bells: Vec<(u16, OwnedFd)>,
+    /// Old key, new token, socket, generation.
+    holds: Vec<(u64, super::Token, u32, u16)>,
+    listeners: Vec<(Key, OwnedFd, u32)>,
+    /// Rows whose process ended meanwhile.
+    dead: Vec<u16>,
+}
+
 impl Server {
-    /// Takes over everything that the keeper had. What cannot be taken over is dropped there too.
+    /// Takes over everything that the keeper had, and starts the NSMs that lack a process. What cannot be taken over is dropped there too.
     pub(super) fn adopt(&mut self, entries: Vec<Entry>) -> io::Result<()> {
-        let keeper = self.keeper.clone();
+        let (nsms, entries): (Vec<Entry>, Vec<Entry>) =
+            entries.into_iter().partition(|e| e.class == CLASS_NSM);
+        let mut prepared = Vec::new();
         for (id, kept) in sort(entries) {
             let id = GuestId(id);
             self.next_guest = self.next_guest.max(id.0.wrapping_add(1));
-            if let Err(e) = self.adopt_guest(id, kept) {
-                tracing::error!(guest = id.0, error = %e, "a guest could not be adopted");
-                self.guests.remove(&id.0);
-                if let Some(k) = &keeper {
-                    k.drop_entry(CLASS_GUEST, id.0.into());
-                }
+            match self.prepare_guest(id, kept) {
+                Ok(p) => prepared.push(p),
+                Err(e) => self.not_adopted(id, &e),
             }
         }
-        Ok(())
+        // After the guests' namespaces are known: an NSM may be waiting for a socket there.
+        let mut told = self.adopt_nsms(nsms);
+        self.start_nsms()?;
+        for p in prepared {
+            let id = p.id;
+            let nsm = self.guests.get(&id.0).map(|g| g.nsm);
+            let kept = nsm.and_then(|nsm| told.remove(&(nsm, id)));
+            if let Err(e) = self.enter_guest(p, kept) {
+                self.not_adopted(id, &e);
+            }
+        }
+        self.hear_nsms(told.into_keys())
     }
 
-    fn adopt_guest(&mut self, id: GuestId, kept: Kept) -> io::Result<()> {
+    fn not_adopted(&mut self, id: GuestId, e: &io::Error) {
+        tracing::error!(guest = id.0, error = %e, "a guest could not be adopted");
+        if let Some(g) = self.guests.remove(&id.0) {
+            self.nsm_remove_guest(g.nsm, id);
+        }
+        self.note_guest_gone(id);
+    }
+
+    fn prepare_guest(&mut self, id: GuestId, kept: Kept) -> io::Result<Prepared> {
         let lost = || io::Error::other("its entry is incomplete");
         let mut entry = kept.guest.ok_or_else(lost)?;
         let (uid, flags, limits, nsm, name) = parse_guest(&entry.text).ok_or_else(lost)?;
         let mut take = || if entry.fds.is_empty() { Err(lost()) } else { Ok(entry.fds.remove(0)) };
         let (memfd, engine_bell, netns) = (take()?, take()?, take()?);
         let region = Region::map(memfd, layout(flags))?;
+        // A guest that writes there deceives itself.
+        let version = region.device.header().version.load(Ordering::Relaxed);
+        if version != nk_device::header::VERSION {
+            return Err(io::Error::other(format!(
+                "its device is of version {version}, this daemon's are of {}",
+                nk_device::header::VERSION
+            )));
+        }
         let namespace = self.broker.register(&netns)?;
         // Where it was, if there still is such an NSM.
         let nsm = match self.nsm_named(&nsm) {
             Some(id) => id,
             None => self.choose_nsm(&self.config.guest(&name))?,
         };
-        let is_inline = self.nsm(nsm).is_some_and(Nsm::is_inline);
+        if let Some(n) = self.nsm(nsm).filter(|n| !n.is_inline()) {
+            n.leave.give(id.0, namespace);
+        }
         let mut guest = Guest {
             id,
             name,
@@ -169,19 +212,36 @@ impl Server {
             });
             listeners.push((key, fd, e.c as u32));
         }
-        let device = guest.region.device;
-        let vm = guest.is_vm();
-        let setup = GuestSetup { id, device, namespace, nsm, limits: limits.engine(), vm };
-        let pool = GuestPool { guest: id.0, device, namespace, pool: 0..device.layout().chunks };
-        let bell = guest.engine_bell.try_clone()?;
-        let counts = (guest.processes.len(), listeners.len());
         if guest.processes.is_empty() {
             guest.empty_since = Some(Instant::now());
         }
-        let name = guest.name.clone();
         self.guests.insert(id.0, guest);
         self.had_guest = true;
-        self.nsm_add_guest(id)?;
+        Ok(Prepared { id, adoption, bells, holds, listeners, dead })
+    }
+
+    /// Gives a prepared guest to the engine. `kept`: what its NSM says, where that lives on.
+    fn enter_guest(&mut self, mut p: Prepared, kept: Option<KeptGuest>) -> io::Result<()> {
+        let id = p.id;
+        let lives_on = kept.is_some();
+        if lives_on {
+            // The listeners are where they were.
+            p.adoption.listeners.clear();
+            self.nsm_limits(id)?;
+        } else {
+            self.nsm_add_guest(id)?;
+        }
+        p.adoption.kept = kept;
+        let Some(g) = self.guests.get(&id.0) else { return Ok(()) };
+        let (device, namespace, nsm) = (g.region.device, g.namespace, g.nsm);
+        let setup =
+            GuestSetup { id, device, namespace, nsm, limits: g.limits.engine(), vm: g.is_vm() };
+        let pool = GuestPool { guest: id.0, device, namespace, pool: 0..device.layout().chunks };
+        let bell = g.engine_bell.try_clone()?;
+        let (name, processes) = (g.name.clone(), g.processes.len());
+        let is_inline = self.nsm(nsm).is_some_and(Nsm::is_inline);
+        let Prepared { adoption, bells, holds, listeners, dead, .. } = p;
+        let count = listeners.len();
         self.ask(move |s| {
             for (q, fd) in bells {
                 s.notify.set_doorbell(id, q, Some(fd));
@@ -194,7 +254,11 @@ impl Server {
         })??;
         self.limit_bytes(id)?;
         self.set_listen(id)?;
-        self.give_listeners(listeners)?;
+        if lives_on {
+            self.remember_listeners(nsm, listeners)?;
+        } else {
+            self.give_listeners(listeners)?;
+        }
         // Tokens are new ones, and with them the holds' keys.
         let keeper: Option<Keeper> = self.keeper.clone();
         for (old, token, socket, generation) in holds {
@@ -206,20 +270,41 @@ impl Server {
         for row in dead {
             self.note_process_gone(id, row);
         }
-        tracing::info!(guest = name, processes = counts.0, listeners = counts.1, "guest adopted");
+        tracing::info!(guest = name, processes, listeners = count, lives_on, "guest adopted");
         Ok(())
+    }
+
+    /// Listeners that are their NSM's still: their descriptors are for the next one.
+    fn remember_listeners(
+        &mut self,
+        nsm: NsmId,
+        listeners: Vec<(Key, OwnedFd, u32)>,
+    ) -> io::Result<()> {
+        for (key, fd, backlog) in listeners {
+            if !self.is_listener(key)? {
+                self.note_listener_gone(key);
+            } else if let Some(n) = self.nsm_mut(nsm) {
+                n.listeners.insert(key.to_word(), (fd, backlog));
+            }
+        }
+        Ok(())
+    }
+
+    fn is_listener(&self, key: Key) -> io::Result<bool> {
+        self.ask(move |s| s.engine.is_listener(GuestId(key.guest), key.socket, key.generation))
+    }
+
+    fn note_listener_gone(&self, key: Key) {
+        if let Some(k) = &self.keeper {
+            k.drop_entry(CLASS_LISTENER, key.to_word());
+        }
     }
 
     /// Hands listeners to the NSM; one that it cannot take is lost, and one that nobody has any more ends here.
     pub(super) fn give_listeners(&mut self, listeners: Vec<(Key, OwnedFd, u32)>) -> io::Result<()> {
         for (key, fd, backlog) in listeners {
-            let is_listener = self.ask(move |s| {
-                s.engine.is_listener(GuestId(key.guest), key.socket, key.generation)
-            })?;
-            if !is_listener {
-                if let Some(k) = &self.keeper {
-                    k.drop_entry(CLASS_LISTENER, key.to_word());
-                }
+            if !self.is_listener(key)? {
+                self.note_listener_gone(key);
                 continue;
             }
             self.nsm_adopt_listener(key, fd, backlog)?;

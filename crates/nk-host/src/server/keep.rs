@@ -5,11 +5,12 @@ use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::time::{Duration, Instant};
 
-use nk_engine::GuestId;
+use nk_engine::{GuestId, NsmId};
 
 use super::{Server, Source, Token};
 use crate::guest::Guest;
-use crate::keeper::{CLASS_GUEST, CLASS_HOLD, CLASS_PROCESS, CLASS_QSET};
+use crate::keeper::{CLASS_GUEST, CLASS_HOLD, CLASS_NSM, CLASS_PROCESS, CLASS_QSET};
+use crate::nsm::PROTOCOL;
 
 /// A keeper that ended sooner than this is not replaced at once.
 const RESTART_REST: Duration = Duration::from_secs(1);
@@ -93,6 +94,14 @@ impl Server {
         let fds = [g.region.memfd.as_raw_fd(), g.engine_bell.as_raw_fd(), g.netns.as_raw_fd()];
         let nsm = self.nsm(g.nsm).map_or("", |n| n.name.as_str());
         k.keep(CLASS_GUEST, id.0.into(), g.token, &guest_text(g, nsm), &fds);
+    }
+
+    pub(super) fn note_nsm(&self, id: NsmId) {
+        let (Some(k), Some(n)) = (&self.keeper, self.nsm(id)) else { return };
+        let Some(c) = &n.child else { return };
+        let fds = [c.control.as_raw_fd(), c.pidfd.as_raw_fd()];
+        let words = (n.restarts << 32 | n.violations & 0xffff_ffff, PROTOCOL);
+        k.keep(CLASS_NSM, c.pid as u64, words, &n.name, &fds);
     }
 
     pub(super) fn note_guest_gone(&self, id: GuestId) {

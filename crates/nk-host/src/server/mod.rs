@@ -14,6 +14,7 @@ mod nsm;
 mod query;
 mod reply;
 mod slab;
+mod survive;
 mod timers;
 mod vm;
 
@@ -204,7 +205,6 @@ impl Server {
         if let (Some(k), Some(fd)) = (&server.keeper, server.raw(Some(server.listener))) {
             k.keep(CLASS_ATTACH, 0, (0, 0), "", &[fd]);
         }
-        server.start_nsms()?;
         server.adopt(setup.entries)?;
         Ok(server)
     }

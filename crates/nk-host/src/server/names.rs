@@ -92,7 +92,7 @@ impl Server {
         nk_attach::try_send(control.as_raw_fd(), &m, &fds)
             .map_err(|e| Refused::Failed("cannot send", io::Error::from_raw_os_error(e)))?;
         let argv = [c"nk".as_ptr(), c"resolver".as_ptr(), std::ptr::null()];
-        let pid = crate::spawn::child(self.resolver, theirs.as_raw_fd(), &argv)
+        let pid = crate::spawn::child(self.resolver, theirs.as_raw_fd(), &argv, true)
             .map_err(fail("cannot start a resolver"))?;
         let fd = match sys::pidfd(pid) {
             Ok(fd) => fd,

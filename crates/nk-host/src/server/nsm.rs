@@ -14,12 +14,14 @@ use nk_servicelib::{GuestPool, Key};
 use super::{Server, Source, Token};
 use crate::config::{GuestConfig, NsmConfig, Placement};
 use crate::guest::Region;
-use crate::keeper::CLASS_LISTENER;
+use crate::keeper::{CLASS_LISTENER, CLASS_NSM};
 use crate::nsm::{Leave, command, note};
 use crate::sys;
 
 /// How long an NSM process may take to answer.
 const ANSWER_MAX_S: i64 = 10;
+/// How long the end of a killed process is waited for.
+const END_MAX_MS: i32 = 5_000;
 /// How long an NSM process must have run for its death not to count as one of a row.
 const RAN_WELL: Duration = Duration::from_secs(10);
 /// Of a row of deaths the first is mended at once; before each further restart the rest doubles, from this...
@@ -51,14 +53,14 @@ pub(crate) struct Nsm {
     pub(super) name: String,
     pub(super) config: NsmConfig,
     /// Its own device; kept mapped as long as the engine uses it.
-    region: Region,
+    pub(super) region: Region,
     /// Where its process may have sockets opened.
-    leave: Leave,
-    child: Option<Child>,
+    pub(super) leave: Leave,
+    pub(super) child: Option<Child>,
     /// Rung by the NSM for the engine.
-    engine_bell: Option<OwnedFd>,
+    pub(super) engine_bell: Option<OwnedFd>,
     /// Listeners that it reported: descriptor and backlog.
-    listeners: HashMap<u64, (OwnedFd, u32)>,
+    pub(super) listeners: HashMap<u64, (OwnedFd, u32)>,
     started: Instant,
     restart_at: Option<Instant>,
     /// Times that it was started again.
@@ -70,11 +72,13 @@ pub(crate) struct Nsm {
 }
 
 #[derive(Debug)]
-struct Child {
-    pid: i32,
-    control: OwnedFd,
+pub(super) struct Child {
+    pub(super) pid: i32,
+    /// Not of one that another daemon started.
+    is_ours: bool,
+    pub(super) control: OwnedFd,
     control_token: Token,
-    pidfd: OwnedFd,
+    pub(super) pidfd: OwnedFd,
     pidfd_token: Token,
 }
 
@@ -119,29 +123,46 @@ impl Nsm {
 
     /// Sends a command and waits for its answer; returns it and what the NSM reported meanwhile.
     fn ask(&self, m: &Message, fds: &[i32]) -> io::Result<(Message, Vec<Note>)> {
-        let gone = || io::Error::other("the NSM process is gone");
-        let raw = self.child.as_ref().ok_or_else(gone)?.control.as_raw_fd();
-        nk_attach::send(raw, m, fds).map_err(io::Error::from_raw_os_error)?;
-        let mut notes = Vec::new();
-        loop {
-            let (reply, mut fds, _) = nk_attach::recv(raw, false).map_err(|_| gone())?;
-            if reply.a == m.a {
-                return Ok((reply, notes));
-            }
+        let child = self.child.as_ref().ok_or_else(gone)?;
+        exchange(&child.control, m, fds, |reply| reply.a == m.a)
+    }
+}
+
+fn gone() -> io::Error {
+    io::Error::other("the NSM process is gone")
+}
+
+/// Sends a command to an NSM process and waits for its answer; returns it and what the NSM reported meanwhile. Answers to other
+/// commands, which a dead daemon gave, are dropped.
+pub(super) fn exchange(
+    control: &OwnedFd,
+    m: &Message,
+    fds: &[i32],
+    is_answer: impl Fn(&Message) -> bool,
+) -> io::Result<(Message, Vec<Note>)> {
+    let raw = control.as_raw_fd();
+    nk_attach::send(raw, m, fds).map_err(io::Error::from_raw_os_error)?;
+    let mut notes = Vec::new();
+    loop {
+        let (reply, mut fds, _) = nk_attach::recv(raw, false).map_err(|_| gone())?;
+        if is_answer(&reply) {
+            return Ok((reply, notes));
+        }
+        if reply.a >= note::LISTENER {
             notes.push((reply, fds.take(0).map(sys::own)));
         }
     }
 }
 
 /// What an NSM process reported unasked, with its descriptor.
-type Note = (Message, Option<OwnedFd>);
+pub(super) type Note = (Message, Option<OwnedFd>);
 
 impl Server {
     pub(super) fn nsm(&self, id: NsmId) -> Option<&Nsm> {
         self.nsms.get(usize::from(id.0))
     }
 
-    fn nsm_mut(&mut self, id: NsmId) -> Option<&mut Nsm> {
+    pub(super) fn nsm_mut(&mut self, id: NsmId) -> Option<&mut Nsm> {
         self.nsms.get_mut(usize::from(id.0))
     }
 
@@ -173,10 +194,11 @@ impl Server {
         candidates.into_iter().min_by_key(load).ok_or_else(|| io::Error::other("there is no NSM"))
     }
 
-    /// Starts the processes of all NSMs that are processes. One that cannot work is a mistake of the configuration's.
+    /// Starts the processes of all NSMs that are processes and have none. One that cannot work is a mistake of the configuration's.
     pub(super) fn start_nsms(&mut self) -> io::Result<()> {
         for at in 0..self.nsms.len() {
-            let Some(nsm) = self.nsms.get(at).filter(|n| !n.is_inline()) else { continue };
+            let lacks_one = |n: &&Nsm| !n.is_inline() && n.child.is_none();
+            let Some(nsm) = self.nsms.get(at).filter(lacks_one) else { continue };
             let (id, name) = (nsm.id, nsm.name.clone());
             self.start_nsm(id)
                 .map_err(|e| io::Error::new(e.kind(), format!("NSM {name:?}: {e}")))?;
@@ -189,22 +211,15 @@ impl Server {
         let (control, theirs) = sys::seqpacket_pair()?;
         let (broker, their_broker) = sys::seqpacket_pair()?;
         let nsm_bell = sys::eventfd()?;
-        let bell = match self.nsm(id).and_then(|n| n.engine_bell.as_ref()) {
-            Some(bell) => bell.try_clone()?,
-            None => {
-                let bell = sys::eventfd()?;
-                let waker = bell.try_clone()?;
-                self.ask(move |s| s.add_waker(&waker, None))??;
-                bell
-            }
-        };
+        let bell = self.engine_bell(id)?;
         let engine_bell = bell.as_raw_fd();
         let server_broker = self.broker.clone();
         let Some(nsm) = self.nsm_mut(id) else { return Ok(()) };
         let name = std::ffi::CString::new(nsm.name.as_str())?;
         let argv =
             [c"nk".as_ptr(), c"nsm".as_ptr(), c"serve".as_ptr(), name.as_ptr(), std::ptr::null()];
-        let pid = crate::spawn::child(crate::spawn::THIS, theirs.as_raw_fd(), &argv)?;
+        // It dies along with a daemon that leaves no keeper behind: by the end of its control socket.
+        let pid = crate::spawn::child(crate::spawn::THIS, theirs.as_raw_fd(), &argv, false)?;
         drop(theirs);
         let started = nsm.greet(&control, [nsm_bell.as_raw_fd(), engine_bell], &their_broker);
         nsm.engine_bell = Some(bell);
@@ -213,22 +228,49 @@ impl Server {
             return Err(e);
         }
         crate::nsm::serve_broker(server_broker, nsm.leave.clone(), broker)?;
-        let pidfd = sys::pidfd(pid)?;
+        let name = nsm.name.clone();
+        self.nsm_serves(id, pid, true, control, sys::pidfd(pid)?, nsm_bell)?;
+        tracing::info!(nsm = name, pid, "NSM process started");
+        Ok(())
+    }
+
+    /// What the NSM rings for the engine.
+    pub(super) fn engine_bell(&self, id: NsmId) -> io::Result<OwnedFd> {
+        if let Some(bell) = self.nsm(id).and_then(|n| n.engine_bell.as_ref()) {
+            return bell.try_clone();
+        }
+        let bell = sys::eventfd()?;
+        let waker = bell.try_clone()?;
+        self.ask(move |s| s.add_waker(&waker, None))??;
+        Ok(bell)
+    }
+
+    /// An NSM has a process from now on.
+    pub(super) fn nsm_serves(
+        &mut self,
+        id: NsmId,
+        pid: i32,
+        is_ours: bool,
+        control: OwnedFd,
+        pidfd: OwnedFd,
+        bell: OwnedFd,
+    ) -> io::Result<()> {
         let control_token = self.sources.insert(Source::Nsm(id, Part::Control));
         self.epoll.add(control.as_raw_fd(), libc::EPOLLIN, control_token.word())?;
         let pidfd_token = self.sources.insert(Source::Nsm(id, Part::End));
         self.epoll.add(pidfd.as_raw_fd(), libc::EPOLLIN, pidfd_token.word())?;
-        self.ask(move |s| s.notify.set_nsm(id, Some(nsm_bell)))?;
+        self.ask(move |s| s.notify.set_nsm(id, Some(bell)))?;
         if let Some(nsm) = self.nsm_mut(id) {
-            nsm.child = Some(Child { pid, control, control_token, pidfd, pidfd_token });
+            let child = Child { pid, is_ours, control, control_token, pidfd, pidfd_token };
+            nsm.child = Some(child);
             nsm.started = Instant::now();
-            tracing::info!(nsm = nsm.name, pid, "NSM process started");
         }
+        self.note_nsm(id);
         Ok(())
     }
 
     /// Sends a command and waits for its answer; what the NSM reports meanwhile is taken in.
-    fn nsm_command(&mut self, id: NsmId, m: &Message, fds: &[i32]) -> io::Result<Message> {
+    pub(super) fn nsm_command(&mut self, id: NsmId, m: &Message, fds: &[i32]) -> io::Result<Message> {
         let nsm = self.nsm(id).ok_or_else(|| io::Error::other("no such NSM"))?;
         let (reply, notes) = nsm.ask(m, fds)?;
         for (m, fd) in notes {
@@ -238,7 +280,7 @@ impl Server {
     }
 
     /// A listener came or went.
-    fn nsm_note(&mut self, id: NsmId, m: &Message, fd: Option<OwnedFd>) {
+    pub(super) fn nsm_note(&mut self, id: NsmId, m: &Message, fd: Option<OwnedFd>) {
         let keeper = self.keeper.clone();
         let Some(nsm) = self.nsm_mut(id) else { return };
         match (m.a, fd) {
@@ -285,8 +327,20 @@ impl Server {
             self.epoll.remove(fd.as_raw_fd());
             self.sources.remove(token);
         }
-        let status = end_child(c.pid);
-        let violation = libc::WIFSIGNALED(status) && libc::WTERMSIG(status) == libc::SIGSYS;
+        if let Some(k) = &self.keeper {
+            k.drop_entry(CLASS_NSM, c.pid as u64);
+        }
+        // Of one that another daemon started nobody here can learn how it ended.
+        let status = if c.is_ours {
+            Some(end_child(c.pid))
+        } else {
+            end_stranger(&c.pidfd);
+            None
+        };
+        let by = |signal| {
+            status.is_some_and(|s| libc::WIFSIGNALED(s) && libc::WTERMSIG(s) == signal)
+        };
+        let violation = by(libc::SIGSYS);
         if violation && let Some(nsm) = self.nsm_mut(id) {
             nsm.violations += 1;
             tracing::error!(
@@ -295,7 +349,7 @@ impl Server {
                 "an NSM made a system call that it must not make: it was taken over, or its filter lacks one"
             );
         }
-        let how = describe_end(status);
+        let how = status.map_or_else(|| "not known".to_owned(), describe_end);
         tracing::error!(
             nsm = name,
             pid = c.pid,
@@ -498,7 +552,8 @@ impl Nsm {
     /// Tells a process that was just started what it is, and waits for its word.
     fn greet(&self, control: &OwnedFd, bells: [i32; 2], broker: &OwnedFd) -> io::Result<()> {
         let mut m = Message::new(Kind::Nsm);
-        (m.a, m.b) = (command::START, self.config.io.to_word());
+        (m.a, m.b, m.c) =
+            (command::START, self.config.io.to_word(), self.config.grace_s().into());
         let cores: Vec<String> =
             self.config.cores.iter().map(|c| c.get_ref().to_string()).collect();
         let m = m.with_text(&cores.join(","));
@@ -528,6 +583,17 @@ fn end_child(pid: i32) -> i32 {
         libc::waitpid(pid, &raw mut status, 0);
     }
     status
+}
+
+/// Ends an NSM process that another daemon started.
+pub(super) fn end_stranger(pidfd: &OwnedFd) {
+    let mut p = libc::pollfd { fd: pidfd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+    // SAFETY: plain numbers, no information for the signal, and one entry of ours. Where it does not end nobody waits for it for ever.
+    unsafe {
+        let none = std::ptr::null::<libc::siginfo_t>();
+        libc::syscall(libc::SYS_pidfd_send_signal, p.fd, libc::SIGKILL, none, 0);
+        libc::poll(&raw mut p, 1, END_MAX_MS);
+    }
 }
 
 fn describe_end(status: i32) -> String {

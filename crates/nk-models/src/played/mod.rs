@@ -6,6 +6,7 @@
 //!
 //! [`simulation::run`] draws everything from a seed: ordinary guests, and a host whose parts die.
 
+mod deaths;
 pub mod hostile;
 pub mod region;
 mod shell;

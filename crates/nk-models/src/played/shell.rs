@@ -96,6 +96,12 @@ impl Shell {
     pub(super) fn open(&self) -> Option<u32> {
         self.open_kind(2 | 1 << 16)
     }
+    /// A thread that sleeps for ever, as far as others can see.
+    pub(super) fn sleep_on(&self, id: u32) {
+        if let Some(c) = self.device.cell(id) {
+            let _ = c.begin_rx_sleep();
+        }
+    }
     pub(super) fn open_datagram(&self) -> Option<u32> {
         self.open_kind(2 | 2 << 16)
     }

@@ -1,21 +1,22 @@
 //! Ordinary guests on a host whose parts die, all of it drawn from one seed: a run that fails is run again by its number.
 //!
 //! Guests listen, connect, send, receive, fork, exit and are killed. Meanwhile the stack fails and resets, the NSM dies and comes back
-//! with the listeners that were kept, the daemon dies and another adopts the guests, limits change, guests doze, and the clock jumps. What
-//! must hold: no panic, no byte that was not sent there, every chunk accounted for; and at the end, when nothing fails any more, each
-//! guest is served, and when all have ended nothing of them is left.
+//! with the listeners that were kept, the daemon dies, with its NSM or without, also in the middle of a poll, and another adopts the
+//! guests, limits change, guests doze, and the clock jumps. What must hold: no panic, no byte that was not sent there, no connection reset
+//! by the death of an engine alone, every chunk accounted for; and at the end, when nothing fails any more, each guest is served, and
+//! when all have ended nothing of them is left. The deaths are in `deaths`.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::rc::Rc;
 
 use nk_device::Layout;
 use nk_device::bucket::Rate;
-use nk_device::cell::{SF_CONNECTED, SF_DEAD};
+use nk_device::cell::{SF_CONNECTED, SF_DEAD, SF_EOF, SF_FAILED};
 use nk_device::nqe::Op;
 use nk_device::sync::Ordering;
-use nk_engine::{AdoptedListener, AdoptedRow, Adoption, Engine, GuestId, Limits, NewRow};
-use nk_servicelib::{Key, Service};
+use nk_engine::{Engine, GuestId, Limits, NewRow};
+use nk_servicelib::Service;
 
 use super::region::Region;
 use super::shell::Shell;
@@ -31,7 +32,7 @@ const SOCKETS_MAX: usize = 24;
 const DRAIN_MS: u64 = 200_000;
 
 /// xorshift64*: the same numbers for the same seed, on every machine and in every version.
-struct Random(u64);
+pub(super) struct Random(u64);
 
 impl Random {
     fn next(&mut self) -> u64 {
@@ -40,7 +41,7 @@ impl Random {
         self.0 ^= self.0 >> 27;
         self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 16
     }
-    fn below(&mut self, n: usize) -> usize {
+    pub(super) fn below(&mut self, n: usize) -> usize {
         (self.next() % n.max(1) as u64) as usize
     }
 }
@@ -49,7 +50,7 @@ impl Random {
 type Way = (u32, u16, bool);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Part {
+pub(super) enum Part {
     Listener,
     Client,
     Server,
@@ -57,20 +58,21 @@ enum Part {
 
 /// A socket as one process has it.
 #[derive(Clone, Copy, Debug)]
-struct Open {
-    id: u32,
-    row: u16,
-    part: Part,
+pub(super) struct Open {
+    pub(super) id: u32,
+    generation: u32,
+    pub(super) row: u16,
+    pub(super) part: Part,
     port: u16,
     /// The stack's life in which it was connected.
-    life: u32,
+    pub(super) life: u32,
 }
 
-struct Tenant {
-    id: GuestId,
-    region: Region,
-    processes: Vec<Shell>,
-    open: Vec<Open>,
+pub(super) struct Tenant {
+    pub(super) id: GuestId,
+    pub(super) region: Region,
+    pub(super) processes: Vec<Shell>,
+    pub(super) open: Vec<Open>,
     /// Bytes sent and received.
     flows: HashMap<Way, (usize, usize)>,
 }
@@ -80,28 +82,46 @@ impl Tenant {
         self.processes.iter().find(|p| p.row == row).expect("a process of this row").clone()
     }
     fn pick(&self, random: &mut Random, part: Part) -> Option<Open> {
-        let of_part: Vec<Open> = self.open.iter().filter(|o| o.part == part).copied().collect();
+        let lives = |o: &&Open| o.part == part && self.generation(o.id) == o.generation;
+        let of_part: Vec<Open> = self.open.iter().filter(lives).copied().collect();
         of_part.get(random.below(of_part.len())).copied()
     }
-    fn state(&self, id: u32) -> u32 {
+    fn generation(&self, id: u32) -> u32 {
+        self.region.device.cell(id).map_or(0, |c| c.generation.load(Ordering::Relaxed))
+    }
+    /// Closes a socket, unless it ended with a service and its id is another's by now.
+    fn close(&self, o: &Open) {
+        if self.generation(o.id) == o.generation {
+            self.shell(o.row).close(o.id);
+        }
+    }
+    pub(super) fn state(&self, id: u32) -> u32 {
         self.region.device.cell(id).map_or(0, |c| c.state.load(Ordering::Relaxed))
     }
 }
 
-struct Simulation {
-    w: World,
-    random: Random,
-    tenants: Vec<Tenant>,
+pub(super) struct Simulation {
+    pub(super) w: World,
+    pub(super) random: Random,
+    pub(super) tenants: Vec<Tenant>,
     /// Guests so far.
     entered: u16,
     /// Devices of NSMs, the present one last: the engine looks at a dead one's until the next is there.
-    nsms: Vec<Region>,
+    pub(super) nsms: Vec<Region>,
     /// How many lives the stack has had.
-    life: u32,
-    is_down: bool,
+    pub(super) life: u32,
+    pub(super) is_down: bool,
+    /// The stack gives errors. With every other seed it gives none: then all that was sent comes.
+    stack_fails: bool,
+    /// Wake-ups until the engine dies in the middle of a poll.
+    pub(super) dies_in: Rc<Cell<Option<usize>>>,
 }
 
-fn stack(life: u32) -> MemoryStack {
+/// What the engine's end in the middle of a poll unwinds with.
+#[derive(Debug)]
+pub(super) struct Killed;
+
+pub(super) fn stack(life: u32) -> MemoryStack {
     let mut s = MemoryStack::new(None);
     s.begin_ports_at(40_000 + (life % 20) as u16 * 1000);
     s
@@ -116,7 +136,17 @@ pub fn run(seed: u64) {
     let mut engine = Engine::new();
     engine.add_nsm(NSM, nsm.device).expect("nsm");
     let service = Service::new(stack(0), nsm.device);
-    let bells = Bells { meanwhile: Rc::new(RefCell::new(|| ())) };
+    let dies_in: Rc<Cell<Option<usize>>> = Rc::default();
+    let countdown = dies_in.clone();
+    let meanwhile = move || match countdown.get() {
+        Some(0) => {
+            countdown.set(None);
+            // No panic: nothing is printed.
+            std::panic::resume_unwind(Box::new(Killed))
+        }
+        n => countdown.set(n.map(|n| n - 1)),
+    };
+    let bells = Bells { meanwhile: Rc::new(RefCell::new(meanwhile)) };
     let mut sim = Simulation {
         w: World { engine, service, bells, now_ms: 1 },
         random: Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1),
@@ -125,6 +155,8 @@ pub fn run(seed: u64) {
         nsms: vec![nsm],
         life: 0,
         is_down: false,
+        stack_fails: seed.is_multiple_of(2),
+        dies_in,
     };
     for _ in 0..GUESTS {
         sim.enter();
@@ -183,7 +215,7 @@ impl Simulation {
                 self.w.engine.finish_sleep();
                 self.w.engine.doze();
             }
-            95 => {
+            95 if self.stack_fails => {
                 let errnos = [0, libc::EAGAIN, libc::ENOMEM, libc::EPIPE, libc::ECONNRESET];
                 let n = self.random.below(errnos.len());
                 let which = self.random.below(64);
@@ -193,7 +225,11 @@ impl Simulation {
             }
             96 => self.limit(at),
             97 => self.nsm_dies(),
-            98 if self.random.below(3) == 0 => self.daemon_dies(),
+            98 => match self.random.below(6) {
+                0 | 1 => self.daemon_dies(),
+                2 | 3 => self.engine_dies(),
+                _ => {}
+            },
             99 if self.random.below(3) == 0 => self.leave_and_enter(at),
             _ => {}
         }
@@ -224,8 +260,8 @@ impl Simulation {
         let Some(id) = shell.open() else { return };
         shell.address(Op::Bind, id, port);
         shell.job(Op::Listen, id, |n| n.op_data = 8);
-        let life = self.life;
-        self.tenants[at].open.push(Open { id, row: shell.row, part: Part::Listener, port, life });
+        let (life, generation) = (self.life, self.tenants[at].generation(id));
+        self.tenants[at].open.push(Open { id, generation, row: shell.row, part: Part::Listener, port, life });
     }
 
     fn connect(&mut self, at: usize) {
@@ -234,10 +270,12 @@ impl Simulation {
             return;
         }
         let Some(id) = shell.open() else { return };
+        // Somebody sleeps there: each event is a wake-up, at which the engine may die.
+        shell.sleep_on(id);
         let port = 80 + self.random.below(3) as u16;
         shell.address(Op::Connect, id, port);
-        let life = self.life;
-        self.tenants[at].open.push(Open { id, row: shell.row, part: Part::Client, port: 0, life });
+        let (life, generation) = (self.life, self.tenants[at].generation(id));
+        self.tenants[at].open.push(Open { id, generation, row: shell.row, part: Part::Client, port: 0, life });
     }
 
     fn accept(&mut self, at: usize) {
@@ -246,8 +284,8 @@ impl Simulation {
         let Some(accepted) = shell.accept(l.id) else { return };
         let id = accepted.socket;
         let port = shell.device.cell(id).map_or(0, |c| c.peer.load().port);
-        let life = self.life;
-        self.tenants[at].open.push(Open { id, row: l.row, part: Part::Server, port, life });
+        let (life, generation) = (self.life, self.tenants[at].generation(id));
+        self.tenants[at].open.push(Open { id, generation, row: l.row, part: Part::Server, port, life });
     }
 
     /// A connected socket with its port; a client's is known once it is connected.
@@ -261,7 +299,7 @@ impl Simulation {
                 return None;
             }
             o.port = t.region.device.cell(o.id)?.local.load().port;
-            for all in t.open.iter_mut().filter(|s| s.id == o.id) {
+            for all in t.open.iter_mut().filter(|s| (s.id, s.generation) == (o.id, o.generation)) {
                 all.port = o.port;
             }
         }
@@ -280,6 +318,10 @@ impl Simulation {
     fn receive(&mut self, at: usize) {
         let Some(o) = self.connected(at) else { return };
         let len = 1 + self.random.below(9000);
+        self.receive_on(at, o, len);
+    }
+
+    fn receive_on(&mut self, at: usize, o: Open, len: usize) {
         let t = &mut self.tenants[at];
         let shell = t.shell(o.row);
         // From the other side.
@@ -294,7 +336,7 @@ impl Simulation {
         let n = self.random.below(t.open.len());
         if n < t.open.len() {
             let o = t.open.swap_remove(n);
-            t.shell(o.row).close(o.id);
+            t.close(&o);
         }
     }
 
@@ -303,7 +345,8 @@ impl Simulation {
         let t = &mut self.tenants[at];
         let Ok(NewRow { row, qset }) = self.w.engine.add_row(t.id, 200) else { return };
         let child = Shell::new(parent.device, row, qset);
-        let inherited: Vec<Open> = t.open.iter().filter(|o| o.row == parent.row).copied().collect();
+        let is_its = |o: &&Open| o.row == parent.row && t.generation(o.id) == o.generation;
+        let inherited: Vec<Open> = t.open.iter().filter(is_its).copied().collect();
         for o in inherited {
             if let Some(c) = parent.device.cell(o.id) {
                 c.hold(row);
@@ -344,95 +387,45 @@ impl Simulation {
         self.enter();
     }
 
-    fn nsm_dies(&mut self) {
-        if self.is_down {
-            return;
-        }
-        self.is_down = true;
-        self.w.engine.nsm_dead(NSM, &mut self.w.bells).expect("known");
-    }
-
-    /// The next NSM, with the listeners whose descriptors the keeper has.
-    fn nsm_returns(&mut self) {
-        self.is_down = false;
-        let kept = self.next_service();
-        let device = self.nsms.last().expect("an NSM's device").device;
-        let listeners = self.w.engine.nsm_back(NSM, device).expect("known");
-        self.w.service = Service::new(stack(self.life), device);
-        for t in &self.tenants {
-            self.w.service.add_guest(World::pool(&t.region, t.id));
-        }
-        for (guest, l) in listeners {
-            let key = Key { guest: guest.0, socket: l.socket, generation: l.generation };
-            self.give(key, &l, &kept);
-        }
-    }
-
-    fn give(&mut self, key: Key, l: &AdoptedListener, kept: &HashMap<u64, (nk_device::Addr, u32)>) {
-        let fd = kept.get(&key.to_word()).map(|(addr, _)| MemoryStack::kept_descriptor(addr));
-        // One in four is missing.
-        let given = fd
-            .filter(|_| self.random.below(4) != 0)
-            .map(|fd| self.w.service.adopt_listener(key, fd, l.backlog));
-        if !matches!(given, Some(Ok(()))) {
-            let (id, bells) = (GuestId(key.guest), &mut self.w.bells);
-            let _ = self.w.engine.listener_lost(id, key.socket, key.generation, bells);
-        }
-    }
-
-    /// Ends the present service; what its listeners were.
-    fn next_service(&mut self) -> HashMap<u64, (nk_device::Addr, u32)> {
-        self.life += 1;
-        // What a process has taken from its grants, nobody leases to it any more.
-        for p in self.tenants.iter().flat_map(|t| &t.processes) {
-            p.spare.borrow_mut().clear();
-        }
-        self.nsms.push(Region::new(Layout::NSM, 0));
-        std::mem::take(&mut self.w.service.stack_mut().kept)
-    }
-
-    /// Engine and service are gone, devices and kept listeners stay.
-    fn daemon_dies(&mut self) {
-        self.is_down = false;
-        let kept = self.next_service();
-        let device = self.nsms.last().expect("an NSM's device").device;
-        self.w.engine = Engine::new();
-        self.w.engine.add_nsm(NSM, device).expect("nsm");
-        self.w.service = Service::new(stack(self.life), device);
-        for at in 0..self.tenants.len() {
-            let t = &self.tenants[at];
-            self.w.service.add_guest(World::pool(&t.region, t.id));
-            let rows = t.processes.iter();
-            let of_guest = kept.iter().filter(|(word, _)| Key::from_word(**word).guest == t.id.0);
-            let mut listeners: Vec<AdoptedListener> = of_guest
-                .map(|(word, (local, backlog))| {
-                    let key = Key::from_word(*word);
-                    let (socket, generation) = (key.socket, key.generation);
-                    AdoptedListener { socket, generation, local: *local, backlog: *backlog }
-                })
-                .collect();
-            listeners.sort_by_key(|l| l.socket);
-            let adoption = Adoption {
-                rows: rows
-                    .map(|p| AdoptedRow { row: p.row, pid: 100, qsets: vec![p.qset] })
-                    .collect(),
-                listeners: listeners.clone(),
-                holds: Vec::new(),
-            };
-            let setup = World::setup(&t.region, t.id);
-            self.w.engine.adopt_guest(setup, &adoption, &mut self.w.bells).expect("adopt");
-            let guest = t.id.0;
-            for l in listeners {
-                let key = Key { guest, socket: l.socket, generation: l.generation };
-                if !self.w.engine.is_listener(GuestId(guest), l.socket, l.generation) {
-                    continue;
-                }
-                self.give(key, &l, &kept);
-            }
-        }
-    }
-
     // ---- the end ----
+
+    /// What was asked was done or has failed, and what was sent on a connection that lives at both ends comes, without anybody's doing.
+    fn all_comes(&mut self, at: usize) {
+        for _ in 0..40 {
+            self.w.now_ms += 5;
+            self.poll();
+        }
+        let t = &self.tenants[at];
+        let asked = |o: &&Open| {
+            (o.part, o.life) == (Part::Client, self.life) && t.generation(o.id) == o.generation
+        };
+        for o in t.open.iter().filter(asked) {
+            let over = SF_CONNECTED | SF_FAILED | SF_DEAD;
+            assert_ne!(t.state(o.id) & over, 0, "nothing came of {o:?}");
+        }
+        for o in self.tenants[at].open.clone() {
+            let t = &self.tenants[at];
+            let lives = |o: &Open| {
+                let state = t.state(o.id);
+                state & SF_CONNECTED != 0 && state & (SF_DEAD | SF_EOF) == 0
+            };
+            let is_other = |s: &&Open| {
+                (s.port, s.life) == (o.port, o.life) && s.part != o.part && s.part != Part::Listener
+            };
+            let is_pair = o.part != Part::Listener && o.port != 0 && o.life == self.life;
+            if !is_pair || !lives(&o) || !t.open.iter().find(is_other).is_some_and(lives) {
+                continue;
+            }
+            let way = (o.life, o.port, o.part == Part::Server);
+            for _ in 0..400 {
+                self.w.now_ms += 5;
+                self.poll();
+                self.receive_on(at, o, 9000);
+            }
+            let flow = self.tenants[at].flows.get(&way).copied().unwrap_or_default();
+            assert_eq!(flow.0, flow.1, "bytes on their way to socket {} of guest {at}", o.id);
+        }
+    }
 
     fn drain(&mut self) {
         for _ in 0..60 {
@@ -451,8 +444,11 @@ impl Simulation {
             self.w.engine.set_limits(id, Limits::default()).expect("known");
             self.w.engine.rouse(id);
             self.w.assert_chunks(id, LAYOUT.chunks);
+            if !self.stack_fails {
+                self.all_comes(at);
+            }
             while let Some(o) = self.tenants[at].open.pop() {
-                self.tenants[at].shell(o.row).close(o.id);
+                self.tenants[at].close(&o);
                 self.poll();
             }
             self.drain();

@@ -134,6 +134,19 @@ impl MemoryStack {
         }
     }
 
+    /// The next thing that goes wrong. Who was told to wait is told when that is over, as by a kernel.
+    fn fault(&mut self, at: usize) -> Result<(), Errno> {
+        match self.faults.next.pop_front() {
+            None | Some(0) => Ok(()),
+            Some(e) => {
+                if e == libc::EAGAIN {
+                    self.event(at, |e| (e.readable, e.writable) = (true, true));
+                }
+                Err(Errno(e))
+            }
+        }
+    }
+
     fn event(&mut self, at: usize, f: impl FnOnce(&mut StackEvent)) {
         if let Some(key) = self.socks.get(at).and_then(Option::as_ref).and_then(|s| s.key) {
             let mut e =
@@ -328,10 +341,7 @@ impl Stack for MemoryStack {
     }
     fn send(&mut self, socket: &usize, spans: &[RawSpan]) -> Result<usize, Errno> {
         self.meanwhile();
-        match self.faults.next.pop_front() {
-            None | Some(0) => {}
-            Some(e) => return Err(Errno(e)),
-        }
+        self.fault(*socket)?;
         let s = self.at(socket);
         if !s.connected {
             return Err(Errno(libc::EPIPE));
@@ -355,10 +365,7 @@ impl Stack for MemoryStack {
     }
     fn recv(&mut self, socket: &usize, spans: &[RawSpan]) -> Result<usize, Errno> {
         self.meanwhile();
-        match self.faults.next.pop_front() {
-            None | Some(0) => {}
-            Some(e) => return Err(Errno(e)),
-        }
+        self.fault(*socket)?;
         let s = self.at(socket);
         let peer = s.peer;
         let mut got = 0;
@@ -389,10 +396,7 @@ impl Stack for MemoryStack {
         spans: &[RawSpan],
     ) -> Result<(), Errno> {
         self.meanwhile();
-        match self.faults.next.pop_front() {
-            None | Some(0) => {}
-            Some(e) => return Err(Errno(e)),
-        }
+        self.fault(*socket)?;
         let port = self.free_port();
         let s = self.at(socket);
         if s.local.port == 0 {
@@ -422,10 +426,7 @@ impl Stack for MemoryStack {
     }
     fn recv_datagrams(&mut self, socket: &usize, into: &mut [Datagram]) -> Result<usize, Errno> {
         self.meanwhile();
-        match self.faults.next.pop_front() {
-            None | Some(0) => {}
-            Some(e) => return Err(Errno(e)),
-        }
+        self.fault(*socket)?;
         let s = self.at(socket);
         let mut n = 0;
         for d in into {

@@ -170,7 +170,7 @@ fn settle(s: &Open) -> Option<Result<(), c_int>> {
         return Some(Err(libc::EBADF));
     }
     match connect_state(s.cell) {
-        ConnectState::InProgress if wait::engine_is_up(s.p) => None,
+        ConnectState::InProgress if wait::stack_lives(s.p) => None,
         ConnectState::InProgress => Some(Err(libc::ECONNRESET)),
         ConnectState::Connected => {
             // Whoever clears the bit reports the success; to later callers the socket is connected.

@@ -68,10 +68,6 @@ impl Door {
         } else {
             Drained::All
         };
-        if epoch != self.epoch {
-            // Another engine's rings start at 0.
-            self.ring = Consumer::at(0);
-        }
         (self.epoch, self.engine_state, self.overflow) = (epoch, engine_state, overflow);
         let ring = q.receive();
         let mut any = false;

@@ -158,6 +158,7 @@ impl<S: Stack> Ctx<'_, S> {
         let Some(Ok(local)) = s.handle.as_ref().map(|h| self.stack.local(h)) else { return };
         s.set_local(cell, &local);
         s.change(cell, SF_BOUND, 0);
+        s.is_claimed = true;
         self.tell_bound(Op::Bind, key, &local, false);
         if let Some(d) = &mut s.datagram {
             d.has_port = local.port != 0;

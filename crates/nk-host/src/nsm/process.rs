@@ -1,0 +1,319 @@
+//! The process of an NSM: one thread that serves, one that talks with the daemon and sees when it dies.
+
+use std::collections::HashMap;
+use std::io::{self, Write};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, TryRecvError};
+use std::time::{Duration, Instant};
+
+use nk_attach::{Fds, Kind, Message};
+use nk_device::patience::Patience;
+use nk_device::{Addr, Layout};
+use nk_servicelib::{Errno, GuestPool, Key, Service, Stack};
+use nk_stack_kernel::{KernelStack, ListenerKeeper};
+
+use super::broker::{RemoteBroker, Way};
+use super::{PROTOCOL, command, format_stats, kernel_stack, note};
+use crate::config::Io;
+use crate::guest::{Region, layout};
+use crate::poll::{now_ns, wait_ms};
+use crate::sys;
+
+/// How often a thread that waits for the other's answer looks whether the daemon that asked still lives.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// Tells the daemon of listeners.
+#[derive(Debug)]
+struct Notes(Arc<OwnedFd>);
+
+impl ListenerKeeper for Notes {
+    fn keep(&mut self, key: Key, fd: BorrowedFd<'_>, local: &Addr, backlog: u32) {
+        let mut m = Message::new(Kind::Nsm).with_text(&crate::keeper::format_addr(local));
+        (m.a, m.b, m.c) = (note::LISTENER, key.to_word(), backlog.into());
+        let _ = nk_attach::send(self.0.as_raw_fd(), &m, &[fd.as_raw_fd()]);
+    }
+    fn forget(&mut self, key: Key) {
+        let mut m = Message::new(Kind::Nsm);
+        (m.a, m.b) = (note::LISTENER_GONE, key.to_word());
+        let _ = nk_attach::send(self.0.as_raw_fd(), &m, &[]);
+    }
+}
+
+type Command = (Message, Fds, mpsc::SyncSender<Message>);
+
+/// The NSM's poll thread.
+struct Worker {
+    service: Service<KernelStack>,
+    /// The NSM's own device, mapped for as long as the service uses it.
+    own: Region,
+    /// Guests' regions, mapped for as long as the service knows the guest.
+    regions: HashMap<u16, Region>,
+    commands: Receiver<Command>,
+    engine_bell: Arc<OwnedFd>,
+}
+
+/// The thread that talks with the daemon.
+struct Talk {
+    control: Arc<OwnedFd>,
+    way: Way,
+    worker: mpsc::Sender<Command>,
+    command_bell: OwnedFd,
+    /// For how long it goes on without a daemon.
+    grace: Duration,
+    /// Since when there is none.
+    alone_since: Option<Instant>,
+}
+
+/// `nk nsm`: serves until the daemon closes the control socket, or for the time of grace after the daemon's death: the keeper has
+/// the daemon's end as well, and passes it to the next one.
+///
+/// # Errors
+/// When what the daemon sent is not what an NSM needs.
+pub fn run() -> io::Result<()> {
+    sys::raise_fd_limit();
+    let control = Arc::new(sys::own(crate::spawn::PASSED_FD));
+    let raw = control.as_raw_fd();
+    let odd = || io::Error::other("this is started by the daemon, not by hand");
+    let (start, mut fds, _) = nk_attach::recv(raw, false).map_err(|_| odd())?;
+    let mut take = |i| fds.take(i).map(sys::own).ok_or_else(odd);
+    let parts = [take(0)?, take(1)?, take(2)?];
+    let way = Way::new(take(3)?);
+    if start.a != command::START {
+        return Err(odd());
+    }
+    let mut word = Message::new(Kind::Nsm);
+    word.a = command::START;
+    let begun = begin(&start, parts, &way, &control);
+    if let Err(e) = &begun {
+        word = word.with_text(&e.to_string());
+        word.status = e.raw_os_error().unwrap_or(libc::EIO);
+    }
+    nk_attach::send(raw, &word, &[]).map_err(io::Error::from_raw_os_error)?;
+    let (worker, command_bell) = begun?;
+    let grace = Duration::from_secs(start.c);
+    let mut talk = Talk { control, way, worker, command_bell, grace, alone_since: None };
+    while talk.step().is_some() {}
+    // The worker may be in the middle of something: the process ends as a whole.
+    std::process::exit(0)
+}
+
+impl Talk {
+    /// Waits for what comes next and does it; `None`: it is time to end.
+    fn step(&mut self) -> Option<()> {
+        let left = match self.alone_since {
+            Some(since) => Some(self.grace.checked_sub(since.elapsed())?),
+            None => None,
+        };
+        let broker = self.way.socket();
+        let mut fds = [
+            libc::pollfd { fd: self.control.as_raw_fd(), events: libc::POLLIN, revents: 0 },
+            // Only its end is of interest. A negative number is skipped by the kernel.
+            libc::pollfd {
+                fd: broker.as_ref().map_or(-1, |b| b.as_raw_fd()),
+                events: 0,
+                revents: 0,
+            },
+        ];
+        let timeout = left.map_or(-1, |t| i32::try_from(t.as_millis() + 1).unwrap_or(i32::MAX));
+        // SAFETY: two entries of ours.
+        unsafe { libc::poll(fds.as_mut_ptr(), 2, timeout) };
+        let [control, end] = fds.map(|f| f.revents != 0);
+        if end && let Some(b) = &broker {
+            self.way.lose(b);
+            self.is_alone();
+        }
+        if control { self.message() } else { Some(()) }
+    }
+
+    fn is_alone(&mut self) {
+        self.alone_since.get_or_insert_with(Instant::now);
+    }
+
+    /// Takes one message of the daemon's.
+    fn message(&mut self) -> Option<()> {
+        let (m, mut fds, _) = nk_attach::recv(self.control.as_raw_fd(), false).ok()?;
+        if m.a == command::ADOPT {
+            if m.b != PROTOCOL {
+                return None;
+            }
+            // Before the worker is asked: it may be waiting for the last daemon's broker.
+            self.way.change(fds.take(3).map(sys::own)?);
+            self.grace = Duration::from_secs(m.d);
+            self.alone_since = None;
+        }
+        let (reply, answer) = mpsc::sync_channel(1);
+        self.worker.send((m, fds, reply)).ok()?;
+        sys::ring(self.command_bell.as_raw_fd());
+        loop {
+            match answer.recv_timeout(LOOK) {
+                Ok(answer) => {
+                    return nk_attach::send(self.control.as_raw_fd(), &answer, &[]).ok();
+                }
+                Err(RecvTimeoutError::Disconnected) => return None,
+                // The next daemon's first word may be what the worker waits for.
+                Err(RecvTimeoutError::Timeout) if self.has_lost_daemon() => return Some(()),
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+        }
+    }
+
+    fn has_lost_daemon(&mut self) -> bool {
+        let Some(b) = self.way.socket() else {
+            self.is_alone();
+            return true;
+        };
+        let mut end = libc::pollfd { fd: b.as_raw_fd(), events: 0, revents: 0 };
+        // SAFETY: one entry of ours.
+        unsafe { libc::poll(&raw mut end, 1, 0) };
+        if end.revents != 0 {
+            self.way.lose(&b);
+            self.is_alone();
+        }
+        end.revents != 0
+    }
+}
+
+/// Starts the poll thread; returns the way to give it commands.
+fn begin(
+    start: &Message,
+    [memfd, bell, engine_bell]: [OwnedFd; 3],
+    way: &Way,
+    control: &Arc<OwnedFd>,
+) -> io::Result<(mpsc::Sender<Command>, OwnedFd)> {
+    let cores = start.text().unwrap_or("").split(',').filter(|w| !w.is_empty()).map(str::parse);
+    // Before there are other threads: they inherit this, and what they may not do.
+    sys::pin(&cores.collect::<Result<Vec<usize>, _>>().map_err(io::Error::other)?)?;
+    let region = Region::map(memfd, Layout::NSM)?;
+    let notes = Notes(control.clone());
+    let how = Io::from_word(start.b);
+    let mut stack = kernel_stack(Box::new(RemoteBroker(way.clone())), Some(Box::new(notes)), how)?;
+    let os = |e: Errno| io::Error::from_raw_os_error(e.0);
+    stack.add_waker(bell.as_fd(), 0).map_err(os)?;
+    let command_bell = sys::eventfd()?;
+    stack.add_waker(command_bell.as_fd(), 0).map_err(os)?;
+    super::confine::give_up_privileges()?;
+    let (sender, commands) = mpsc::channel();
+    let service = Service::new(stack, region.device);
+    let mut worker =
+        Worker { service, own: region, regions: HashMap::new(), commands, engine_bell: Arc::new(engine_bell) };
+    std::thread::Builder::new().name("nk-nsm".into()).spawn(move || worker.run())?;
+    super::confine::refuse_calls()?;
+    Ok((sender, command_bell))
+}
+
+impl Worker {
+    fn run(&mut self) {
+        let patience = Patience::new();
+        let mut wait = patience.wait();
+        loop {
+            let engine_bell = self.engine_bell.clone();
+            let mut ring = || {
+                sys::ring(engine_bell.as_raw_fd());
+            };
+            let r = self.service.poll(now_ns(), 0, &mut ring);
+            let mut busy = r.worked > 0 || r.pending;
+            // After the stack's look at its epoll, as in the daemon's poll thread.
+            loop {
+                match self.commands.try_recv() {
+                    Ok((m, mut fds, reply)) => {
+                        let mut answer = Message::new(Kind::Nsm);
+                        answer.a = m.a;
+                        answer.status = if m.a == command::ADOPT {
+                            let done = self.adopt(&m, &mut fds, &mut answer);
+                            done.map_or_else(|e| e.raw_os_error().unwrap_or(libc::EIO), |()| 0)
+                        } else {
+                            self.command(&m, fds.take(0).map(sys::own), &mut answer)
+                        };
+                        let _ = reply.send(answer);
+                        busy = true;
+                    }
+                    Err(TryRecvError::Empty) => break,
+                    Err(TryRecvError::Disconnected) => return,
+                }
+            }
+            if busy {
+                wait.found();
+                wait = patience.wait();
+                continue;
+            }
+            if sys::yields(&mut wait) {
+                continue;
+            }
+            if self.service.prepare_sleep() {
+                self.service.poll(now_ns(), wait_ms(r.due_ns), &mut ring);
+            }
+            self.service.finish_sleep();
+            wait = patience.wait();
+        }
+    }
+
+    /// Another daemon takes over.
+    fn adopt(&mut self, m: &Message, fds: &mut Fds, answer: &mut Message) -> io::Result<()> {
+        let mut take = || {
+            let fd = (0..nk_attach::FDS_MAX).find_map(|i| fds.take(i)).map(sys::own);
+            fd.ok_or_else(|| io::Error::from_raw_os_error(libc::EINVAL))
+        };
+        let (memfd, bell, engine_bell, table) = (take()?, take()?, take()?, take()?);
+        let region = Region::map(memfd, Layout::NSM)?;
+        let stack = self.service.stack_mut();
+        stack.add_waker(bell.as_fd(), 0).map_err(|e| io::Error::from_raw_os_error(e.0))?;
+        let words = self.service.keep(region.device, now_ns());
+        self.own = region;
+        self.engine_bell = Arc::new(engine_bell);
+        let bytes: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
+        std::fs::File::from(table).write_all(&bytes)?;
+        (answer.c, answer.d) = (m.c, bytes.len() as u64);
+        Ok(())
+    }
+
+    /// Does what the daemon asks; returns an errno or 0.
+    fn command(&mut self, m: &Message, fd: Option<OwnedFd>, answer: &mut Message) -> i32 {
+        let guest = m.b as u16;
+        match (m.a, fd) {
+            (command::ADD_GUEST, Some(memfd)) => {
+                let region = match Region::map(memfd, layout(m.d)) {
+                    Ok(r) => r,
+                    Err(e) => return e.raw_os_error().unwrap_or(libc::EIO),
+                };
+                let device = region.device;
+                self.service.add_guest(GuestPool {
+                    guest,
+                    device,
+                    namespace: m.c,
+                    pool: 0..device.layout().chunks,
+                });
+                self.regions.insert(guest, region);
+                0
+            }
+            (command::REMOVE_GUEST, _) => {
+                self.service.remove_guest(guest);
+                self.regions.remove(&guest);
+                0
+            }
+            (command::ADOPT_LISTENER, Some(fd)) => {
+                match self.service.adopt_listener(Key::from_word(m.b), fd, m.c as u32) {
+                    Ok(()) => 0,
+                    Err(e) => e.0,
+                }
+            }
+            (command::LIMITS, _) => {
+                match m.text().and_then(crate::limits::GuestLimits::from_text) {
+                    Some(l) => {
+                        self.service.set_limits(guest, &l.service());
+                        0
+                    }
+                    None => libc::EINVAL,
+                }
+            }
+            (command::STATS, _) => match self.service.stats(guest) {
+                Some(s) => {
+                    *answer = answer.with_text(&format_stats(&s));
+                    0
+                }
+                None => libc::ENOENT,
+            },
+            _ => libc::EINVAL,
+        }
+    }
+}

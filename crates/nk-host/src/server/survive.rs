@@ -1,0 +1,138 @@
+//! NSM processes that outlived a daemon, and go on with this one.
+
+use std::collections::{HashMap, HashSet};
+use std::fs::File;
+use std::io::{self, Read, Seek};
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use nk_attach::{Kind, Message};
+use nk_device::Layout;
+use nk_engine::{GuestId, KeptGuest, NsmId};
+
+use super::Server;
+use super::nsm::{end_stranger, exchange};
+use crate::guest::Region;
+use crate::keeper::Entry;
+use crate::nsm::{PROTOCOL, command};
+use crate::sys;
+
+/// What NSMs say of their guests.
+pub(super) type Told = HashMap<(NsmId, GuestId), KeptGuest>;
+
+impl Server {
+    /// Goes on with the NSM processes that the keeper has. One that the configuration does not name any more, or that cannot go on, is
+    /// ended; its guests' connections are lost.
+    pub(super) fn adopt_nsms(&mut self, entries: Vec<Entry>) -> Told {
+        let mut told = Told::new();
+        for mut e in entries {
+            let pid = e.key as i32;
+            let (Some(pidfd), Some(control)) = (e.fds.pop(), e.fds.pop()) else { continue };
+            let known = self.adoptable(&e, &pidfd);
+            let adopted = known.and_then(|id| {
+                let pidfd = pidfd.try_clone()?;
+                self.adopt_nsm(id, (pid, pidfd), control).map(|guests| (id, guests))
+            });
+            match adopted {
+                Ok((id, guests)) => {
+                    tracing::info!(nsm = e.text, pid, "NSM process adopted");
+                    if let Some(n) = self.nsm_mut(id) {
+                        (n.restarts, n.violations) = (e.c >> 32, e.c & 0xffff_ffff);
+                    }
+                    told.extend(guests.into_iter().map(|(guest, kept)| ((id, guest), kept)));
+                }
+                Err(why) => {
+                    tracing::warn!(nsm = e.text, pid, error = %why, "an NSM process cannot go on: it is ended, with its connections");
+                    end_stranger(&pidfd);
+                    if let Some(k) = &self.keeper {
+                        k.drop_entry(e.class, e.key);
+                    }
+                }
+            }
+        }
+        told
+    }
+
+    fn adoptable(&self, e: &Entry, pidfd: &OwnedFd) -> io::Result<NsmId> {
+        let id = self.nsm_named(&e.text);
+        let named = id.and_then(|id| self.nsm(id)).filter(|n| !n.is_inline());
+        let why = match named {
+            _ if sys::has_ended(pidfd.as_raw_fd()) => "it has ended".to_owned(),
+            None => "the configuration has no such NSM with a process".to_owned(),
+            Some(_) if e.d != PROTOCOL => {
+                format!("it is of another version: it speaks {}, this daemon {PROTOCOL}", e.d)
+            }
+            Some(n) if n.child.is_some() => "another process is this NSM already".to_owned(),
+            Some(n) => return Ok(n.id),
+        };
+        Err(io::Error::other(why))
+    }
+
+    fn adopt_nsm(
+        &mut self,
+        id: NsmId,
+        (pid, pidfd): (i32, OwnedFd),
+        control: OwnedFd,
+    ) -> io::Result<Vec<(GuestId, KeptGuest)>> {
+        let Some(nsm) = self.nsm(id) else { return Err(io::ErrorKind::NotFound.into()) };
+        let region = Region::new("nsm", Layout::NSM, 0)?;
+        let device = region.device;
+        let (broker, their_broker) = sys::seqpacket_pair()?;
+        crate::nsm::serve_broker(self.broker.clone(), nsm.leave.clone(), broker)?;
+        let (bell, engine_bell) = (sys::eventfd()?, self.engine_bell(id)?);
+        let mut table = File::from(sys::memfd_with(&[])?);
+        let mut m = Message::new(Kind::Nsm);
+        let number = sys::random()?.0;
+        (m.a, m.b, m.c) = (command::ADOPT, PROTOCOL, number);
+        m.d = nsm.config.grace_s().into();
+        let fds = [
+            region.memfd.as_raw_fd(),
+            bell.as_raw_fd(),
+            engine_bell.as_raw_fd(),
+            their_broker.as_raw_fd(),
+            table.as_raw_fd(),
+        ];
+        let is_answer = |r: &Message| r.a == command::ADOPT && r.c == number;
+        let (reply, notes) = exchange(&control, &m, &fds, is_answer)?;
+        if reply.status != 0 {
+            return Err(io::Error::from_raw_os_error(reply.status));
+        }
+        let mut bytes = Vec::new();
+        table.rewind()?;
+        (&mut table).take(reply.d).read_to_end(&mut bytes)?;
+        let (words, rest) = bytes.as_chunks::<8>();
+        let words: Vec<u64> = words.iter().map(|w| u64::from_le_bytes(*w)).collect();
+        let whole = rest.is_empty() && bytes.len() as u64 == reply.d;
+        let guests = KeptGuest::parse(&words).filter(|_| whole);
+        let guests = guests.ok_or_else(|| io::Error::other("what it tells is not complete"))?;
+        self.ask(move |s| s.engine.adopt_nsm(id, device).map_err(io::Error::other))??;
+        if let Some(nsm) = self.nsm_mut(id) {
+            nsm.region = region;
+            nsm.engine_bell = Some(engine_bell);
+        }
+        self.nsm_serves(id, pid, false, control, pidfd, bell)?;
+        for (m, fd) in notes {
+            self.nsm_note(id, &m, fd);
+        }
+        Ok(guests)
+    }
+
+    /// All guests are known. What an NSM has of others is of guests that ended with the last daemon.
+    pub(super) fn hear_nsms(
+        &mut self,
+        rest: impl Iterator<Item = (NsmId, GuestId)>,
+    ) -> io::Result<()> {
+        for (nsm, guest) in rest.collect::<HashSet<_>>() {
+            let mut m = Message::new(Kind::Nsm);
+            (m.a, m.b) = (command::REMOVE_GUEST, guest.0.into());
+            if let Err(e) = self.nsm_command(nsm, &m, &[]) {
+                tracing::debug!(error = %e, "the NSM was not told that a guest ended");
+            }
+        }
+        let all: Vec<NsmId> = self.nsms.iter().map(|n| n.id).collect();
+        self.ask(move |s| {
+            for id in all {
+                let _ = s.engine.hear_nsm(id);
+            }
+        })
+    }
+}
