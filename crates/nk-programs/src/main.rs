@@ -35,6 +35,9 @@ struct Arguments {
     /// Shorter safety tests: a tenth of the connections and of the time
     #[arg(long)]
     quick: bool,
+    /// How often the tests that kill each part do it (100 times; with --quick a tenth)
+    #[arg(long)]
+    kills: Option<u32>,
     /// How many times
     #[arg(long, default_value_t = 1)]
     repeat: u32,
@@ -102,6 +105,7 @@ fn run(arguments: &Arguments) -> Result<bool> {
         io: arguments.io.clone(),
         keep: arguments.keep,
         quick: arguments.quick,
+        kills: arguments.kills,
         ..Options::default()
     };
     let mut failed = Vec::new();

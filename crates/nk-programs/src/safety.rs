@@ -5,6 +5,7 @@ mod churn;
 mod datagrams;
 mod exhaust;
 mod hostile;
+mod kills;
 mod restart;
 
 use std::io::{Read, Write};
@@ -23,6 +24,7 @@ pub(crate) fn tests() -> Vec<Test> {
         hostile::tests(),
         datagrams::tests(),
         chaos::tests(),
+        kills::tests(),
     ]
     .concat()
 }

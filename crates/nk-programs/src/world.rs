@@ -71,6 +71,8 @@ pub struct Options {
     pub keep: bool,
     /// A tenth of the connections and of the time of the safety tests.
     pub quick: bool,
+    /// How often the tests that kill each part do it; none: as often as they do by themselves.
+    pub kills: Option<u32>,
     /// More of the daemon's configuration: guests.
     pub config: String,
     /// What comes before its first section.

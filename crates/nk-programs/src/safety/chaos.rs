@@ -31,10 +31,10 @@ pub(super) fn tests() -> Vec<Test> {
 }
 
 /// Enough randomness to pick victims; the seed is printed.
-struct Random(u64);
+pub(super) struct Random(pub(super) u64);
 
 impl Random {
-    fn below(&mut self, bound: usize) -> usize {
+    pub(super) fn below(&mut self, bound: usize) -> usize {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
@@ -133,7 +133,7 @@ fn run(world: &World, mode: Mode, mut random: Random) -> Result<String> {
 }
 
 /// What a guest holds when it does nothing.
-fn settled(world: &World, guest: u32) -> Result<GuestCounts> {
+pub(super) fn settled(world: &World, guest: u32) -> Result<GuestCounts> {
     let mut last = GuestCounts::of(world, guest)?;
     eventually(Duration::from_secs(10), || {
         std::thread::sleep(Duration::from_millis(200));

@@ -1,5 +1,5 @@
-//! The daemon, its keeper, and an NSM of its own, are killed with -9 and come back: the guests' processes live on, connections
-//! break with ECONNRESET, listeners answer again, and nothing is left.
+//! The daemon, its keeper, and an NSM of its own, are killed with -9 and come back: the guests' processes live on, listeners answer
+//! again, and nothing is left. Connections break with ECONNRESET where their NSM died, and go on where it is a process that lives.
 
 use std::time::Duration;
 
@@ -58,6 +58,14 @@ impl Guests {
         Ok(guests)
     }
 
+    /// How often connections have broken when the daemon died this often.
+    fn breaks(world: &World, deaths: usize) -> usize {
+        match world.options.nsm {
+            Nsm::Inline => deaths,
+            Nsm::Separate => 0,
+        }
+    }
+
     /// The client has come back `count` times (the first is its start).
     fn talks(&self, count: usize) -> Result<()> {
         eventually(RECOVERY, || {
@@ -102,9 +110,9 @@ fn daemon_restarts(world: &mut World, mode: Mode) -> Result<String> {
         std::thread::sleep(Duration::from_millis(400));
         world.start_daemon()?;
         guests.answers()?;
-        guests.talks(round + 2)?;
+        guests.talks(1 + Guests::breaks(world, round + 1))?;
     }
-    guests.end(ROUNDS)
+    guests.end(Guests::breaks(world, ROUNDS))
 }
 
 /// The next keeper must hold all that the first one held, and what came since: the daemon dies after it.
@@ -120,19 +128,19 @@ fn keeper_restarts(world: &mut World, mode: Mode) -> Result<String> {
         })?;
         // Nobody noticed.
         guests.answers()?;
-        guests.talks(round + 1)?;
+        guests.talks(1 + Guests::breaks(world, round))?;
         let since = Redis::start(world, mode.server, None)?;
         world.kill_daemon()?;
         world.start_daemon()?;
         guests.answers()?;
-        guests.talks(round + 2)?;
+        guests.talks(1 + Guests::breaks(world, round + 1))?;
         eventually(RECOVERY, || {
             ensure!(since.ask("PING")? == "+PONG", "a guest made since does not answer");
             Ok(())
         })?;
         since.stop()?;
     }
-    guests.end(ROUNDS)
+    guests.end(Guests::breaks(world, ROUNDS))
 }
 
 fn nsm_restarts(world: &mut World, mode: Mode) -> Result<String> {
@@ -149,7 +157,7 @@ fn nsm_restarts(world: &mut World, mode: Mode) -> Result<String> {
 }
 
 /// The pid of a part of the daemon that is a process of its own.
-fn part_pid(world: &World, part: &str) -> Result<u32> {
+pub(super) fn part_pid(world: &World, part: &str) -> Result<u32> {
     let is_it = |pid: &u32| procfs::command_line(*pid).split(' ').nth(1) == Some(part);
     world.nk_pids()?.into_iter().find(is_it).with_context(|| format!("no {part} process"))
 }
