@@ -7,9 +7,7 @@
 
 use std::collections::HashMap;
 
-use nk_device::cell::{
-    GF_CONNECT_CALLED, GF_SHUT_RD, GF_SHUT_WR, SF_RX_STALLED, WATCH_QSET_MASK,
-};
+use nk_device::cell::{GF_CONNECT_CALLED, GF_SHUT_RD, GF_SHUT_WR, SF_RX_STALLED, WATCH_QSET_MASK};
 use nk_device::kept::{
     KS_BOUND, KS_CLOSING, KS_CONNECTION, KS_DATAGRAM, KS_LISTENING, KS_SHUT_WR, KS_V6ONLY,
     KeptSocket,
@@ -93,8 +91,7 @@ impl Parts<'_> {
         for w in &cell.watch {
             let word = w.load(Ordering::Relaxed);
             let q = word & WATCH_QSET_MASK;
-            let is_there =
-                |q: u32| self.guest.qsets.get(q as usize - 1).is_some_and(|s| s.in_use);
+            let is_there = |q: u32| self.guest.qsets.get(q as usize - 1).is_some_and(|s| s.in_use);
             if q != 0 && !is_there(q) {
                 let _ = w.compare_exchange(word, 0, Ordering::SeqCst, Ordering::Relaxed);
             }
@@ -185,9 +182,8 @@ impl Parts<'_> {
             let Some(a) = read_slot(&cell.rx_slots, index).map(AcceptedSocket::from_payload) else {
                 continue;
             };
-            let is_child = |s: &&mut Socket| {
-                s.generation == a.generation && s.connection && s.parent == NONE
-            };
+            let is_child =
+                |s: &&mut Socket| s.generation == a.generation && s.connection && s.parent == NONE;
             let Some(s) = self.guest.socket_mut(a.socket).filter(is_child) else { continue };
             s.parent = listener;
             if let Some(l) = self.guest.socket_mut(listener).and_then(|s| s.listener.as_mut()) {
@@ -250,7 +246,8 @@ impl Parts<'_> {
 
 /// Some row that holds the socket.
 fn cell_holder(cell: &Cell) -> u64 {
-    let word = |(i, w): (usize, u64)| (w != 0).then(|| i as u64 * 64 + u64::from(w.trailing_zeros()));
+    let word =
+        |(i, w): (usize, u64)| (w != 0).then(|| i as u64 * 64 + u64::from(w.trailing_zeros()));
     let words = cell.holders.iter().map(|w| w.load(Ordering::Relaxed));
     words.enumerate().find_map(word).unwrap_or(0)
 }

@@ -125,12 +125,7 @@ fn drain(p: &Process) {
     if DRAIN_EPOCH.swap(epoch, Ordering::Relaxed) != epoch {
         // Another engine answers only what is asked of it, and nobody asks again for a caller that left.
         for t in &TICKET {
-            let _ = t.state.compare_exchange(
-                ABANDONED,
-                FREE,
-                Ordering::AcqRel,
-                Ordering::Relaxed,
-            );
+            let _ = t.state.compare_exchange(ABANDONED, FREE, Ordering::AcqRel, Ordering::Relaxed);
         }
     }
     let ring = q.completion();

@@ -38,9 +38,8 @@ fn tell_guest<S: Stack>(stack: &S, g: &Guest<S::Socket>, words: &mut Vec<u64>) {
     let head = u64::from(g.id) | (rows.len() as u64) << 16 | (g.ids.len() as u64) << 32;
     words.extend([head, sockets]);
     words.extend(rows);
-    words.extend(g.ids.iter().map(|(id, generation)| {
-        u64::from(*id) | u64::from(*generation) << 32
-    }));
+    words
+        .extend(g.ids.iter().map(|(id, generation)| u64::from(*id) | u64::from(*generation) << 32));
     for (id, s) in g.sockets.iter().enumerate() {
         if let Some(s) = s {
             let key = Key { guest: g.id, socket: id as u32, generation: s.generation };

@@ -100,9 +100,10 @@ impl State {
 
     /// A process ended while there was no daemon.
     fn ended(&mut self, class: u64, key: u64) {
-        let name = self.ledger.of(class).find(|(k, _)| *k == key).and_then(|(_, e)| {
-            e.message.text().filter(|_| class == CLASS_NSM).map(str::to_owned)
-        });
+        let name =
+            self.ledger.of(class).find(|(k, _)| *k == key).and_then(|(_, e)| {
+                e.message.text().filter(|_| class == CLASS_NSM).map(str::to_owned)
+            });
         self.ledger.drop_entry(class, key);
         if let Some(name) = name {
             self.mark(|nsm| (nsm == name).then_some(ENGINE_DOWN));

@@ -195,8 +195,13 @@ fn begin(
     super::confine::give_up_privileges()?;
     let (sender, commands) = mpsc::channel();
     let service = Service::new(stack, region.device);
-    let mut worker =
-        Worker { service, own: region, regions: HashMap::new(), commands, engine_bell: Arc::new(engine_bell) };
+    let mut worker = Worker {
+        service,
+        own: region,
+        regions: HashMap::new(),
+        commands,
+        engine_bell: Arc::new(engine_bell),
+    };
     std::thread::Builder::new().name("nk-nsm".into()).spawn(move || worker.run())?;
     super::confine::refuse_calls()?;
     Ok((sender, command_bell))

@@ -14,7 +14,8 @@ use super::nsm::Nsm;
 use super::{Role, Server, Source};
 use crate::guest::{Guest, Missed, Names, Process, Region, layout};
 use crate::keeper::{
-    CLASS_GUEST, CLASS_HOLD, CLASS_LISTENER, CLASS_NSM, CLASS_PROCESS, CLASS_QSET, Entry, Keeper, parse_addr,
+    CLASS_GUEST, CLASS_HOLD, CLASS_LISTENER, CLASS_NSM, CLASS_PROCESS, CLASS_QSET, Entry, Keeper,
+    parse_addr,
 };
 use crate::limits::GuestLimits;
 use crate::sys;

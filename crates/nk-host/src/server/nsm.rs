@@ -270,7 +270,12 @@ impl Server {
     }
 
     /// Sends a command and waits for its answer; what the NSM reports meanwhile is taken in.
-    pub(super) fn nsm_command(&mut self, id: NsmId, m: &Message, fds: &[i32]) -> io::Result<Message> {
+    pub(super) fn nsm_command(
+        &mut self,
+        id: NsmId,
+        m: &Message,
+        fds: &[i32],
+    ) -> io::Result<Message> {
         let nsm = self.nsm(id).ok_or_else(|| io::Error::other("no such NSM"))?;
         let (reply, notes) = nsm.ask(m, fds)?;
         for (m, fd) in notes {
@@ -337,9 +342,8 @@ impl Server {
             end_stranger(&c.pidfd);
             None
         };
-        let by = |signal| {
-            status.is_some_and(|s| libc::WIFSIGNALED(s) && libc::WTERMSIG(s) == signal)
-        };
+        let by =
+            |signal| status.is_some_and(|s| libc::WIFSIGNALED(s) && libc::WTERMSIG(s) == signal);
         let violation = by(libc::SIGSYS);
         if violation && let Some(nsm) = self.nsm_mut(id) {
             nsm.violations += 1;
@@ -552,8 +556,7 @@ impl Nsm {
     /// Tells a process that was just started what it is, and waits for its word.
     fn greet(&self, control: &OwnedFd, bells: [i32; 2], broker: &OwnedFd) -> io::Result<()> {
         let mut m = Message::new(Kind::Nsm);
-        (m.a, m.b, m.c) =
-            (command::START, self.config.io.to_word(), self.config.grace_s().into());
+        (m.a, m.b, m.c) = (command::START, self.config.io.to_word(), self.config.grace_s().into());
         let cores: Vec<String> =
             self.config.cores.iter().map(|c| c.get_ref().to_string()).collect();
         let m = m.with_text(&cores.join(","));

@@ -261,7 +261,14 @@ impl Simulation {
         shell.address(Op::Bind, id, port);
         shell.job(Op::Listen, id, |n| n.op_data = 8);
         let (life, generation) = (self.life, self.tenants[at].generation(id));
-        self.tenants[at].open.push(Open { id, generation, row: shell.row, part: Part::Listener, port, life });
+        self.tenants[at].open.push(Open {
+            id,
+            generation,
+            row: shell.row,
+            part: Part::Listener,
+            port,
+            life,
+        });
     }
 
     fn connect(&mut self, at: usize) {
@@ -275,7 +282,14 @@ impl Simulation {
         let port = 80 + self.random.below(3) as u16;
         shell.address(Op::Connect, id, port);
         let (life, generation) = (self.life, self.tenants[at].generation(id));
-        self.tenants[at].open.push(Open { id, generation, row: shell.row, part: Part::Client, port: 0, life });
+        self.tenants[at].open.push(Open {
+            id,
+            generation,
+            row: shell.row,
+            part: Part::Client,
+            port: 0,
+            life,
+        });
     }
 
     fn accept(&mut self, at: usize) {
@@ -285,7 +299,14 @@ impl Simulation {
         let id = accepted.socket;
         let port = shell.device.cell(id).map_or(0, |c| c.peer.load().port);
         let (life, generation) = (self.life, self.tenants[at].generation(id));
-        self.tenants[at].open.push(Open { id, generation, row: l.row, part: Part::Server, port, life });
+        self.tenants[at].open.push(Open {
+            id,
+            generation,
+            row: l.row,
+            part: Part::Server,
+            port,
+            life,
+        });
     }
 
     /// A connected socket with its port; a client's is known once it is connected.

@@ -62,7 +62,8 @@ impl Load {
     fn start(world: &World, mode: Mode, strict: bool) -> Result<Load> {
         let nginx = Nginx::start(world, mode.server)?;
         let redis = Redis::start(world, mode.server, None)?;
-        let content: Vec<u8> = (0..FILE).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+        let content: Vec<u8> =
+            (0..FILE).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
         std::fs::write(nginx.files(world).join("big"), content)?;
         let sum = world.run(
             Side::Plain,
@@ -76,7 +77,11 @@ impl Load {
         let (http, keys) = (nginx.port.to_string(), redis.port.to_string());
         let mut clients = Vec::new();
         for side in [Side::Plain, mode.client] {
-            clients.push(world.start("http", side, &[PYTHON, &script, "http", &http, &sum, how])?);
+            clients.push(world.start(
+                "http",
+                side,
+                &[PYTHON, &script, "http", &http, &sum, how],
+            )?);
             clients.push(world.start("keys", side, &[PYTHON, &script, "redis", &keys, how])?);
         }
         Ok(Load { nginx, redis, clients, before })
@@ -106,8 +111,15 @@ impl Load {
             c.signal(Signal::TERM)?;
             let ended = c.finish(Duration::from_secs(60))?;
             let last = ended.out.lines().last().unwrap_or_default().to_owned();
-            ensure!(last.starts_with("done "), "{name}: {} {} {}", ended.how(), ended.out, ended.err);
-            let right: u64 = last.split(' ').nth(1).and_then(|n| n.parse().ok()).context("count")?;
+            ensure!(
+                last.starts_with("done "),
+                "{name}: {} {} {}",
+                ended.how(),
+                ended.out,
+                ended.err
+            );
+            let right: u64 =
+                last.split(' ').nth(1).and_then(|n| n.parse().ok()).context("count")?;
             ensure!(right > 0, "{name}: not one right answer: {last}");
             let _ = write!(said, "; {name} {last}");
         }
@@ -215,7 +227,8 @@ fn kill_all(
                 }
             }
         }
-        load.must_live().with_context(|| format!("after a kill of {part:?}, {} left", left.len()))?;
+        load.must_live()
+            .with_context(|| format!("after a kill of {part:?}, {} left", left.len()))?;
         if let Some(m) = &mut mortal
             && m.ended_within(Duration::ZERO)?
         {
