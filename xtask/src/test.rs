@@ -1,6 +1,6 @@
 //! `cargo xtask test`: steps with names, each timed; a failing step fails the run, but later steps still run.
 
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use anyhow::{Result, bail};
@@ -210,26 +210,39 @@ fn fuzz() -> Result<()> {
         ];
         run_command(&mut cargo(&words))?;
     }
-    for (name, len_max) in FUZZ_TARGETS {
-        let limits = [
-            "-max_total_time=10".into(),
-            "-rss_limit_mb=4096".into(),
-            format!("-max_len={len_max}"),
-        ];
+    let fuzz = |words: &[&str]| {
         let mut command = Command::new(&program);
-        command.args(["fuzz", "run", "--target-dir", &build, name, "--"]).args(limits);
-        command.arg("-print_final_stats=1").current_dir(root()).env("RUSTC_BOOTSTRAP", "1");
-        let output = command.output()?;
-        let said = String::from_utf8_lossy(&output.stderr);
-        if !output.status.success() {
-            bail!("{name}: {}\n{said}", output.status);
+        command.arg("fuzz").args(words).current_dir(root()).env("RUSTC_BOOTSTRAP", "1");
+        command
+    };
+    run_command(&mut fuzz(&["build", "--target-dir", &build]))?;
+    // Two at a time: each is one thread.
+    for pair in FUZZ_TARGETS.chunks(2) {
+        let running: Vec<_> = pair
+            .iter()
+            .map(|(name, len_max)| {
+                let mut command = fuzz(&["run", "--target-dir", &build, name, "--"]);
+                command.args(["-max_total_time=10", "-rss_limit_mb=4096", "-print_final_stats=1"]);
+                command.arg(format!("-max_len={len_max}"));
+                command.stdout(Stdio::null()).stderr(Stdio::piped());
+                Ok((name, command.spawn()?))
+            })
+            .collect::<Result<_>>()?;
+        let ended: Vec<_> =
+            running.into_iter().map(|(name, child)| (name, child.wait_with_output())).collect();
+        for (name, output) in ended {
+            let output = output?;
+            let said = String::from_utf8_lossy(&output.stderr);
+            if !output.status.success() {
+                bail!("{name}: {}\n{said}", output.status);
+            }
+            let runs =
+                said.lines().find_map(|line| line.strip_prefix("stat::number_of_executed_units:"));
+            let Some(runs) = runs.map(str::trim).filter(|runs| *runs != "0") else {
+                bail!("{name} ran no input:\n{said}");
+            };
+            println!("{name}: {runs} inputs");
         }
-        let runs =
-            said.lines().find_map(|line| line.strip_prefix("stat::number_of_executed_units:"));
-        let Some(runs) = runs.map(str::trim).filter(|runs| *runs != "0") else {
-            bail!("{name} ran no input:\n{said}");
-        };
-        println!("{name}: {runs} inputs");
     }
     Ok(())
 }

@@ -7,6 +7,7 @@
 use std::fs::File;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
@@ -21,6 +22,8 @@ const ACTS_MAX: usize = 64;
 
 struct Daemon {
     path: PathBuf,
+    /// What `path` goes through.
+    _socket: File,
     /// Descriptors of each type that a guest could pass.
     bait: Vec<OwnedFd>,
 }
@@ -28,8 +31,13 @@ struct Daemon {
 fn daemon() -> &'static Daemon {
     static DAEMON: OnceLock<Daemon> = OnceLock::new();
     DAEMON.get_or_init(|| {
-        let path = std::env::temp_dir().join(format!("nk-attach-fuzz-{}", std::process::id()));
-        let listener = sys::listen_at(&path, 0o600).expect("listen");
+        let name = std::env::temp_dir().join(format!("nk-attach-fuzz-{}", std::process::id()));
+        let listener = sys::listen_at(&name, 0o600).expect("listen");
+        // A fuzzer's process ends without a last step: nothing is to be left of it, so the name goes at once.
+        let socket = File::options().read(true).custom_flags(libc::O_PATH).open(&name);
+        let socket = socket.expect("the socket");
+        std::fs::remove_file(&name).expect("remove");
+        let path = PathBuf::from(format!("/proc/self/fd/{}", socket.as_raw_fd()));
         let setup = Setup {
             listener,
             config: Config::default(),
@@ -56,7 +64,7 @@ fn daemon() -> &'static Daemon {
         let (a, b) = std::os::unix::net::UnixStream::pair().expect("pair");
         bait.extend([OwnedFd::from(a), OwnedFd::from(b)]);
         bait.push(std::net::TcpListener::bind("127.0.0.1:0").expect("tcp").into());
-        Daemon { path, bait }
+        Daemon { path, _socket: socket, bait }
     })
 }
 
