@@ -15,6 +15,7 @@
 //! | [`qset`] | one queue set |
 //! | [`header`] | version, geometry, doorbells |
 //! | [`kept`] | what a service that outlived its engine tells the next one |
+//! | [`ledger`] | which chunk is whose, where several services share a pool: memory of the host's alone |
 //! | [`patience`] | the waiting policy: when to look again rather than sleep |
 //! | [`device`] | a mapped region: bounds-checked access to all of these |
 //!
@@ -33,6 +34,7 @@ pub mod device;
 pub mod grant;
 pub mod header;
 pub mod kept;
+pub mod ledger;
 #[cfg(loom)]
 pub mod model;
 pub mod nqe;
@@ -46,6 +48,7 @@ pub mod sync;
 pub use addr::{Addr, AddrCell};
 pub use cell::Cell;
 pub use device::{Device, Layout};
+pub use ledger::Ledger;
 pub use nqe::{Nqe, Op};
 pub use qset::Qset;
 pub use row::Row;

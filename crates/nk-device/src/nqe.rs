@@ -56,6 +56,8 @@ pub enum Op {
     Accepted = 98,
     /// Receive (NSM to engine only): the stack is done with this socket, its id may be used again.
     Closed = 99,
+    /// Receive (NSM to engine only): the row `op_data` has few chunks left, and this NSM, from which the guest was moved, leases none.
+    LowChunks = 100,
     /// Job (engine to NSM only): a process died; take back what was leased to the row `op_data`.
     RowDead = 128,
     /// Job (engine to NSM only): a row was made; lease chunks to the row `op_data`.
@@ -89,6 +91,7 @@ impl Op {
             97 => Op::Granted,
             98 => Op::Accepted,
             99 => Op::Closed,
+            100 => Op::LowChunks,
             128 => Op::RowDead,
             129 => Op::RowLive,
             130 => Op::GrantId,

@@ -23,8 +23,14 @@ const ECONNRESET: u64 = 104;
 /// Flag in `data` of [`Op::RowLive`]: the row lived before; what stands on its chunk grants is its. In the upper half is how many such
 /// rows of this guest follow: none is leased anything new before the service knows what each of them has.
 pub const ROW_ADOPTED: u64 = 1;
+/// Flag in `data` of [`Op::RowDead`]: no row died, but there are no others than those told of by [`Op::RowLive`]: what is still leased to
+/// any other is a dead one's.
+pub const ROWS_TOLD: u64 = 1 << 33;
 /// Flag in `data` of [`Op::Socket`]: the socket lived before under another service; what its rings carry went with that one.
 pub const SOCKET_RENEWED: u64 = 1;
+/// Flag in `data` of [`Op::Socket`] and [`Op::Close`]: the NSM that had the socket is gone, and what the socket's ring names is leased
+/// still: the guest's present NSM, which shared its chunks, takes it back.
+pub const OWED: u64 = 2;
 
 /// Takes back what was received and not read; whether there was any. The next service leases the chunks to somebody else. The engine
 /// writes the service's field here: there is no service any more.
@@ -34,7 +40,11 @@ fn drop_unread(cell: &Cell) -> bool {
 }
 
 /// Marks a connection as reset. The engine writes the service's fields here: there is no service any more.
-fn reset_cell(cell: &Cell) {
+/// `is_owed`: a service will take back what its ring names; else that is nobody's any more.
+fn reset_cell(cell: &Cell, is_owed: bool) {
+    if !is_owed {
+        cell.tx_head.store(cell.tx_tail.load(Ordering::SeqCst), Ordering::SeqCst);
+    }
     let seq = (cell.error.load(Ordering::Relaxed) >> 32).wrapping_add(1) & 0xffff_ffff;
     cell.error.store(seq.max(1) << 32 | ECONNRESET, Ordering::SeqCst);
     let state = cell.state.load(Ordering::Relaxed);
@@ -50,7 +60,7 @@ fn reset_cell(cell: &Cell) {
 /// What tells a service of a socket that outlived another: `nqe` makes it. A datagram socket keeps the address that the stack once
 /// chose for it, and its peer.
 fn renewal(mut nqe: Nqe, local: Option<Addr>, peer: Option<Addr>) -> [Option<Nqe>; 3] {
-    nqe.data = SOCKET_RENEWED;
+    nqe.data |= SOCKET_RENEWED;
     let with = |op: Op, a: Addr| {
         let (size, op_data, data) = a.to_words();
         Nqe { op: op as u8, size, op_data, data, ..nqe }
@@ -60,13 +70,28 @@ fn renewal(mut nqe: Nqe, local: Option<Addr>, peer: Option<Addr>) -> [Option<Nqe
 
 #[allow(clippy::missing_errors_doc, reason = "ControlError's variants say it")]
 impl Engine {
-    /// An NSM died: its connections get ECONNRESET, its listeners wait for the next one ([`Engine::nsm_back`]).
-    pub fn nsm_dead(&mut self, id: NsmId, notify: &mut dyn Notify) -> Result<(), ControlError> {
+    /// An NSM died: its connections get ECONNRESET, its listeners wait for the next one ([`Engine::nsm_back`]). What it had of a
+    /// guest that was moved from it, and is no connection, is the guest's present NSM's now; returns the listeners among that: give
+    /// each to ServiceLib there (`adopt_listener`).
+    pub fn nsm_dead(
+        &mut self,
+        id: NsmId,
+        notify: &mut dyn Notify,
+    ) -> Result<Vec<(GuestId, AdoptedListener)>, ControlError> {
         self.nsm_mut(id).ok_or(ControlError::Nsm)?.down();
-        for guest in self.guests_of(id) {
-            self.control(guest, notify, |p, out| p.lose_nsm(out))?;
+        let mut listeners = Vec::new();
+        for guest in self.order.clone() {
+            if !self.guest(guest).is_some_and(|g| g.is_served_by(id)) {
+                continue;
+            }
+            self.control(guest, notify, |p, out| {
+                p.lose_nsm(id, out);
+                if p.guest.is_old(id) {
+                    p.inherit(id, &mut listeners, out);
+                }
+            })?;
         }
-        Ok(())
+        Ok(listeners)
     }
 
     fn guests_of(&self, id: NsmId) -> Vec<GuestId> {
@@ -87,7 +112,15 @@ impl Engine {
         for guest in self.guests_of(id) {
             let mut p = self.parts(guest)?;
             p.announce_rows();
-            p.renew(&mut listeners);
+            p.renew(id, &mut listeners);
+            if p.guest.is_split() {
+                p.end_closing();
+            } else {
+                // This one knows of no lease of before; and what was to be closed there was forgotten with the last one.
+                for s in &mut p.guest.sockets {
+                    s.is_owed = false;
+                }
+            }
             p.guest.top_up_nsm(p.nsm);
         }
         Ok(listeners)
@@ -140,7 +173,7 @@ const SOCK_STREAM: u16 = 1;
 
 impl Parts<'_> {
     /// Tells a new service of the rows that there are.
-    fn announce_rows(&mut self) {
+    pub(crate) fn announce_rows(&mut self) {
         let rows = self.guest.rows.iter().enumerate().filter(|(_, r)| r.in_use);
         let rows: Vec<u64> = rows.map(|(row, _)| row as u64).collect();
         for (row, follow) in rows.iter().zip((0..rows.len() as u64).rev()) {
@@ -150,10 +183,15 @@ impl Parts<'_> {
             nqe.data = ROW_ADOPTED | follow << 32;
             self.nsm.push(&nqe);
         }
+        if self.guest.is_split() {
+            self.row_job(0, ROWS_TOLD);
+        }
     }
 
     /// The stack lost a socket for good.
     pub(crate) fn bury(&mut self, id: u32, out: &mut Out<'_>) {
+        // One that lives ends the socket by itself.
+        let lives = self.nsm_of(id).up;
         let device = self.guest.device;
         let Some(cell) = device.cell(id) else { return };
         if let Some(a) = self.guest.socket_mut(id).and_then(|s| s.local.take()) {
@@ -165,14 +203,29 @@ impl Parts<'_> {
         if s.listener.take().is_some() {
             g.listeners = g.listeners.saturating_sub(1);
         }
-        let generation = s.generation;
-        reset_cell(cell);
+        let (generation, is_owed) = (s.generation, s.is_owed || lives);
+        reset_cell(cell, is_owed);
         self.deliver(id, generation, ALL, false, out);
     }
 
-    fn lose_nsm(&mut self, out: &mut Out<'_>) {
+    fn lose_nsm(&mut self, nsm: NsmId, out: &mut Out<'_>) {
         for id in 0..self.guest.sockets.len() as u32 {
             let queued = self.guest.is_queued(id);
+            let Some(s) = self.guest.socket(id) else { break };
+            if s.nsm != nsm {
+                continue;
+            }
+            // Another NSM has a part in the guest's chunks: what is leased stays so.
+            if self.guest.is_split() {
+                match s.state() {
+                    State::Closing => {
+                        self.owe(id);
+                        continue;
+                    }
+                    State::Open if s.connection && !queued => self.owe(id),
+                    _ => {}
+                }
+            }
             let Some(s) = self.guest.socket(id) else { break };
             match s.state() {
                 State::GrantedNsm => {
@@ -192,8 +245,7 @@ impl Parts<'_> {
         }
         // Replies that will not come.
         for q in 0..self.guest.qsets.len() as u16 {
-            let Some(calls) = self.guest.qsets.get(usize::from(q)).map(|s| s.calls) else { break };
-            for ticket in (1..64u8).filter(|t| calls & (1u64 << t) != 0) {
+            for ticket in self.guest.calls_to(nsm, q) {
                 let mut nqe = Nqe::new(Op::Reply, 0, 0);
                 nqe.ticket = ticket;
                 self.refuse(q, &nqe, ECONNRESET as i32, out);
@@ -201,12 +253,67 @@ impl Parts<'_> {
         }
     }
 
-    /// Tells a new NSM of the sockets that outlived the last one.
-    fn renew(&mut self, listeners: &mut Vec<(GuestId, AdoptedListener)>) {
-        let guest = self.guest.id;
+    /// What the ring of a dead NSM's socket names is to be taken back by another, once nobody holds the socket.
+    fn owe(&mut self, id: u32) {
+        if let Some(s) = self.guest.socket_mut(id) {
+            s.is_owed = true;
+        }
+    }
+
+    /// What a dead NSM leaves of a guest that was moved from it goes to the guest's present NSM.
+    fn inherit(
+        &mut self,
+        from: NsmId,
+        listeners: &mut Vec<(GuestId, AdoptedListener)>,
+        out: &mut Out<'_>,
+    ) {
+        if self.nsm.up {
+            self.renew(from, listeners);
+        }
+        self.guest.old.retain(|o| o.id != from);
+        let to = self.nsm.id;
+        for s in self.guest.sockets.iter_mut().filter(|s| s.nsm == from) {
+            s.nsm = to;
+        }
+        if self.nsm.up || self.guest.is_split() {
+            self.end_closing();
+        } else {
+            self.forget_owed(out);
+        }
+        self.guest.top_up_nsm(self.nsm);
+    }
+
+    /// No service knows of leases of before.
+    pub(crate) fn forget_owed(&mut self, out: &mut Out<'_>) {
         for id in 0..self.guest.sockets.len() as u32 {
             let Some(s) = self.guest.socket_mut(id) else { break };
-            if s.state() != State::Open {
+            let was_owed = core::mem::take(&mut s.is_owed);
+            if was_owed && s.state() == State::Closing {
+                self.forget(id, out);
+            }
+        }
+    }
+
+    /// Sockets that a dead NSM was finishing: the guest's NSM says when their ids may be used again.
+    fn end_closing(&mut self) {
+        for id in 0..self.guest.sockets.len() as u32 {
+            let Some(s) = self.guest.socket(id) else { break };
+            if s.state() == State::Closing && s.is_owed && s.nsm == self.nsm.id {
+                let mut nqe = Nqe::new(Op::Close, id, s.generation);
+                nqe.guest = self.guest.id.0;
+                nqe.data = OWED;
+                self.nsm.push(&nqe);
+            }
+        }
+    }
+
+    /// Tells the guest's NSM of the sockets that outlived the one that had them.
+    fn renew(&mut self, had: NsmId, listeners: &mut Vec<(GuestId, AdoptedListener)>) {
+        let guest = self.guest.id;
+        let is_split = self.guest.is_split();
+        for id in 0..self.guest.sockets.len() as u32 {
+            let Some(s) = self.guest.socket_mut(id) else { break };
+            if s.state() != State::Open || s.nsm != had {
                 continue;
             }
             let generation = s.generation;
@@ -229,6 +336,7 @@ impl Parts<'_> {
             // By what the engine knows, not by the cell's word: its port is claimed among those of this type.
             let kind = if s.datagram { SOCK_DGRAM } else { SOCK_STREAM };
             nqe.op_data = u64::from(s.family) | u64::from(kind) << 16;
+            nqe.data = if is_split { OWED } else { 0 };
             for nqe in renewal(nqe, local, peer).into_iter().flatten() {
                 self.nsm.push(&nqe);
             }
@@ -352,7 +460,9 @@ impl Parts<'_> {
                 called || state & (SF_CONNECTED | SF_CONNECTING | SF_LISTENING | SF_DEAD) != 0;
             if lost && (!datagram || state & SF_DEAD != 0) {
                 becomes = State::Dead;
-                reset_cell(cell);
+                // A service that lives on knows the leases that the ring names.
+                s.is_owed = adoption.kept.is_some();
+                reset_cell(cell, s.is_owed);
             } else {
                 let mut nqe = Nqe::new(Op::Socket, id, generation);
                 nqe.guest = self.guest.id.0;

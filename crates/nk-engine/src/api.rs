@@ -10,7 +10,7 @@ use nk_device::{Addr, Device};
 pub struct GuestId(pub u16);
 
 /// An NSM.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct NsmId(pub u8);
 
 /// What the engine asks its surroundings to do, because it does no I/O itself. Called from [`crate::Engine::poll`] and from the
@@ -24,6 +24,9 @@ pub trait Notify {
     fn nsm_doorbell(&mut self, nsm: NsmId);
     /// Every socket of the guest is closed and, on the NSM, done. The guest may be removed if no process is left.
     fn guest_idle(&mut self, _guest: GuestId) {}
+    /// An NSM from which the guest was moved ([`crate::Engine::move_guest`]) has none of its sockets any more. Then comes
+    /// [`crate::Engine::leave_nsm`].
+    fn nsm_left(&mut self, _guest: GuestId, _nsm: NsmId) {}
 }
 
 /// What a poll did.
@@ -94,7 +97,7 @@ pub struct GuestSetup {
     pub device: Device,
     /// Which network namespace its sockets live in; equal keys mean equal namespaces.
     pub namespace: u64,
-    /// The NSM that serves it. ServiceLib there must know the guest first (`Service::add_guest`).
+    /// The NSM that serves it, until [`crate::Engine::move_guest`]. ServiceLib there must know the guest first (`Service::add_guest`).
     pub nsm: NsmId,
     /// Its limits.
     pub limits: Limits,
@@ -293,6 +296,8 @@ pub struct Flow {
     pub socket: u32,
     /// Its generation.
     pub generation: u16,
+    /// The NSM that has it.
+    pub nsm: NsmId,
     /// `nk_device::cell::SF_*` as the cell says (information: the guest can write there).
     pub state: u32,
     /// Local address as the cell says.

@@ -5,6 +5,7 @@ use nk_device::nqe::{FLAG_ERROR, Nqe};
 use nk_device::sync::{Ordering, fence};
 use nk_device::{Addr, Op, STREAM_SLOTS, WATCH_SLOTS};
 
+use crate::NsmId;
 use crate::engine::Parts;
 use crate::guest::{Guest, Listener, NONE, State};
 use crate::out::Out;
@@ -18,6 +19,9 @@ const FOR_READERS: u64 = EPOLLIN | EPOLLERR | EPOLLHUP | EPOLLRDHUP;
 const FOR_WRITERS: u64 = EPOLLOUT | EPOLLERR | EPOLLHUP;
 /// Every event.
 pub(crate) const ALL: u64 = FOR_READERS | FOR_WRITERS;
+
+/// Flag in `data` of [`Op::Refill`]: nobody waits.
+pub const LOW: u64 = 1;
 
 impl Guest {
     /// Forgets queued sockets that were claimed from a listener's ring meanwhile.
@@ -53,13 +57,23 @@ impl Parts<'_> {
     /// Takes what the NSM has said about this guest by now, out of turn. A process finds an accepted socket in the device as soon as
     /// the NSM puts it there, and may use it before a poll has come to the word that the NSM sent ahead.
     pub(crate) fn hear_nsm(&mut self, out: &mut Out<'_>) {
-        for nqe in self.nsm.pop_about(self.guest.id.0) {
-            self.take_from_nsm(&nqe, out);
+        for id in self.guest.all_nsms() {
+            let guest = self.guest.id.0;
+            for nqe in self.nsm_named(id).pop_about(guest) {
+                self.take_from_nsm(id, &nqe, out);
+            }
         }
     }
 
-    pub(crate) fn take_from_nsm(&mut self, nqe: &Nqe, out: &mut Out<'_>) {
-        match Op::from_u8(nqe.op) {
+    /// Takes what an NSM says about the guest. Of a socket only the one that has it has anything to say.
+    pub(crate) fn take_from_nsm(&mut self, from: NsmId, nqe: &Nqe, out: &mut Out<'_>) {
+        let op = Op::from_u8(nqe.op);
+        let is_about_socket =
+            matches!(op, Some(Op::Event | Op::Accepted | Op::Closed | Op::Bind | Op::Listen));
+        if is_about_socket && self.guest.socket(nqe.socket).is_none_or(|s| s.nsm != from) {
+            return;
+        }
+        match op {
             Some(Op::Event) => {
                 // A listener's event for readers alone is one connection.
                 let accept = nqe.op_data == EPOLLIN
@@ -80,6 +94,7 @@ impl Parts<'_> {
                 }
             }
             Some(Op::Granted) => self.granted(nqe, out),
+            Some(Op::LowChunks) if from != self.nsm.id => self.low_chunks(nqe),
             Some(Op::Bind) => self.bound(nqe, out),
             Some(Op::Listen) => self.listening(nqe, out),
             _ => {}
@@ -232,6 +247,7 @@ impl Parts<'_> {
             }
         }
         self.guest.top_up_nsm(self.nsm);
+        self.tell_left(out);
         if self.guest.open == 0 {
             out.notify.guest_idle(self.guest.id);
         }
@@ -240,6 +256,15 @@ impl Parts<'_> {
     /// ServiceLib granted chunks and bumped the row's word.
     fn granted(&mut self, nqe: &Nqe, out: &mut Out<'_>) {
         self.grants_changed(nqe.op_data as u16, 0, out);
+    }
+
+    /// A row has few chunks left, says an NSM that leases none any more.
+    fn low_chunks(&mut self, nqe: &Nqe) {
+        let mut refill = Nqe::new(Op::Refill, 0, 0);
+        refill.guest = self.guest.id.0;
+        refill.op_data = nqe.op_data;
+        refill.data = LOW;
+        self.nsm.push(&refill);
     }
 
     /// How a bind ended: the address is what the stack says, after an error what was asked.
@@ -273,7 +298,7 @@ impl Parts<'_> {
         let mut close = Nqe::new(Op::Close, nqe.socket, nqe.generation);
         close.guest = g.id.0;
         close.op_data = 1;
-        self.nsm.push(&close);
+        self.nsm_of(nqe.socket).push(&close);
         self.bury(nqe.socket, out);
     }
 

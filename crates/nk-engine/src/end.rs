@@ -6,6 +6,7 @@ use nk_device::qset::{JOB_SLOTS, SEND_SLOTS};
 use nk_device::sync::Ordering;
 use nk_device::{Cell, Nqe, Op};
 
+use crate::adopt::OWED;
 use crate::engine::Parts;
 use crate::guest::{NONE, State};
 use crate::out::Out;
@@ -52,6 +53,8 @@ impl Parts<'_> {
         nqe.guest = self.guest.id.0;
         nqe.op_data = u64::from(row);
         nqe.data = data;
+        // As far as there are sockets: the rings of those that other NSMs have may name what was leased to the row.
+        nqe.size = self.guest.sockets.len() as u32;
         self.nsm.push(&nqe);
     }
 
@@ -131,7 +134,7 @@ impl Parts<'_> {
         let mut nqe = Nqe::new(op, id, generation);
         nqe.guest = self.guest.id.0;
         nqe.op_data = u64::from(row);
-        self.nsm.push(&nqe);
+        self.nsm_of(id).push(&nqe);
     }
 
     /// Ids that a dead process was granted come back; with `popped_below` only what an exec'ed image had popped. One that
@@ -183,9 +186,13 @@ impl Parts<'_> {
 
     /// Hands a socket to the NSM to end (with a reset, if `abort`); a listener's queued sockets go with it.
     pub(crate) fn close_now(&mut self, id: u32, abort: bool, out: &mut Out<'_>) {
-        let guest = self.guest.id.0;
+        let (guest, present) = (self.guest.id.0, self.guest.nsm);
         let Some(s) = self.guest.socket_mut(id) else { return };
-        let on_stack = s.state() == State::Open;
+        let is_owed = s.is_owed;
+        let on_stack = s.state() == State::Open || is_owed;
+        if is_owed {
+            s.nsm = present;
+        }
         let generation = s.generation;
         s.parent = NONE;
         let is_listener = s.listener.is_some();
@@ -214,12 +221,13 @@ impl Parts<'_> {
                 }
             }
         }
-        if on_stack && self.nsm.up {
+        if on_stack && self.nsm_of(id).up {
             self.guest.set_state(id, State::Closing);
             let mut nqe = Nqe::new(Op::Close, id, generation);
             nqe.guest = guest;
             nqe.op_data = u64::from(abort);
-            self.nsm.push(&nqe);
+            nqe.data = if is_owed { OWED } else { 0 };
+            self.nsm_of(id).push(&nqe);
         } else {
             self.forget(id, out);
         }

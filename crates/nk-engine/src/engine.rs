@@ -39,11 +39,42 @@ pub struct Engine {
     bells: Vec<(GuestId, u16)>,
 }
 
-/// A guest, the NSM that serves it, and the ports of all.
+/// A guest, the NSM that serves it, the others, and the ports of all.
 pub(crate) struct Parts<'a> {
     pub(crate) guest: &'a mut Guest,
     pub(crate) nsm: &'a mut Nsm,
+    others: [&'a mut [Nsm]; 2],
     pub(crate) ports: &'a mut Ports,
+}
+
+impl Parts<'_> {
+    /// An NSM that has sockets of the guest.
+    pub(crate) fn nsm_named(&mut self, id: NsmId) -> &mut Nsm {
+        if id == self.nsm.id {
+            return self.nsm;
+        }
+        let mut others = self.others.iter_mut().flat_map(|half| half.iter_mut());
+        match others.find(|n| n.id == id) {
+            Some(n) => n,
+            None => self.nsm,
+        }
+    }
+
+    /// The NSM that has a socket.
+    pub(crate) fn nsm_of(&mut self, socket: u32) -> &mut Nsm {
+        match self.guest.socket(socket).map(|s| s.nsm) {
+            Some(id) if id != self.nsm.id => self.nsm_named(id),
+            _ => self.nsm,
+        }
+    }
+
+    /// Whether nothing is taken from the guest now.
+    pub(crate) fn is_stuck(&self) -> bool {
+        let mut others = self.others.iter().flat_map(|half| half.iter());
+        self.guest.is_paused
+            || self.nsm.is_stuck()
+            || (self.guest.is_split() && others.any(|n| self.guest.is_old(n.id) && n.is_stuck()))
+    }
 }
 
 impl Engine {
@@ -60,8 +91,10 @@ impl Engine {
     pub(crate) fn parts(&mut self, id: GuestId) -> Result<Parts<'_>, ControlError> {
         let slot = self.guests.get_mut(usize::from(id.0)).ok_or(ControlError::Guest)?;
         let guest = slot.as_deref_mut().ok_or(ControlError::Guest)?;
-        let nsm = self.nsms.iter_mut().find(|n| n.id == guest.nsm).ok_or(ControlError::Nsm)?;
-        Ok(Parts { guest, nsm, ports: &mut self.ports })
+        let at = self.nsms.iter().position(|n| n.id == guest.nsm).ok_or(ControlError::Nsm)?;
+        let (left, rest) = self.nsms.split_at_mut(at);
+        let (nsm, right) = rest.split_first_mut().ok_or(ControlError::Nsm)?;
+        Ok(Parts { guest, nsm, others: [left, right], ports: &mut self.ports })
     }
 
     pub(crate) fn nsm_mut(&mut self, id: NsmId) -> Option<&mut Nsm> {
@@ -84,6 +117,11 @@ impl Engine {
             p.hear_nsm(&mut out);
             let r = f(&mut p, &mut out);
             p.nsm.wake(out.notify);
+            for i in 0..p.guest.old.len() {
+                if let Some(id) = p.guest.old.get(i).map(|o| o.id) {
+                    p.nsm_named(id).wake(out.notify);
+                }
+            }
             r
         });
         self.bells = out.flush();
@@ -133,7 +171,9 @@ impl Engine {
     }
 
     fn sweep_guest(&mut self, id: GuestId, sockets: usize, out: &mut Out<'_>) {
-        if let Ok(mut p) = self.parts(id) {
+        if let Ok(mut p) = self.parts(id)
+            && !p.guest.is_paused
+        {
             p.sweep(sockets, out);
         }
     }
@@ -150,9 +190,9 @@ impl Engine {
             n += 1;
             let from = nsm.id;
             if let Ok(mut p) = self.parts(GuestId(nqe.guest))
-                && p.nsm.id == from
+                && p.guest.is_served_by(from)
             {
-                p.take_from_nsm(&nqe, out);
+                p.take_from_nsm(from, &nqe, out);
             }
         }
         if n > 0
@@ -187,17 +227,23 @@ impl Engine {
     /// When something that a rate holds back has its turn. What waits for an NSM waits for that, not for time.
     fn due_ns(&self) -> Option<u64> {
         let guests = self.awake.iter().filter_map(|id| self.guest(*id));
-        let awaited = guests.filter(|g| !self.nsms.iter().any(|n| n.id == g.nsm && n.is_stuck()));
+        let awaited = guests.filter(|g| !self.is_stuck(g));
         awaited.filter_map(|g| g.limiter.due_ns()).min()
     }
 
     /// Whether a poll would move something now.
     fn has_work(&self) -> bool {
         self.nsms.iter().any(Nsm::has_work)
-            || self.awake.iter().filter_map(|id| self.guest(*id)).any(|g| {
-                let stuck = self.nsms.iter().any(|n| n.id == g.nsm && n.is_stuck());
-                !g.active.is_empty() && !g.limiter.is_held && !stuck
-            })
+            || self
+                .awake
+                .iter()
+                .filter_map(|id| self.guest(*id))
+                .any(|g| !g.active.is_empty() && !g.limiter.is_held && !self.is_stuck(g))
+    }
+
+    /// Whether nothing is taken from a guest now.
+    fn is_stuck(&self, g: &Guest) -> bool {
+        g.is_paused || self.nsms.iter().any(|n| n.is_stuck() && g.is_served_by(n.id))
     }
 
     /// The header of each device whose guest is awake, how many words of its bell bitmap count, and whether its rate holds its elements

@@ -52,6 +52,8 @@ pub(crate) struct Listener {
 #[derive(Debug, Default)]
 pub(crate) struct Socket {
     pub(crate) generation: u16,
+    /// The NSM that has it, or (granted to an NSM) may accept into it.
+    pub(crate) nsm: NsmId,
     /// Changed by [`Guest::set_state`] alone, which keeps `Guest::open_generations` true.
     state: State,
     /// While granted to a row: which, and the index on its grant ring.
@@ -75,6 +77,9 @@ pub(crate) struct Socket {
     pub(crate) backlog: u32,
     /// The host holds it ([`crate::Engine::hold`]): what row 0's bit in the cell should say.
     pub(crate) host_holds: u32,
+    /// Its NSM died while others had sockets of the guest: what its ring names is still leased, and the guest's present NSM's to take
+    /// back when nobody holds the socket any more.
+    pub(crate) is_owed: bool,
     /// The sweep that first found it held by nobody.
     pub(crate) suspect_since: u64,
 }
@@ -126,13 +131,38 @@ pub(crate) struct QueueSet {
     pub(crate) is_uncommitted: bool,
 }
 
+/// An NSM from which a guest was moved.
+#[derive(Debug)]
+pub(crate) struct OldNsm {
+    pub(crate) id: NsmId,
+    /// Sockets that it still has.
+    pub(crate) sockets: u32,
+    /// That these are none was told.
+    pub(crate) is_told: bool,
+}
+
+/// A call that an old NSM has to answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct OldCall {
+    pub(crate) qset: u16,
+    pub(crate) ticket: u8,
+    pub(crate) nsm: NsmId,
+}
+
 /// A guest.
 #[derive(Debug)]
 pub(crate) struct Guest {
     pub(crate) id: GuestId,
     pub(crate) device: Device,
     pub(crate) namespace: u64,
+    /// The NSM that has its new sockets.
     pub(crate) nsm: NsmId,
+    /// NSMs from which it was moved: each goes on with the sockets that it has.
+    pub(crate) old: Vec<OldNsm>,
+    /// Calls that old NSMs have to answer.
+    pub(crate) old_calls: Vec<OldCall>,
+    /// It is being moved: nothing is taken from it.
+    pub(crate) is_paused: bool,
     pub(crate) limits: Limits,
     pub(crate) limiter: Limiter,
     /// Where it may listen; `None`: anywhere.
@@ -182,6 +212,9 @@ impl Guest {
             device: s.device,
             namespace: s.namespace,
             nsm: s.nsm,
+            old: Vec::new(),
+            old_calls: Vec::new(),
+            is_paused: false,
             limits: s.limits,
             limiter: Limiter::new(&s.limits),
             listen: None,
@@ -239,6 +272,13 @@ impl Guest {
         if let (Some(s), Some(open)) =
             (self.sockets.get_mut(id as usize), self.open_generations.get_mut(id as usize))
         {
+            if !self.old.is_empty() {
+                let counts = |s: State| u32::from(matches!(s, State::Open | State::Closing));
+                let (before, after) = (counts(s.state), counts(state));
+                if let Some(o) = self.old.iter_mut().find(|o| o.id == s.nsm) {
+                    o.sockets = (o.sockets + after).saturating_sub(before);
+                }
+            }
             s.state = state;
             *open = if state == State::Open { s.generation } else { 0 };
         }
@@ -292,8 +332,10 @@ impl Guest {
             self.listeners = self.listeners.saturating_sub(1);
         }
         let generation = s.generation;
-        *s = Socket::new(generation);
         self.set_state(id, State::Free);
+        if let Some(s) = self.sockets.get_mut(id as usize) {
+            *s = Socket::new(generation);
+        }
         self.ids_used = self.ids_used.saturating_sub(1);
         if let Some(cell) = self.device.cell(id) {
             cell.reset(generation.checked_add(1).unwrap_or(1));
@@ -328,6 +370,7 @@ impl Guest {
         if id as usize != self.sockets.len() {
             return;
         }
+        let s = Socket { nsm: self.nsm, ..s };
         match state {
             State::Free => self.ids_free.push_back(id),
             State::GrantedRow => {
@@ -382,13 +425,15 @@ impl Guest {
         let is_held = self.listeners > 0 && self.nsm_granted == 0 && most == 0;
         self.stats.accepts_held += u64::from(is_held && !self.limiter.accepts_held);
         self.limiter.accepts_held = is_held;
-        if self.listeners == 0 || !nsm.up || self.nsm_granted > most / 2 {
+        if self.listeners == 0 || !nsm.up || self.is_paused || self.nsm_granted > most / 2 {
             return;
         }
         while self.nsm_granted < most {
             let Some(id) = self.take_id() else { return };
             self.set_state(id, State::GrantedNsm);
-            let Some(generation) = self.socket(id).map(|s| s.generation) else { return };
+            let Some(s) = self.socket_mut(id) else { return };
+            s.nsm = nsm.id;
+            let generation = s.generation;
             self.nsm_granted += 1;
             let op_data = u64::from(id);
             nsm.push(&Nqe {

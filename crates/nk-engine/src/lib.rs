@@ -16,6 +16,7 @@
 //! | `report` | counters and the list of sockets |
 //! | `guest`, `rows` | what is known of a guest, its ids; its rows and queue sets |
 //! | `limits` | rates, and turns by weight |
+//! | `moves` | from one NSM to another |
 //! | `nsm`, `ports`, `out` | an NSM's device, port ownership, wake-ups due |
 //!
 //! Nothing a guest writes makes it panic or work without bound: elements are copied once, ids and generations are checked against
@@ -31,6 +32,7 @@ mod engine;
 mod guest;
 mod kept;
 mod limits;
+mod moves;
 mod nsm;
 mod out;
 mod ports;
@@ -38,7 +40,8 @@ mod report;
 mod rows;
 mod switch;
 
-pub use adopt::{ROW_ADOPTED, SOCKET_RENEWED};
+pub use adopt::{OWED, ROW_ADOPTED, ROWS_TOLD, SOCKET_RENEWED};
 pub use api::*;
 pub use control::ROW_EXECED;
+pub use deliver::LOW;
 pub use engine::Engine;

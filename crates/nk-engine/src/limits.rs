@@ -127,6 +127,9 @@ impl Guest {
 impl Parts<'_> {
     /// Before the guest's first turn of a poll: takes its bells, and gives those who waited what time brought.
     pub(crate) fn begin_poll(&mut self, now_ns: u64, out: &mut Out<'_>) {
+        if self.guest.is_paused {
+            return;
+        }
         self.guest.take_bells(out.round);
         self.guest.limiter.refill(now_ns);
         while self.guest.limiter.may_connect() && !self.nsm.is_stuck() {

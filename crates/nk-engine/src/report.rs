@@ -50,6 +50,7 @@ impl Guest {
             guest: self.id,
             socket: id,
             generation: s.generation,
+            nsm: s.nsm,
             state: c.state.load(Ordering::Relaxed),
             local: c.local.load(),
             peer: c.peer.load(),

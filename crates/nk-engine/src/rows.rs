@@ -177,6 +177,7 @@ impl Guest {
         }
         *state = QueueSet::default();
         self.active.retain(|a| *a != q);
+        self.old_calls.retain(|c| c.qset != q);
         if let Some(shared) = self.device.qset(q) {
             shared.in_use.store(0, Ordering::SeqCst);
         }
@@ -265,6 +266,7 @@ impl Guest {
             return;
         }
         state.calls &= !(1u64 << (nqe.ticket & 63));
+        self.old_calls.retain(|c| (c.qset, c.ticket) != (q, nqe.ticket));
         if state.completion.push(&shared.completion(), &Nqe { qset: q, ..*nqe }).is_ok() {
             count(&mut self.stats.to_guest, nqe.op);
         } else {

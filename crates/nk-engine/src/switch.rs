@@ -17,7 +17,7 @@ const EBADF: i32 = 9;
 const EINVAL: i32 = 22;
 const EADDRINUSE: i32 = 98;
 const ENETDOWN: i32 = 100;
-const ECONNRESET: i32 = 104;
+pub(crate) const ECONNRESET: i32 = 104;
 const SOL_IPV6: u8 = 41;
 const IPV6_V6ONLY: u16 = 26;
 /// SENDs that are taken together.
@@ -123,14 +123,14 @@ impl Parts<'_> {
     pub(crate) fn serve(&mut self, budget: u32, out: &mut Out<'_>) -> u32 {
         let mut worked = 0;
         for _ in 0..self.guest.active.len() {
-            if worked >= budget || self.nsm.is_stuck() {
+            if worked >= budget || self.is_stuck() {
                 break;
             }
             let Some(q) = self.guest.active.pop_front() else { break };
             let turn = self.guest.limits.nqes_per_turn_max.min(budget - worked).max(1);
             let n = self.serve_qset(q, turn, out);
             worked += n;
-            let more = (n >= turn || self.nsm.is_stuck())
+            let more = (n >= turn || self.is_stuck())
                 && self.guest.qsets.get(usize::from(q)).is_some_and(|s| !s.quarantined);
             if more {
                 self.guest.active.push_back(q);
@@ -171,7 +171,7 @@ impl Parts<'_> {
     }
 
     fn is_served(&self, q: u16) -> bool {
-        !self.nsm.is_stuck() && self.guest.qsets.get(usize::from(q)).is_some_and(|s| !s.quarantined)
+        !self.is_stuck() && self.guest.qsets.get(usize::from(q)).is_some_and(|s| !s.quarantined)
     }
 
     /// Takes a lot of elements off the send ring. Most are a SEND for an open socket and nothing else: they are looked up all
@@ -192,7 +192,7 @@ impl Parts<'_> {
             lot.push(nqe);
         }
         // No branch before the end, so that no look-up waits for another.
-        let are_plain = lot.iter().fold(true, |plain, nqe| {
+        let are_plain = lot.iter().fold(!self.guest.is_split(), |plain, nqe| {
             let open = self.guest.open_generation(nqe.socket());
             plain & nqe.is_untold(Op::Send) & (open != 0) & (open == nqe.generation())
         });
@@ -291,7 +291,7 @@ impl Parts<'_> {
             self.close_if_unheld(nqe.socket, out);
             return;
         }
-        if !self.nsm.up {
+        if !self.nsm_of(nqe.socket).up {
             return self.refuse(q, &nqe, ENETDOWN, out);
         }
         if follows_connect(op) && self.waits_behind(q, &nqe, out) {
@@ -362,15 +362,11 @@ impl Parts<'_> {
 
     /// Gives the NSM an element that was found to be right.
     pub(crate) fn pass_on(&mut self, q: u16, nqe: &Nqe) {
-        self.note_call(q, nqe.ticket);
-        self.nsm.push(nqe);
-    }
-
-    fn note_call(&mut self, q: u16, ticket: u8) {
-        if ticket != 0
-            && let Some(s) = self.guest.qsets.get_mut(usize::from(q))
-        {
-            s.calls |= 1u64 << (ticket & 63);
+        let nsm = self.nsm_of(nqe.socket);
+        nsm.push(nqe);
+        let nsm = nsm.id;
+        if nqe.ticket != 0 {
+            self.guest.note_call(q, nqe.ticket, nsm);
         }
     }
 
@@ -388,8 +384,11 @@ impl Parts<'_> {
 
     /// A granted id becomes a socket of the kind that the guest says: family | type << 16 | protocol << 32.
     pub(crate) fn make_socket(&mut self, id: u32, kind: u64) {
+        let (guest, nsm) = (self.guest.id.0, self.guest.nsm);
+        if let Some(s) = self.guest.socket_mut(id) {
+            s.nsm = nsm;
+        }
         self.guest.open_id(id, false);
-        let guest = self.guest.id.0;
         let Some(s) = self.guest.socket_mut(id) else { return };
         s.family = kind as u16;
         s.datagram = is_datagram(kind);
@@ -452,7 +451,7 @@ impl Parts<'_> {
             // Also when none was left: whoever waits must learn that it gets none.
             self.grants_changed(row, u64::from(added), out);
         }
-        nqe.op_data = u64::from(row);
+        (nqe.op_data, nqe.data) = (u64::from(row), 0);
         nqe.socket = 0;
         nqe.generation = 0;
         self.nsm.push(&nqe);

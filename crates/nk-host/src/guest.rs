@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use nk_attach::CREATE_VM;
 use nk_device::sync::Ordering;
-use nk_device::{Device, Layout, Row, row};
+use nk_device::{Device, Layout, Ledger, Row, row};
 use nk_engine::{GuestId, NsmId};
 
 use crate::limits::GuestLimits;
@@ -76,6 +76,41 @@ impl Region {
     }
 }
 
+/// The ledger of a pool that several NSMs share, mapped for as long as the value lives. No guest ever has it.
+#[derive(Debug)]
+pub struct SharedLedger {
+    /// The memfd.
+    pub memfd: OwnedFd,
+    /// The ledger in it.
+    pub ledger: Ledger,
+    _mapping: Mapping,
+}
+
+impl SharedLedger {
+    /// A fresh one, for a device of this layout: every chunk is free.
+    ///
+    /// # Errors
+    /// Those of memfd_create and mmap.
+    pub fn new(name: &str, layout: Layout) -> io::Result<SharedLedger> {
+        let memfd = sys::region(&format!("nk-ledger-{name}"), Ledger::bytes(layout))?;
+        SharedLedger::map(memfd, layout, 0)
+    }
+
+    /// One that exists, as the NSM of this number sees it.
+    ///
+    /// # Errors
+    /// Those of mmap.
+    pub fn map(memfd: OwnedFd, layout: Layout, service: u8) -> io::Result<SharedLedger> {
+        let len = Ledger::bytes(layout);
+        let mapping = Mapping::new(&memfd, len)?;
+        // SAFETY: the mapping is page-aligned, of `len` bytes, and lives as long as the value; the memfd is sealed and was made with
+        // this length by the daemon.
+        let ledger = unsafe { Ledger::new(mapping.base(), len, layout, service) };
+        let ledger = ledger.ok_or_else(|| io::Error::from_raw_os_error(libc::EINVAL))?;
+        Ok(SharedLedger { memfd, ledger, _mapping: mapping })
+    }
+}
+
 /// The layout of a guest's device, by the flags with which it was made.
 #[must_use]
 pub fn layout(flags: u64) -> Layout {
@@ -110,6 +145,10 @@ pub(crate) struct Guest {
     pub(crate) namespace: u64,
     /// The NSM that serves it.
     pub(crate) nsm: NsmId,
+    /// NSMs from which it was moved, as long as they have sockets of its.
+    pub(crate) old_nsms: Vec<NsmId>,
+    /// What all of these share its chunks by, while there are several.
+    pub(crate) ledger: Option<SharedLedger>,
     pub(crate) limits: GuestLimits,
     pub(crate) flags: u64,
     /// By row.
@@ -193,6 +232,11 @@ impl Guest {
     /// Whether it is a VM: row 0 stands for its kernel, and the connection that made it for its life.
     pub(crate) fn is_vm(&self) -> bool {
         self.flags & CREATE_VM != 0
+    }
+
+    /// All NSMs that have sockets of its, the present one first.
+    pub(crate) fn all_nsms(&self) -> Vec<NsmId> {
+        [self.nsm].into_iter().chain(self.old_nsms.iter().copied()).collect()
     }
 
     /// What all its processes counted as not redirected, also those that ended.

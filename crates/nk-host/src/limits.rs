@@ -120,6 +120,14 @@ impl GuestLimits {
         (per_s > 0).then(|| Rate::with_burst(per_s, self.burst_ms, least))
     }
 
+    /// Each part of these limits for one of so many NSMs that have sockets of the guest: bytes are divided, so that together they are no
+    /// more than the guest's.
+    #[must_use]
+    pub fn divided(&self, nsms: usize) -> GuestLimits {
+        let n = nsms.max(1) as u64;
+        GuestLimits { out: self.out.div_ceil(n), input: self.input.div_ceil(n), ..*self }
+    }
+
     /// CoreEngine's part.
     #[must_use]
     pub fn engine(&self) -> nk_engine::Limits {

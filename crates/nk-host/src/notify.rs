@@ -10,21 +10,36 @@ use nk_engine::{GuestId, Notify, NsmId};
 
 use crate::{sys, watchdog};
 
+/// What the poll thread tells the control thread.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum News {
+    /// Every socket of the guest is done.
+    Idle(GuestId),
+    /// An NSM from which the guest was moved has none of its sockets any more.
+    Left(GuestId, NsmId),
+}
+
 /// The poll thread's way to reach guests, NSMs and the control thread.
 #[derive(Debug)]
 pub struct Notifier {
     /// Doorbells by guest, then queue set.
     guests: Vec<Vec<Option<OwnedFd>>>,
     nsms: HashMap<u8, OwnedFd>,
-    idle: Sender<GuestId>,
+    news: Sender<News>,
     control: Arc<OwnedFd>,
 }
 
 impl Notifier {
-    /// One that tells of idle guests by `idle`, and then rings `control`.
+    /// One that tells the control thread by `news`, and then rings `control`.
     #[must_use]
-    pub fn new(idle: Sender<GuestId>, control: Arc<OwnedFd>) -> Notifier {
-        Notifier { guests: Vec::new(), nsms: HashMap::new(), idle, control }
+    pub fn new(news: Sender<News>, control: Arc<OwnedFd>) -> Notifier {
+        Notifier { guests: Vec::new(), nsms: HashMap::new(), news, control }
+    }
+
+    fn tell(&mut self, news: News) {
+        if self.news.send(news).is_ok() {
+            sys::ring(self.control.as_raw_fd());
+        }
     }
 
     /// The doorbell of a queue set from now on; `None` takes it away.
@@ -79,8 +94,9 @@ impl Notify for Notifier {
         }
     }
     fn guest_idle(&mut self, guest: GuestId) {
-        if self.idle.send(guest).is_ok() {
-            sys::ring(self.control.as_raw_fd());
-        }
+        self.tell(News::Idle(guest));
+    }
+    fn nsm_left(&mut self, guest: GuestId, nsm: NsmId) {
+        self.tell(News::Left(guest, nsm));
     }
 }

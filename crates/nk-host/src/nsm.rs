@@ -23,7 +23,8 @@ pub mod command {
     /// b = how it calls the kernel, c = seconds for which it outlives its daemon, text = CPUs; the NSM's device, its doorbell, the
     /// engine's doorbell, the broker's socket.
     pub const START: u64 = 1;
-    /// b = guest, c = namespace, d = flags of its making; its memfd.
+    /// b = guest, c = namespace, d = flags of its making; its memfd. Where other NSMs have a part in its chunks also the ledger,
+    /// with text = this NSM's number there.
     pub const ADD_GUEST: u64 = 2;
     /// b = guest.
     pub const REMOVE_GUEST: u64 = 3;
@@ -37,11 +38,22 @@ pub mod command {
     /// nobody has used, and the rest as in [`START`], and a memfd. Answered with c, and d = bytes of the memfd: what the service has
     /// (`nk_engine::KeptGuest::parse`).
     pub const ADOPT: u64 = 7;
+    /// b = guest, c = the next NSM's number in the ledger, text = this NSM's; the ledger. That one has the guest's new sockets from now
+    /// on. What is given away is told first ([`super::note::MOVED`]). EAGAIN: not now.
+    pub const LEAVE: u64 = 8;
+    /// b = guest: this NSM has the guest's new sockets from now on.
+    pub const ENTER: u64 = 9;
+    /// b = key, text = how it was left; the socket, which another NSM gave away. Before it, for what it has received: [`UNREAD`].
+    pub const ADOPT_MOVED: u64 = 10;
+    /// b = guest: no other NSM has a part in its chunks any more.
+    pub const ALONE: u64 = 11;
+    /// b = key, text = chunks of some datagrams that wait to be read ([`super::unread_to_texts`]).
+    pub const UNREAD: u64 = 12;
 }
 
 /// What daemon and NSM process say to each other, on the control socket and over the device. A daemon goes on only with a process that
 /// speaks as it does.
-pub const PROTOCOL: u64 = 1;
+pub const PROTOCOL: u64 = 2;
 
 /// What the NSM reports unasked.
 pub mod note {
@@ -49,6 +61,10 @@ pub mod note {
     pub const LISTENER: u64 = 100;
     /// b = key.
     pub const LISTENER_GONE: u64 = 101;
+    /// b = key, text = how it is left; the socket: it is given away.
+    pub const MOVED: u64 = 102;
+    /// b = key, text = chunks of some datagrams that wait to be read; the socket's [`MOVED`] follows.
+    pub const UNREAD: u64 = 103;
 }
 
 /// The kernel stack over a broker; listeners are offered to the keeper where there is one.
@@ -70,6 +86,30 @@ pub fn kernel_stack(
         }
     }
     Ok(stack)
+}
+
+/// Chunks of datagrams as texts that fit into a message each.
+#[must_use]
+pub fn unread_to_texts(unread: &[Vec<u32>]) -> Vec<String> {
+    let mut texts: Vec<String> = Vec::new();
+    for chunks in unread {
+        let word = chunks.iter().map(|c| format!("{c:x}")).collect::<Vec<_>>().join(",");
+        match texts.last_mut() {
+            Some(t) if t.len() + 1 + word.len() <= nk_attach::TEXT_MAX => {
+                t.push(' ');
+                t.push_str(&word);
+            }
+            _ => texts.push(word),
+        }
+    }
+    texts
+}
+
+/// Undoes one of [`unread_to_texts`].
+#[must_use]
+pub fn unread_from_text(text: &str) -> Option<Vec<Vec<u32>>> {
+    let chunks = |word: &str| word.split(',').map(|c| u32::from_str_radix(c, 16).ok()).collect();
+    text.split(' ').map(chunks).collect()
 }
 
 /// Counters as text, in the order of [`GuestStats`]' fields.
@@ -151,6 +191,18 @@ pub fn probe(what: &str) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn chunks_of_datagrams_survive() {
+        let unread: Vec<Vec<u32>> =
+            (0..32).map(|n| (0..=n % 4).map(|c| n << 16 | c).collect()).collect();
+        let texts = unread_to_texts(&unread);
+        assert!(texts.len() > 1 && texts.iter().all(|t| t.len() <= nk_attach::TEXT_MAX));
+        let back: Vec<Vec<u32>> =
+            texts.iter().flat_map(|t| unread_from_text(t).expect("right")).collect();
+        assert_eq!(back, unread);
+        assert_eq!((unread_to_texts(&[]).len(), unread_from_text("x")), (0, None));
+    }
 
     #[test]
     fn counters_survive() {

@@ -20,6 +20,7 @@ pub mod generator;
 pub mod isolation;
 pub mod leaks;
 pub mod load;
+mod moves;
 pub mod nginx;
 mod nsms;
 pub mod process;

@@ -17,7 +17,7 @@ use crate::suite::{Group, Test};
 use crate::world::{Mode, Side, World, free_port, wait_for_listener};
 
 const PYTHON: &str = "/usr/bin/python3";
-const RECOVERY: Duration = Duration::from_secs(15);
+pub(crate) const RECOVERY: Duration = Duration::from_secs(15);
 /// Two NSMs in processes, each with a guest of its own.
 const TWO: &str = "
 [guest.one]
@@ -55,19 +55,19 @@ pub(crate) fn tests() -> Vec<Test> {
 
 /// An NSM as `nk nsm ls --json` has it.
 #[derive(Debug)]
-struct Nsm(Value);
+pub(crate) struct Nsm(Value);
 
 impl Nsm {
-    fn named(world: &World, name: &str) -> Result<Nsm> {
+    pub(crate) fn named(world: &World, name: &str) -> Result<Nsm> {
         let all: Vec<Value> = serde_json::from_str(&world.control(&["nsm", "ls", "--json"])?)?;
         let its = all.into_iter().find(|n| n.get("name").and_then(Value::as_str) == Some(name));
         Ok(Nsm(its.with_context(|| format!("nk nsm ls does not know {name:?}"))?))
     }
-    fn number(&self, key: &str) -> Result<u64> {
+    pub(crate) fn number(&self, key: &str) -> Result<u64> {
         let n = self.0.get(key).and_then(Value::as_u64);
         n.with_context(|| format!("{key}: {:?}", self.0))
     }
-    fn pid(&self) -> Result<u32> {
+    pub(crate) fn pid(&self) -> Result<u32> {
         Ok(u32::try_from(self.number("pid")?)?)
     }
     fn guests(&self) -> Vec<&str> {
@@ -77,7 +77,7 @@ impl Nsm {
 }
 
 /// The guests whose regions a process has mapped, by the names of their memfds.
-fn mapped(pid: u32) -> Result<Vec<String>> {
+pub(crate) fn mapped(pid: u32) -> Result<Vec<String>> {
     let maps = fs::read_to_string(format!("/proc/{pid}/maps"))?;
     let name = |line: &str| {
         let (_, rest) = line.split_once("/memfd:nk-")?;
@@ -89,7 +89,7 @@ fn mapped(pid: u32) -> Result<Vec<String>> {
     Ok(names)
 }
 
-fn start_named(world: &mut World, mode: Mode, name: &str) -> Result<Nginx> {
+pub(crate) fn start_named(world: &mut World, mode: Mode, name: &str) -> Result<Nginx> {
     world.name_guests(Some(name));
     let nginx = Nginx::start(world, mode.server);
     world.name_guests(None);
@@ -144,7 +144,7 @@ fn assigned(world: &mut World, mode: Mode) -> Result<String> {
 }
 
 /// One request over a connection of its own.
-fn ask(port: u16) -> Result<()> {
+pub(crate) fn ask(port: u16) -> Result<()> {
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
     let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(5))?;
     stream.set_read_timeout(Some(Duration::from_secs(5)))?;

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, anyhow};
 
 use crate::world::{Mode, Options, World};
-use crate::{cases, nsms, safety, tenants};
+use crate::{cases, moves, nsms, safety, tenants};
 
 /// Which of the suite's parts a test belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,6 +51,7 @@ pub fn tests() -> Vec<Test> {
     tests.extend(tenants::tests());
     tests.extend(safety::tests());
     tests.extend(nsms::tests());
+    tests.extend(moves::tests());
     tests
 }
 

@@ -239,6 +239,14 @@ impl World {
         Ok(found.into_iter().collect())
     }
 
+    /// The checksum of a file, by sha256sum.
+    pub fn sha256(&self, path: &str) -> Result<String> {
+        let words = ["/usr/bin/sha256sum", path];
+        let line = self.run(Side::Plain, &words, Duration::from_secs(60))?;
+        let sum = line.split_whitespace().next().context("sha256sum said nothing")?;
+        Ok(sum.to_owned())
+    }
+
     /// The binary's path as text.
     pub fn nk(&self) -> Result<&str> {
         let path = self.options.nk.as_deref().context("this run has no nk")?;

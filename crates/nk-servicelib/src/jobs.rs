@@ -16,10 +16,16 @@ use crate::{Connect, Errno, How, Key, Kind, Stack};
 
 /// Flag in `data` of [`Op::RowDead`] (`nk_engine::ROW_EXECED`).
 const ROW_EXECED: u64 = 1 << 32;
+/// Flag in `data` of [`Op::RowDead`] (`nk_engine::ROWS_TOLD`).
+const ROWS_TOLD: u64 = 1 << 33;
+/// Flag in `data` of [`Op::Refill`] (`nk_engine::LOW`).
+const LOW: u64 = 1;
 /// Flag in `data` of [`Op::RowLive`] (`nk_engine::ROW_ADOPTED`).
 const ROW_ADOPTED: u64 = 1;
 /// Flag in `data` of [`Op::Socket`] (`nk_engine::SOCKET_RENEWED`).
 const SOCKET_RENEWED: u64 = 1;
+/// Flag in `data` of [`Op::Socket`] and [`Op::Close`] (`nk_engine::OWED`).
+const OWED: u64 = 2;
 const TCP: u32 = libc::IPPROTO_TCP as u32;
 const UDP: u32 = libc::IPPROTO_UDP as u32;
 /// Bytes of an option's value that the element carries itself; a longer one is in a chunk.
@@ -47,10 +53,13 @@ impl<S: Stack> Ctx<'_, S> {
                 self.guest.row_live(row, follow, self.port);
             }
             Some(Op::RowDead) => {
+                if nqe.data & ROWS_TOLD != 0 {
+                    return self.guest.rows_told(nqe.size);
+                }
                 let below = (nqe.data & ROW_EXECED != 0).then_some(nqe.data as u32);
-                self.guest.row_dead(row, below);
+                self.guest.row_dead(row, below, nqe.size);
             }
-            Some(Op::Refill) => self.guest.top_up(row, true, self.port),
+            Some(Op::Refill) => self.guest.top_up(row, nqe.data & LOW == 0, self.port),
             Some(Op::GrantId) => {
                 self.guest.ids.push_back((nqe.socket, nqe.generation));
                 for key in core::mem::take(&mut self.guest.id_starved) {
@@ -78,6 +87,12 @@ impl<S: Stack> Ctx<'_, S> {
                 if !found {
                     self.reply(nqe, Err(Errno(libc::EBADF)));
                     if op == Op::Close {
+                        let device = self.guest.device;
+                        if let Some(cell) = device.cell(nqe.socket)
+                            && nqe.data & OWED != 0
+                        {
+                            self.free_published(key_of(nqe), cell);
+                        }
                         self.tell_closed(key_of(nqe), 0, 0);
                     }
                 }
@@ -130,6 +145,9 @@ impl<S: Stack> Ctx<'_, S> {
         if kind == Ok(Kind::Datagram)
             && let Some(cell) = device.cell(key.socket)
         {
+            if nqe.data & OWED != 0 {
+                self.free_published(key_of(nqe), cell);
+            }
             self.begin_datagrams(key, cell, &mut s, nqe.data & SOCKET_RENEWED != 0);
         }
         self.guest.put(key.socket, s);

@@ -8,8 +8,10 @@ mod gather;
 mod guest;
 mod jobs;
 mod kept;
+mod leases;
 mod limits;
 mod listener;
+mod moves;
 mod pool;
 mod port;
 mod rx;
@@ -21,9 +23,10 @@ mod turns;
 mod tx;
 
 use core::ops::Range;
-use nk_device::Device;
+use nk_device::{Device, Ledger};
 
 pub use limits::GuestLimits;
+pub use moves::{MovedAt, MovedSocket};
 pub use service::Service;
 pub use stack::{Connect, Datagram, Errno, How, Key, Kind, RawSpan, Sending, Stack, StackEvent};
 
@@ -36,8 +39,10 @@ pub struct GuestPool {
     pub device: Device,
     /// The key by which the stack opens its sockets.
     pub namespace: u64,
-    /// The chunks that this service may hand out (all of the device's, for a guest with one NSM).
+    /// The chunks that this service may hand out.
     pub pool: Range<u32>,
+    /// Where other services share them.
+    pub ledger: Option<Ledger>,
 }
 
 /// What a poll did.
@@ -49,6 +54,28 @@ pub struct PollResult {
     pub pending: bool,
     /// When to poll next if nothing happens, on the clock of `now_ns`.
     pub due_ns: Option<u64>,
+}
+
+impl GuestStats {
+    /// Together with what another service counted of the same guest, whose chunks they share.
+    #[must_use]
+    pub fn with(self, more: &GuestStats) -> GuestStats {
+        GuestStats {
+            sockets: self.sockets + more.sockets,
+            orphans: self.orphans + more.orphans,
+            bytes_sent: self.bytes_sent.wrapping_add(more.bytes_sent),
+            bytes_received: self.bytes_received.wrapping_add(more.bytes_received),
+            violations: self.violations + more.violations,
+            accept_failures: self.accept_failures + more.accept_failures,
+            datagrams_refused: self.datagrams_refused + more.datagrams_refused,
+            datagrams_dropped: self.datagrams_dropped + more.datagrams_dropped,
+            out_held: self.out_held + more.out_held,
+            out_held_ms: self.out_held_ms + more.out_held_ms,
+            in_held: self.in_held + more.in_held,
+            in_held_ms: self.in_held_ms + more.in_held_ms,
+            ..self
+        }
+    }
 }
 
 /// Counters of a guest.

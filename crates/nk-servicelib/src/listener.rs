@@ -10,12 +10,11 @@ use nk_device::sync::Ordering;
 use nk_device::{Addr, Cell, Nqe, Op, STREAM_SLOTS};
 
 use crate::service::{Ctx, Due, IN, Taken};
-use crate::socket::{Listener, Socket};
+use crate::socket::{Listener, PAUSE_MS_MIN, Socket};
 use crate::{Errno, Key, Stack};
 
 /// Connections accepted in one turn.
 const ROUNDS: usize = 16;
-const PAUSE_MS_MIN: u64 = 10;
 const PAUSE_MS_MAX: u64 = 500;
 
 /// Accepted sockets that may wait on the ring.
@@ -40,12 +39,7 @@ impl<S: Stack> Ctx<'_, S> {
     ) {
         s.set_local(cell, local);
         s.readable = true;
-        s.listener = Some(Box::new(Listener {
-            backlog,
-            behind: behind(backlog, 0),
-            pause_ms: PAUSE_MS_MIN,
-            paused_until_ms: 0,
-        }));
+        s.listener = Some(Box::new(Listener::new(backlog)));
         s.change(cell, SF_BOUND | SF_LISTENING, SF_FAILED | SF_DEAD | SF_EOF);
     }
 

@@ -1,30 +1,15 @@
-//! The chunk allocator of one guest: which chunk is whose. Private to the service; nothing here lies where a guest can write.
+//! The chunk allocator of one guest: which chunk is whose. Private to the service, or to the services that share the pool; nothing here
+//! lies where a guest can write.
 
 use core::ops::Range;
 use std::collections::VecDeque;
 
+use nk_device::Ledger;
+pub(crate) use nk_device::ledger::{Lease, Owner};
+
 /// Free chunks that are rotated through, first in first out, before untouched ones are taken: more than an L2 cache, less than an
 /// L3 (2 MiB measured best).
 const ROTATION: usize = 128;
-
-/// Whose a chunk is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Owner {
-    /// Nobody's.
-    Free,
-    /// Leased to a row for sending; the index on its grant ring.
-    Row(u16, u32),
-    /// Leased to a row that is dead, and named by a ring on which somebody may yet publish it.
-    Orphan,
-    /// Being sent.
-    Tx,
-    /// Being sent, and somebody may still write into it, behind what is sent.
-    Shared,
-    /// Sent, and somebody may still write into it.
-    Late,
-    /// Received, and not yet read.
-    Rx,
-}
 
 /// A guest's pool.
 #[derive(Debug)]
@@ -32,29 +17,33 @@ pub(crate) struct Pool {
     start: u32,
     /// Chunks of the range.
     size: u32,
-    /// As far as they were ever used; those beyond are free.
+    /// As far as they were ever used; those beyond are free. Nothing of this counts where there is a ledger.
     owners: Vec<Owner>,
+    /// Where the truth is while several services share the pool.
+    ledger: Option<Ledger>,
     /// How many may be in use.
     limit: u32,
+    /// Free chunks, by their place in the range. With a ledger: chunks that were free when they were last seen.
     free: VecDeque<u32>,
-    /// Chunks below this were used once.
+    /// Chunks below this were used once; with a ledger, where to look for free ones next.
     touched: u32,
-    pub(crate) leased: u32,
-    pub(crate) tx: u32,
-    pub(crate) rx: u32,
-    /// Those of [`Owner::Late`].
+    leased: u32,
+    tx: u32,
+    rx: u32,
+    /// Those of [`Owner::Late`] that are this service's.
     late: Vec<u32>,
     /// Something was freed since [`Pool::take_freed`].
     freed: bool,
 }
 
 impl Pool {
-    pub(crate) fn new(range: Range<u32>) -> Pool {
+    pub(crate) fn new(range: Range<u32>, ledger: Option<Ledger>) -> Pool {
         let n = range.end.saturating_sub(range.start);
         Pool {
             start: range.start,
             size: n,
             owners: Vec::new(),
+            ledger,
             limit: n,
             free: VecDeque::new(),
             touched: 0,
@@ -65,6 +54,104 @@ impl Pool {
             freed: false,
         }
     }
+
+    // ---- one service, or several ----
+
+    /// The ledger, where other services share the pool.
+    pub(crate) fn ledger(&self) -> Option<Ledger> {
+        self.ledger
+    }
+
+    /// From now on the truth is in a fresh ledger, which others may share.
+    pub(crate) fn begin_ledger(&mut self, ledger: Ledger) {
+        for (i, owner) in (0..self.size).zip(&self.owners) {
+            if *owner != Owner::Free {
+                ledger.enter(self.start + i, *owner);
+            }
+        }
+        self.owners = Vec::new();
+        self.ledger = Some(ledger);
+        self.touched = self.touched.checked_rem(self.size).unwrap_or(0);
+    }
+
+    /// Nobody else shares the pool any more.
+    pub(crate) fn end_ledger(&mut self, is_written: impl Fn(u32) -> bool) {
+        let Some(ledger) = self.ledger.take() else { return };
+        let mut owners = Vec::new();
+        for chunk in self.start..self.start + self.size {
+            // What another service had went with it.
+            owners.push(match ledger.owner(chunk).unwrap_or(Owner::Free) {
+                Owner::Other if is_written(chunk) => {
+                    self.late.push(chunk);
+                    Owner::Late
+                }
+                Owner::Other => Owner::Free,
+                owner => owner,
+            });
+        }
+        while owners.last() == Some(&Owner::Free) {
+            owners.pop();
+        }
+        let indices = || (0u32..).zip(&owners);
+        self.free = indices().filter(|(_, o)| **o == Owner::Free).map(|(i, _)| i).collect();
+        self.touched = owners.len() as u32;
+        let count = |f: fn(&Owner) -> bool| owners.iter().filter(|o| f(o)).count() as u32;
+        self.leased = count(|o| matches!(o, Owner::Row(..) | Owner::Orphan));
+        self.tx = count(|o| matches!(o, Owner::Tx | Owner::Shared | Owner::Late));
+        self.rx = count(|o| *o == Owner::Rx);
+        self.owners = owners;
+        self.freed = true;
+    }
+
+    /// Chunks leased, being sent, and received; by all services that share the pool.
+    pub(crate) fn counts(&self) -> [u32; 3] {
+        self.ledger.map_or([self.leased, self.tx, self.rx], |l| l.counts())
+    }
+
+    fn used(&self) -> u32 {
+        self.counts().into_iter().fold(0, u32::saturating_add)
+    }
+
+    /// Makes a chunk somebody's, if it still is `from`'s.
+    fn change(&mut self, chunk: u32, from: Owner, to: Owner) -> bool {
+        if let Some(ledger) = self.ledger {
+            return ledger.change(chunk, from, to);
+        }
+        let Some(o) = self.slot(chunk).filter(|o| **o == from) else { return false };
+        *o = to;
+        for (owner, add) in [(from, u32::MAX), (to, 1)] {
+            let counter = match owner {
+                Owner::Free | Owner::Other => continue,
+                Owner::Row(..) | Owner::Orphan => &mut self.leased,
+                Owner::Tx | Owner::Shared | Owner::Late => &mut self.tx,
+                Owner::Rx => &mut self.rx,
+            };
+            *counter = counter.wrapping_add(add);
+        }
+        true
+    }
+
+    fn place(&self, chunk: u32) -> Option<u32> {
+        chunk.checked_sub(self.start).filter(|i| *i < self.size)
+    }
+
+    fn slot(&mut self, chunk: u32) -> Option<&mut Owner> {
+        let i = self.place(chunk)? as usize;
+        if self.owners.len() <= i {
+            self.owners.resize(i + 1, Owner::Free);
+        }
+        self.owners.get_mut(i)
+    }
+
+    pub(crate) fn owner(&self, chunk: u32) -> Option<Owner> {
+        let i = self.place(chunk)?;
+        match self.ledger {
+            Some(ledger) => ledger.owner(chunk),
+            None => Some(self.owners.get(i as usize).copied().unwrap_or(Owner::Free)),
+        }
+    }
+
+    // ---- limits ----
 
     /// How many chunks there are to be used.
     pub(crate) fn total(&self) -> u32 {
@@ -78,8 +165,11 @@ impl Pool {
     }
 
     pub(crate) fn available(&self) -> u32 {
-        let there = self.free.len() + (self.size - self.touched) as usize;
-        self.limit.saturating_sub(self.leased + self.tx + self.rx).min(there as u32)
+        let there = match self.ledger {
+            Some(_) => self.size.saturating_sub(self.used()),
+            None => (self.free.len() + (self.size - self.touched) as usize) as u32,
+        };
+        self.limit.saturating_sub(self.used()).min(there)
     }
 
     pub(crate) fn has_freed(&self) -> bool {
@@ -90,102 +180,100 @@ impl Pool {
         core::mem::take(&mut self.freed)
     }
 
-    fn slot(&mut self, chunk: u32) -> Option<&mut Owner> {
-        let i = chunk.checked_sub(self.start).filter(|i| *i < self.size)? as usize;
-        if self.owners.len() <= i {
-            self.owners.resize(i + 1, Owner::Free);
-        }
-        self.owners.get_mut(i)
-    }
-
-    pub(crate) fn owner(&self, chunk: u32) -> Option<Owner> {
-        let i = chunk.checked_sub(self.start).filter(|i| *i < self.size)? as usize;
-        Some(self.owners.get(i).copied().unwrap_or(Owner::Free))
-    }
+    // ---- taking and freeing ----
 
     fn take(&mut self, owner: Owner) -> Option<u32> {
         if self.available() == 0 {
             return None;
         }
-        let i = if self.free.len() < ROTATION && self.touched < self.size {
-            self.touched += 1;
-            self.touched - 1
-        } else {
-            // What adoption took from the middle is skipped.
-            loop {
-                let i = self.free.pop_front()?;
-                if self.owners.get(i as usize) == Some(&Owner::Free) {
-                    break i;
-                }
-            }
-        };
-        match self.slot(self.start + i) {
-            Some(o) if *o == Owner::Free => *o = owner,
-            // Adopted by a row before it was ever taken here.
-            _ => return self.take(owner),
+        if self.ledger.is_some() {
+            return self.take_shared(owner);
         }
-        Some(self.start + i)
+        loop {
+            let i = if self.free.len() < ROTATION && self.touched < self.size {
+                self.touched += 1;
+                self.touched - 1
+            } else {
+                self.free.pop_front()?
+            };
+            // Else adopted by a row before it was ever taken here, or out of the middle.
+            if self.change(self.start + i, Owner::Free, owner) {
+                return Some(self.start + i);
+            }
+        }
+    }
+
+    /// Of the chunks that were free when they were last seen one that still is, else any that is.
+    fn take_shared(&mut self, owner: Owner) -> Option<u32> {
+        while let Some(i) = self.free.pop_front() {
+            if self.change(self.start + i, Owner::Free, owner) {
+                return Some(self.start + i);
+            }
+        }
+        for _ in 0..self.size {
+            let chunk = self.start + self.touched;
+            self.touched = (self.touched + 1) % self.size;
+            if self.change(chunk, Owner::Free, owner) {
+                return Some(chunk);
+            }
+        }
+        None
     }
 
     /// How many chunks may be leased for sending now: three quarters of the pool at most are on that side.
     pub(crate) fn leasable(&self) -> u32 {
-        (self.total() / 4 * 3).saturating_sub(self.leased + self.tx).min(self.available())
+        let [leased, tx, _] = self.counts();
+        (self.total() / 4 * 3).saturating_sub(leased.saturating_add(tx)).min(self.available())
     }
 
-    /// Leases a chunk to a row, as number `index` on its grant ring.
-    pub(crate) fn lease(&mut self, row: u16, index: u32) -> Option<u32> {
+    /// Leases a chunk to a row.
+    pub(crate) fn lease(&mut self, lease: Lease) -> Option<u32> {
         if self.leasable() == 0 {
             return None;
         }
-        let chunk = self.take(Owner::Row(row, index))?;
-        self.leased += 1;
-        Some(chunk)
+        self.take(Owner::Row(lease))
     }
 
     /// Enters a lease that another service made.
-    pub(crate) fn adopt_lease(&mut self, chunk: u32, row: u16, index: u32) -> bool {
-        match self.slot(chunk) {
-            Some(o) if *o == Owner::Free => {
-                *o = Owner::Row(row, index);
-                self.leased += 1;
-                true
-            }
-            _ => false,
-        }
+    pub(crate) fn adopt_lease(&mut self, chunk: u32, lease: Lease) -> bool {
+        self.change(chunk, Owner::Free, Owner::Row(lease))
     }
 
     /// A chunk for receiving: five eighths of the pool at most, and a socket that has many gets none when these get short.
     pub(crate) fn take_rx(&mut self, has: usize) -> Option<u32> {
         let share = self.total() / 8;
-        if self.rx >= share * 5 || (self.rx >= share * 4 && has >= 4) {
+        let [_, _, rx] = self.counts();
+        if rx >= share * 5 || (rx >= share * 4 && has >= 4) {
             return None;
         }
-        let chunk = self.take(Owner::Rx)?;
-        self.rx += 1;
-        Some(chunk)
+        self.take(Owner::Rx)
     }
 
     /// A guest's descriptor names a chunk to send: it must be leased, and not be on its way already. Returns the row that had it.
     pub(crate) fn begin_tx(&mut self, chunk: u32) -> Option<Option<u16>> {
-        let o = self.slot(chunk)?;
-        let row = match *o {
-            Owner::Row(row, _) => Some(row),
-            Owner::Orphan => None,
-            _ => return None,
-        };
-        *o = Owner::Tx;
-        self.leased = self.leased.saturating_sub(1);
-        self.tx += 1;
-        Some(row)
+        // Meanwhile the service that leased it may hear that its row died: that is a change from one to the other, and no more.
+        for _ in 0..3 {
+            let owner = self.owner(chunk)?;
+            let row = match owner {
+                Owner::Row(lease) => Some(lease.row),
+                Owner::Orphan => None,
+                _ => return None,
+            };
+            if self.change(chunk, owner, Owner::Tx) {
+                return Some(row);
+            }
+        }
+        None
+    }
+
+    /// What was taken to be sent stands on its ring as before: another service takes it.
+    pub(crate) fn untake_tx(&mut self, chunk: u32) {
+        self.change(chunk, Owner::Tx, Owner::Orphan);
     }
 
     /// Somebody may write into a chunk that is being sent: it comes back only by [`Pool::settle`].
     pub(crate) fn share(&mut self, chunk: u32) {
-        if let Some(o) = self.slot(chunk)
-            && *o == Owner::Tx
-        {
-            *o = Owner::Shared;
-        }
+        self.change(chunk, Owner::Tx, Owner::Shared);
     }
 
     pub(crate) fn has_late(&self) -> bool {
@@ -197,63 +285,68 @@ impl Pool {
         for chunk in core::mem::take(&mut self.late) {
             if is_written(chunk) {
                 self.late.push(chunk);
-            } else if let Some(o) = self.slot(chunk) {
-                *o = Owner::Tx;
-                self.free(chunk);
+            } else if self.change(chunk, Owner::Late, Owner::Free) {
+                self.note_free(chunk);
             }
         }
     }
 
     /// A dead row's chunk stays out, because a ring names it.
-    pub(crate) fn orphan(&mut self, chunk: u32, row: u16) {
-        if let Some(o) = self.slot(chunk)
-            && matches!(*o, Owner::Row(r, _) if r == row)
-        {
-            *o = Owner::Orphan;
+    pub(crate) fn orphan(&mut self, chunk: u32) {
+        if let Some(o @ Owner::Row(_)) = self.owner(chunk) {
+            self.change(chunk, o, Owner::Orphan);
         }
     }
 
     /// Gives a chunk back.
     pub(crate) fn free(&mut self, chunk: u32) {
-        let Some(o) = self.slot(chunk) else { return };
-        match *o {
-            Owner::Free | Owner::Late => return,
-            Owner::Shared => {
-                *o = Owner::Late;
-                self.late.push(chunk);
-                return;
+        match self.owner(chunk) {
+            None | Some(Owner::Free | Owner::Late | Owner::Other) => {}
+            Some(Owner::Shared) => {
+                if self.change(chunk, Owner::Shared, Owner::Late) {
+                    self.late.push(chunk);
+                }
             }
-            Owner::Row(..) | Owner::Orphan => self.leased = self.leased.saturating_sub(1),
-            Owner::Tx => self.tx = self.tx.saturating_sub(1),
-            Owner::Rx => self.rx = self.rx.saturating_sub(1),
+            Some(owner) => {
+                if self.change(chunk, owner, Owner::Free) {
+                    self.note_free(chunk);
+                }
+            }
         }
-        if let Some(o) = self.slot(chunk) {
-            *o = Owner::Free;
-        }
+    }
+
+    fn note_free(&mut self, chunk: u32) {
+        let Some(i) = self.place(chunk) else { return };
         self.freed = true;
-        let i = chunk - self.start;
-        if i < self.touched {
+        let is_worth_noting = match self.ledger {
+            // Whoever sends what another leases frees more than it takes.
+            Some(_) => self.free.len() < ROTATION,
+            None => i < self.touched,
+        };
+        if is_worth_noting {
             self.free.push_back(i);
         }
     }
 
     /// Gives a chunk back that was taken and not touched: it is the next to be taken.
     pub(crate) fn untake_rx(&mut self, chunk: u32) {
-        if let Some(o) = self.slot(chunk)
-            && *o == Owner::Rx
-        {
-            *o = Owner::Free;
-            self.rx = self.rx.saturating_sub(1);
+        if self.change(chunk, Owner::Rx, Owner::Free) {
             self.free.push_front(chunk - self.start);
         }
     }
 
-    /// Chunks leased to a row, with their indices on its grant ring.
-    pub(crate) fn leases_of(&self, row: u16) -> impl Iterator<Item = (u32, u32)> {
-        self.owners.iter().enumerate().filter_map(move |(i, o)| match o {
-            Owner::Row(r, index) if *r == row => Some((self.start + i as u32, *index)),
+    /// Chunks leased to rows.
+    pub(crate) fn leases(&self) -> impl Iterator<Item = (u32, Lease)> {
+        let known = self.ledger.map_or(self.owners.len() as u32, |_| self.size);
+        (self.start..self.start + known).filter_map(|chunk| match self.owner(chunk) {
+            Some(Owner::Row(lease)) => Some((chunk, lease)),
             _ => None,
         })
+    }
+
+    /// Chunks leased to a row.
+    pub(crate) fn leases_of(&self, row: u16) -> impl Iterator<Item = (u32, Lease)> {
+        self.leases().filter(move |(_, lease)| lease.row == row)
     }
 }
 
@@ -262,10 +355,14 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    fn lease(row: u16, index: u32) -> Lease {
+        Lease { row, life: 0, index }
+    }
+
     #[test]
     fn a_chunk_is_sent_once_per_lease() {
-        let mut p = Pool::new(10..18);
-        let c = p.lease(3, 0).expect("chunk");
+        let mut p = Pool::new(10..18, None);
+        let c = p.lease(lease(3, 0)).expect("chunk");
         assert_eq!(p.begin_tx(c), Some(Some(3)));
         assert_eq!(p.begin_tx(c), None, "twice");
         assert_eq!(p.begin_tx(9), None, "below the pool");
@@ -275,62 +372,63 @@ mod tests {
         p.free(c);
         assert_eq!(p.begin_tx(c), None, "free");
         p.free(r);
-        assert_eq!((p.available(), p.leased, p.tx, p.rx), (8, 0, 0, 0));
+        assert_eq!((p.available(), p.counts()), (8, [0; 3]));
     }
 
     #[test]
     fn neither_side_takes_all() {
-        let mut p = Pool::new(0..64);
+        let mut p = Pool::new(0..64, None);
         let mut leased = 0;
-        while p.lease(1, leased).is_some() {
+        while p.lease(lease(1, leased)).is_some() {
             leased += 1;
         }
         assert_eq!(leased, 48);
         assert!(p.take_rx(0).is_some());
-        let mut p = Pool::new(0..64);
+        let mut p = Pool::new(0..64, None);
         let mut taken = 0;
         while p.take_rx(taken).is_some() {
             taken += 1;
         }
         assert_eq!(taken, 32, "a socket with many stops at half");
         assert!(p.take_rx(0).is_some(), "one with none goes on");
-        assert!(p.lease(1, 0).is_some());
+        assert!(p.lease(lease(1, 0)).is_some());
     }
 
     #[test]
     fn what_somebody_may_write_into_comes_back_later() {
-        let mut p = Pool::new(0..8);
-        let c = p.lease(1, 0).expect("chunk");
+        let mut p = Pool::new(0..8, None);
+        let c = p.lease(lease(1, 0)).expect("chunk");
         assert_eq!(p.begin_tx(c), Some(Some(1)));
         p.share(c);
         p.free(c);
-        assert_eq!((p.owner(c), p.tx), (Some(Owner::Late), 1));
+        assert_eq!((p.owner(c), p.counts()), (Some(Owner::Late), [0, 1, 0]));
         assert_eq!(p.begin_tx(c), None, "nobody's to send");
         p.settle(|_| true);
         assert_eq!(p.owner(c), Some(Owner::Late));
         p.settle(|_| false);
-        assert_eq!((p.owner(c), p.tx, p.has_late()), (Some(Owner::Free), 0, false));
+        assert_eq!((p.owner(c), p.counts(), p.has_late()), (Some(Owner::Free), [0; 3], false));
     }
 
     proptest! {
         #[test]
         fn counts_agree_whatever_is_done(steps in proptest::collection::vec((0u8..8, 0u32..40), 1..400)) {
-            let mut p = Pool::new(4..36);
+            let mut p = Pool::new(4..36, None);
             for (what, chunk) in steps {
                 match what {
-                    0 => { p.lease(1, chunk); }
+                    0 => { p.lease(lease(1, chunk)); }
                     1 => { p.take_rx(chunk as usize % 6); }
                     2 => { p.begin_tx(chunk); }
-                    3 => p.orphan(chunk, 1),
-                    4 => { p.adopt_lease(chunk, 2, 0); }
+                    3 => p.orphan(chunk),
+                    4 => { p.adopt_lease(chunk, lease(2, 0)); }
                     5 => p.share(chunk),
                     6 => p.settle(|c| c % 2 == chunk % 2),
                     _ => p.free(chunk),
                 }
                 let count = |f: fn(&Owner) -> bool| (4..36).filter(|c| p.owner(*c).is_some_and(|o| f(&o))).count() as u32;
-                prop_assert_eq!(count(|o| matches!(o, Owner::Row(..) | Owner::Orphan)), p.leased);
-                prop_assert_eq!(count(|o| matches!(o, Owner::Tx | Owner::Shared | Owner::Late)), p.tx);
-                prop_assert_eq!(count(|o| *o == Owner::Rx), p.rx);
+                let leased = count(|o| matches!(o, Owner::Row(..) | Owner::Orphan));
+                let tx = count(|o| matches!(o, Owner::Tx | Owner::Shared | Owner::Late));
+                let rx = count(|o| *o == Owner::Rx);
+                prop_assert_eq!([leased, tx, rx], p.counts());
             }
         }
     }

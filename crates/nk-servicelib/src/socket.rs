@@ -22,6 +22,16 @@ pub(crate) struct Listener {
     pub(crate) paused_until_ms: u64,
 }
 
+/// How long accepting rests at first when something is wanting.
+pub(crate) const PAUSE_MS_MIN: u64 = 10;
+
+impl Listener {
+    pub(crate) fn new(backlog: u32) -> Listener {
+        let behind = crate::listener::behind(backlog, 0);
+        Listener { backlog, behind, pause_ms: PAUSE_MS_MIN, paused_until_ms: 0 }
+    }
+}
+
 /// A synchronous wait for everything to be acknowledged.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Drain {
@@ -128,6 +138,20 @@ impl<T> Socket<T> {
 
     pub(crate) fn has(&self, bits: u32) -> bool {
         self.state & bits != 0
+    }
+
+    pub(crate) fn state(&self) -> u32 {
+        self.state
+    }
+
+    /// The number of the last error that was posted.
+    pub(crate) fn error_seq(&self) -> u32 {
+        self.error_seq
+    }
+
+    /// What its cell says already.
+    pub(crate) fn set_known(&mut self, state: u32, error_seq: u32) {
+        (self.state, self.error_seq) = (state, error_seq);
     }
 
     /// Changes the state and tells the guest.

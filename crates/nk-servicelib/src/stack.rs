@@ -148,6 +148,18 @@ pub trait Stack {
     fn adopt(&mut self, _namespace: u64, _fd: OwnedFd) -> Result<Self::Socket, Errno> {
         Err(Errno(libc::EOPNOTSUPP))
     }
+    /// Gives a socket away, to be taken by another NSM ([`Stack::take`]); back, where that cannot be done. It is neither closed nor
+    /// forgotten by who keeps it.
+    ///
+    /// # Errors
+    /// The socket itself.
+    fn give(&mut self, socket: Self::Socket) -> Result<OwnedFd, Self::Socket> {
+        Err(socket)
+    }
+    /// Takes a socket that another NSM gave away.
+    fn take(&mut self, _fd: OwnedFd) -> Result<Self::Socket, Errno> {
+        Err(Errno(libc::EOPNOTSUPP))
+    }
     /// Binds.
     fn bind(&mut self, socket: &Self::Socket, addr: &Addr) -> Result<(), Errno>;
     /// Listens with the given kernel backlog. `key` names the listener for who keeps it over the NSM's death.

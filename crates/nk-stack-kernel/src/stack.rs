@@ -120,6 +120,16 @@ impl Stack for KernelStack {
         }
     }
 
+    fn give(&mut self, socket: OwnedFd) -> Result<OwnedFd, OwnedFd> {
+        // Registered it would go on to be told here, wherever the descriptor is. One that was never watched is not registered.
+        let _ = sys::epoll_ctl(&self.epoll, libc::EPOLL_CTL_DEL, socket.as_fd(), 0, 0);
+        Ok(socket)
+    }
+
+    fn take(&mut self, fd: OwnedFd) -> Result<OwnedFd, Errno> {
+        Ok(fd)
+    }
+
     fn bind(&mut self, socket: &OwnedFd, addr: &Addr) -> Result<(), Errno> {
         sys::bind(socket, &SockAddr::from_addr(addr)?)
     }

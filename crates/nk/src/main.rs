@@ -76,7 +76,7 @@ Exit status: the command's; 126 when it cannot be run as a guest, 127 when it is
         #[command(flatten)]
         from: query::From,
     },
-    /// Change a running guest
+    /// Change a running guest: its limits, its NSM
     Guest {
         #[command(subcommand)]
         command: order::GuestCommand,

@@ -15,6 +15,25 @@ pub(crate) enum GuestCommand {
 Rates have units: kbit/s, Mbit/s, Gbit/s, kB/s, MB/s, GB/s. `nk guests --json` shows limits and what they held back.
 The next SIGHUP of the daemon puts the configuration's limits in force again.")]
     Limit(Limit),
+    /// Move a running guest to another NSM: new connections and listeners at once, its connections end where they are
+    #[command(after_help = "\
+No request fails: connections that wait to be accepted, and those that come meanwhile, are served. `nk guests` and `nk nsm ls` show
+where a guest is, and what it still has on the NSM that it left. Should that one die, its connections alone are reset.")]
+    Move {
+        /// The guest's name
+        guest: String,
+        /// The NSM, as `nk nsm ls` names it
+        #[arg(long, value_name = "NSM")]
+        to: String,
+        /// Attach socket of its daemon [default: any daemon that has the guest]
+        #[arg(long, value_name = "SOCKET")]
+        engine: Option<PathBuf>,
+    },
+    /// List guests: as `nk guests`
+    Ls {
+        #[command(flatten)]
+        from: crate::query::From,
+    },
 }
 
 #[derive(Debug, clap::Args)]
@@ -62,7 +81,20 @@ impl clap::FromArgMatches for Changes {
 }
 
 pub(crate) fn guest(command: &GuestCommand) -> Result<(), Failure> {
-    let GuestCommand::Limit(l) = command;
+    match command {
+        GuestCommand::Limit(l) => limit(l),
+        GuestCommand::Move { guest, to, engine } => {
+            if [guest, to].iter().any(|name| name.is_empty() || name.contains(char::is_whitespace))
+            {
+                return Err(Failure::new(2, "a guest and an NSM are named by one word each"));
+            }
+            give(engine.as_ref(), &format!("move {guest} {to}"), guest)
+        }
+        GuestCommand::Ls { from } => crate::query::guests(from),
+    }
+}
+
+fn limit(l: &Limit) -> Result<(), Failure> {
     let words: Vec<String> = l.changes.0.iter().map(ToString::to_string).collect();
     if words.is_empty() {
         return Err(Failure::new(2, "say which limit is to change: see `nk guest limit --help`"));

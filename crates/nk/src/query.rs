@@ -152,8 +152,14 @@ pub(crate) fn guests(from: &From) -> Result<(), Failure> {
                 .and_then(Value::as_array)
                 .map(|p| p.iter().map(|p| text(p, "pid")).collect())
                 .unwrap_or_default();
+            // Where it is, and behind a plus how many sockets it still has where it was.
+            let now = text(g, "nsm_name");
+            let by_nsm = g.get("nsm_sockets").and_then(Value::as_object);
+            let left = by_nsm.into_iter().flatten().filter(|(name, _)| **name != now);
+            let left: Vec<String> = left.map(|(name, n)| format!("+{name}:{n}")).collect();
             vec![
                 text(g, "name"),
+                now + &left.concat(),
                 text(g, "id"),
                 text(g, "uid"),
                 text(e, "sockets"),
@@ -166,9 +172,10 @@ pub(crate) fn guests(from: &From) -> Result<(), Failure> {
             ]
         })
         .collect();
-    let header =
-        ["GUEST", "ID", "UID", "SOCKETS", "OPEN", "EVER", "SENT", "RECEIVED", "NAMES", "PIDS"];
-    table(&header, &[1, 2, 3, 4, 5, 6, 7, 8], &cells);
+    let header = [
+        "GUEST", "NSM", "ID", "UID", "SOCKETS", "OPEN", "EVER", "SENT", "RECEIVED", "NAMES", "PIDS",
+    ];
+    table(&header, &[2, 3, 4, 5, 6, 7, 8, 9], &cells);
     Ok(())
 }
 
@@ -185,15 +192,18 @@ pub(crate) fn flows(from: &From) -> Result<(), Failure> {
         "local",
         "peer",
         "guest",
+        "nsm",
         "pids",
         "bytes_sent",
         "bytes_received",
     ];
     let cells: Vec<Vec<String>> =
         rows.iter().map(|f| keys.iter().map(|k| text(f, k)).collect()).collect();
-    let header =
-        ["NETID", "STATE", "RECV-Q", "SEND-Q", "LOCAL", "PEER", "GUEST", "PID", "SENT", "RECEIVED"];
-    table(&header, &[2, 3, 8, 9], &cells);
+    let header = [
+        "NETID", "STATE", "RECV-Q", "SEND-Q", "LOCAL", "PEER", "GUEST", "NSM", "PID", "SENT",
+        "RECEIVED",
+    ];
+    table(&header, &[2, 3, 9, 10], &cells);
     Ok(())
 }
 

@@ -10,13 +10,15 @@ use std::time::{Duration, Instant};
 use nk_attach::{Fds, Kind, Message};
 use nk_device::patience::Patience;
 use nk_device::{Addr, Layout};
-use nk_servicelib::{Errno, GuestPool, Key, Service, Stack};
+use nk_servicelib::{Errno, GuestPool, Key, MovedAt, MovedSocket, Service, Stack};
 use nk_stack_kernel::{KernelStack, ListenerKeeper};
 
 use super::broker::{RemoteBroker, Way};
-use super::{PROTOCOL, command, format_stats, kernel_stack, note};
+use super::{
+    PROTOCOL, command, format_stats, kernel_stack, note, unread_from_text, unread_to_texts,
+};
 use crate::config::Io;
-use crate::guest::{Region, layout};
+use crate::guest::{Region, SharedLedger, layout};
 use crate::poll::{now_ns, wait_ms};
 use crate::sys;
 
@@ -42,6 +44,16 @@ impl ListenerKeeper for Notes {
 
 type Command = (Message, Fds, mpsc::SyncSender<Message>);
 
+fn os(errno: i32) -> io::Error {
+    io::Error::from_raw_os_error(errno)
+}
+
+/// The ledger that comes with a command whose text says which number this NSM has there.
+fn shared_ledger(m: &Message, memfd: OwnedFd, layout: Layout) -> io::Result<SharedLedger> {
+    let number = m.text().and_then(|t| t.parse().ok()).ok_or_else(|| os(libc::EINVAL))?;
+    SharedLedger::map(memfd, layout, number)
+}
+
 /// The NSM's poll thread.
 struct Worker {
     service: Service<KernelStack>,
@@ -49,6 +61,12 @@ struct Worker {
     own: Region,
     /// Guests' regions, mapped for as long as the service knows the guest.
     regions: HashMap<u16, Region>,
+    /// Of guests that other NSMs serve too: how the pool is shared. Mapped for as long as the service looks at it.
+    ledgers: HashMap<u16, SharedLedger>,
+    /// By key: what sockets that will be adopted have received.
+    unread: HashMap<u64, Vec<Vec<u32>>>,
+    /// To tell of sockets that are given away.
+    control: Arc<OwnedFd>,
     commands: Receiver<Command>,
     engine_bell: Arc<OwnedFd>,
 }
@@ -188,10 +206,10 @@ fn begin(
     let notes = Notes(control.clone());
     let how = Io::from_word(start.b);
     let mut stack = kernel_stack(Box::new(RemoteBroker(way.clone())), Some(Box::new(notes)), how)?;
-    let os = |e: Errno| io::Error::from_raw_os_error(e.0);
-    stack.add_waker(bell.as_fd(), 0).map_err(os)?;
+    let errno = |e: Errno| os(e.0);
+    stack.add_waker(bell.as_fd(), 0).map_err(errno)?;
     let command_bell = sys::eventfd()?;
-    stack.add_waker(command_bell.as_fd(), 0).map_err(os)?;
+    stack.add_waker(command_bell.as_fd(), 0).map_err(errno)?;
     super::confine::give_up_privileges()?;
     let (sender, commands) = mpsc::channel();
     let service = Service::new(stack, region.device);
@@ -199,6 +217,9 @@ fn begin(
         service,
         own: region,
         regions: HashMap::new(),
+        ledgers: HashMap::new(),
+        unread: HashMap::new(),
+        control: control.clone(),
         commands,
         engine_bell: Arc::new(engine_bell),
     };
@@ -228,7 +249,8 @@ impl Worker {
                             let done = self.adopt(&m, &mut fds, &mut answer);
                             done.map_or_else(|e| e.raw_os_error().unwrap_or(libc::EIO), |()| 0)
                         } else {
-                            self.command(&m, fds.take(0).map(sys::own), &mut answer)
+                            let fds = [fds.take(0), fds.take(1)];
+                            self.command(&m, fds.map(|fd| fd.map(sys::own)), &mut answer)
                         };
                         let _ = reply.send(answer);
                         busy = true;
@@ -264,6 +286,9 @@ impl Worker {
         let stack = self.service.stack_mut();
         stack.add_waker(bell.as_fd(), 0).map_err(|e| io::Error::from_raw_os_error(e.0))?;
         let words = self.service.keep(region.device, now_ns());
+        // Guests that it does not go on with.
+        self.regions.retain(|guest, _| self.service.stats(*guest).is_some());
+        self.ledgers.retain(|guest, _| self.service.stats(*guest).is_some());
         self.own = region;
         self.engine_bell = Arc::new(engine_bell);
         let bytes: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
@@ -272,28 +297,107 @@ impl Worker {
         Ok(())
     }
 
-    /// Does what the daemon asks; returns an errno or 0.
-    fn command(&mut self, m: &Message, fd: Option<OwnedFd>, answer: &mut Message) -> i32 {
+    fn settle(&mut self) -> bool {
+        let bell = self.engine_bell.as_raw_fd();
+        self.service.settle(now_ns(), &mut || {
+            sys::ring(bell);
+        })
+    }
+
+    fn add_guest(
+        &mut self,
+        m: &Message,
+        memfd: OwnedFd,
+        ledger: Option<OwnedFd>,
+    ) -> io::Result<()> {
         let guest = m.b as u16;
+        let region = Region::map(memfd, layout(m.d))?;
+        let device = region.device;
+        let ledger = ledger.map(|fd| shared_ledger(m, fd, device.layout())).transpose()?;
+        self.service.add_guest(GuestPool {
+            guest,
+            device,
+            namespace: m.c,
+            pool: 0..device.layout().chunks,
+            ledger: ledger.as_ref().map(|l| l.ledger),
+        });
+        self.regions.insert(guest, region);
+        match ledger {
+            Some(ledger) => self.ledgers.insert(guest, ledger),
+            None => self.ledgers.remove(&guest),
+        };
+        Ok(())
+    }
+
+    /// The guest's new sockets are another NSM's from now on.
+    fn leave(&mut self, m: &Message, memfd: OwnedFd) -> io::Result<()> {
+        let guest = m.b as u16;
+        let region = self.regions.get(&guest).ok_or_else(|| os(libc::ENOENT))?;
+        let layout = region.device.layout();
+        if !self.settle() {
+            return Err(os(libc::EAGAIN));
+        }
+        let ledger = match self.ledgers.remove(&guest) {
+            Some(ledger) => ledger,
+            None => shared_ledger(m, memfd, layout)?,
+        };
+        let moved = self.service.leave(guest, ledger.ledger, m.c as u8);
+        self.ledgers.insert(guest, ledger);
+        for socket in moved {
+            for text in unread_to_texts(&socket.unread) {
+                let mut told = Message::new(Kind::Nsm).with_text(&text);
+                (told.a, told.b) = (note::UNREAD, socket.key.to_word());
+                nk_attach::send(self.control.as_raw_fd(), &told, &[]).map_err(os)?;
+            }
+            let mut told = Message::new(Kind::Nsm).with_text(&socket.at.to_text());
+            (told.a, told.b) = (note::MOVED, socket.key.to_word());
+            nk_attach::send(self.control.as_raw_fd(), &told, &[socket.fd.as_raw_fd()])
+                .map_err(os)?;
+        }
+        Ok(())
+    }
+
+    /// Does what the daemon asks; returns an errno or 0.
+    fn command(&mut self, m: &Message, fds: [Option<OwnedFd>; 2], answer: &mut Message) -> i32 {
+        let guest = m.b as u16;
+        let [fd, more] = fds;
         match (m.a, fd) {
             (command::ADD_GUEST, Some(memfd)) => {
-                let region = match Region::map(memfd, layout(m.d)) {
-                    Ok(r) => r,
-                    Err(e) => return e.raw_os_error().unwrap_or(libc::EIO),
-                };
-                let device = region.device;
-                self.service.add_guest(GuestPool {
-                    guest,
-                    device,
-                    namespace: m.c,
-                    pool: 0..device.layout().chunks,
-                });
-                self.regions.insert(guest, region);
+                let done = self.add_guest(m, memfd, more);
+                done.map_or_else(|e| e.raw_os_error().unwrap_or(libc::EIO), |()| 0)
+            }
+            (command::LEAVE, Some(memfd)) => {
+                let done = self.leave(m, memfd);
+                done.map_or_else(|e| e.raw_os_error().unwrap_or(libc::EIO), |()| 0)
+            }
+            (command::ENTER, _) => {
+                self.service.enter(guest);
+                0
+            }
+            (command::ADOPT_MOVED, Some(fd)) => {
+                let Some(at) = m.text().and_then(MovedAt::from_text) else { return libc::EINVAL };
+                let unread = self.unread.remove(&m.b).unwrap_or_default();
+                let socket = MovedSocket { key: Key::from_word(m.b), fd, unread, at };
+                self.service.adopt_moved(socket).map_or_else(|e| e.0, |()| 0)
+            }
+            (command::UNREAD, _) => match m.text().and_then(unread_from_text) {
+                Some(mut more) => {
+                    self.unread.entry(m.b).or_default().append(&mut more);
+                    0
+                }
+                None => libc::EINVAL,
+            },
+            (command::ALONE, _) => {
+                // What it was told about sockets of the NSMs that are gone is about shared chunks.
+                self.settle();
+                self.service.be_alone(guest);
+                self.ledgers.remove(&guest);
                 0
             }
             (command::REMOVE_GUEST, _) => {
                 self.service.remove_guest(guest);
                 self.regions.remove(&guest);
+                self.ledgers.remove(&guest);
                 0
             }
             (command::ADOPT_LISTENER, Some(fd)) => {

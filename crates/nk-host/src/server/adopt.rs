@@ -150,6 +150,8 @@ impl Server {
             netns,
             namespace,
             nsm,
+            old_nsms: Vec::new(),
+            ledger: None,
             limits,
             flags,
             processes: BTreeMap::new(),
@@ -228,16 +230,24 @@ impl Server {
         if lives_on {
             // The listeners are where they were.
             p.adoption.listeners.clear();
+            // What it left on others ended with the last daemon.
+            self.nsm_alone(id)?;
             self.nsm_limits(id)?;
-        } else {
-            self.nsm_add_guest(id)?;
+        } else if let Some(nsm) = self.guests.get(&id.0).map(|g| g.nsm) {
+            self.nsm_add_guest(nsm, id)?;
         }
         p.adoption.kept = kept;
         let Some(g) = self.guests.get(&id.0) else { return Ok(()) };
         let (device, namespace, nsm) = (g.region.device, g.namespace, g.nsm);
         let setup =
             GuestSetup { id, device, namespace, nsm, limits: g.limits.engine(), vm: g.is_vm() };
-        let pool = GuestPool { guest: id.0, device, namespace, pool: 0..device.layout().chunks };
+        let pool = GuestPool {
+            guest: id.0,
+            device,
+            namespace,
+            pool: 0..device.layout().chunks,
+            ledger: None,
+        };
         let bell = g.engine_bell.try_clone()?;
         let (name, processes) = (g.name.clone(), g.processes.len());
         let is_inline = self.nsm(nsm).is_some_and(Nsm::is_inline);

@@ -184,9 +184,10 @@ impl Server {
             device: region.device,
             namespace,
             pool: 0..region.device.layout().chunks,
+            ledger: None,
         };
         let bell = engine_bell.try_clone()?;
-        self.nsm_guest(nsm, &pool, flags, &region.memfd)?;
+        self.nsm_guest(nsm, &pool, flags, &region.memfd, None)?;
         self.ask(move |s| {
             if let Some(service) = s.service.as_mut().filter(|_| is_inline) {
                 service.add_guest(pool);
@@ -212,6 +213,8 @@ impl Server {
                 netns,
                 namespace,
                 nsm,
+                old_nsms: Vec::new(),
+                ledger: None,
                 limits,
                 flags,
                 processes: BTreeMap::new(),
@@ -257,7 +260,9 @@ impl Server {
             }
             s.notify.remove_guest(id);
         })?;
-        self.nsm_remove_guest(guest.nsm, id);
+        for nsm in guest.all_nsms() {
+            self.nsm_remove_guest(nsm, id);
+        }
         end_resolver(&guest.names);
         self.note_guest_gone(id);
         self.broker.release(guest.namespace);

@@ -14,7 +14,8 @@ use crate::limits::{Change, GuestLimits};
 impl Server {
     /// Tells the guest's NSM, inline or not, its part.
     pub(super) fn limit_bytes(&mut self, id: GuestId) -> io::Result<()> {
-        let Some(part) = self.guests.get(&id.0).map(|g| g.limits.service()) else { return Ok(()) };
+        let Some(g) = self.guests.get(&id.0) else { return Ok(()) };
+        let part = g.limits.divided(g.all_nsms().len()).service();
         self.ask(move |s| {
             if let Some(service) = &mut s.service {
                 service.set_limits(id.0, &part);
@@ -62,7 +63,14 @@ impl Server {
         let mut words = message.text().unwrap_or("").split_ascii_whitespace();
         match words.next() {
             Some("limit") => self.order_limit(words.next().unwrap_or(""), words),
-            _ => Ok(Reply::refused(libc::EINVAL, "the orders are: limit GUEST KEY=N...")),
+            Some("move") => {
+                let (guest, nsm) = (words.next().unwrap_or(""), words.next().unwrap_or(""));
+                self.order_move(guest, nsm)
+            }
+            _ => Ok(Reply::refused(
+                libc::EINVAL,
+                "the orders are: limit GUEST KEY=N..., move GUEST NSM",
+            )),
         }
     }
 

@@ -9,6 +9,7 @@ mod create;
 mod death;
 mod keep;
 mod limits;
+mod moves;
 mod names;
 mod nsm;
 mod query;
@@ -35,7 +36,7 @@ use crate::broker::Broker;
 use crate::config::{Config, Placement};
 use crate::guest::{Guest, Region};
 use crate::keeper::{CLASS_ATTACH, Entry, Keeper, ListenerNotes};
-use crate::notify::Notifier;
+use crate::notify::{News, Notifier};
 use crate::nsm::Leave;
 use crate::poll::{PollHandle, PollState};
 use crate::sys::{self, Epoll};
@@ -122,7 +123,7 @@ pub struct Server {
     poll: PollHandle,
     broker: Broker,
     bell: Arc<OwnedFd>,
-    idle: Receiver<GuestId>,
+    news: Receiver<News>,
     guests: BTreeMap<u16, Guest>,
     next_guest: u16,
     config: Config,
@@ -149,7 +150,7 @@ impl Server {
         let epoll = Epoll::new()?;
         let mut sources = Slab::new();
         let bell = Arc::new(sys::eventfd()?);
-        let (idle_sender, idle) = mpsc::channel();
+        let (news_sender, news) = mpsc::channel();
         let broker = Broker::new();
         let mut engine = Engine::new();
         let mut service = None;
@@ -168,7 +169,7 @@ impl Server {
             }
             nsms.push(nsm::Nsm::new(id, name, config, region, Leave::default()));
         }
-        let notify = Notifier::new(idle_sender, bell.clone());
+        let notify = Notifier::new(news_sender, bell.clone());
         let poll = PollHandle::start(PollState::new(engine, notify, service)?, cores)?;
         let fd = setup.listener.as_raw_fd();
         sys::set_nonblocking(fd)?;
@@ -183,7 +184,7 @@ impl Server {
             poll,
             broker,
             bell,
-            idle,
+            news,
             guests: BTreeMap::new(),
             next_guest: 1,
             config: setup.config,
@@ -235,8 +236,11 @@ impl Server {
             }
             Some(Source::Bell) => {
                 sys::drain(self.bell.as_raw_fd());
-                while let Ok(guest) = self.idle.try_recv() {
-                    self.guest_is_idle(guest)?;
+                while let Ok(news) = self.news.try_recv() {
+                    match news {
+                        News::Idle(guest) => self.guest_is_idle(guest)?,
+                        News::Left(guest, nsm) => self.nsm_left(guest, nsm)?,
+                    }
                 }
                 Ok(())
             }

@@ -15,6 +15,7 @@ use super::{Server, Source, Token};
 use crate::config::{GuestConfig, NsmConfig, Placement};
 use crate::guest::Region;
 use crate::keeper::{CLASS_LISTENER, CLASS_NSM};
+use crate::limits::GuestLimits;
 use crate::nsm::{Leave, command, note};
 use crate::sys;
 
@@ -122,7 +123,7 @@ impl Nsm {
     }
 
     /// Sends a command and waits for its answer; returns it and what the NSM reported meanwhile.
-    fn ask(&self, m: &Message, fds: &[i32]) -> io::Result<(Message, Vec<Note>)> {
+    pub(super) fn ask(&self, m: &Message, fds: &[i32]) -> io::Result<(Message, Vec<Note>)> {
         let child = self.child.as_ref().ok_or_else(gone)?;
         exchange(&child.control, m, fds, |reply| reply.a == m.a)
     }
@@ -360,10 +361,11 @@ impl Server {
             how,
             "an NSM process died; its connections are reset"
         );
-        self.ask(move |s| {
+        let listeners = self.ask(move |s| {
             s.notify.set_nsm(id, None);
             s.engine.nsm_dead(id, &mut s.notify).map_err(io::Error::other)
         })??;
+        self.after_death(id, &listeners)?;
         self.try_restart(id)
     }
 
@@ -416,7 +418,7 @@ impl Server {
         let its: Vec<GuestId> =
             self.guests.values().filter(|g| g.nsm == id).map(|g| g.id).collect();
         for guest in its {
-            self.nsm_add_guest(guest)?;
+            self.nsm_add_guest(id, guest)?;
         }
         let listeners =
             self.ask(move |s| s.engine.nsm_back(id, device).map_err(io::Error::other))??;
@@ -432,7 +434,7 @@ impl Server {
         Ok(())
     }
 
-    fn listener_lost(&mut self, key: Key) -> io::Result<()> {
+    pub(super) fn listener_lost(&mut self, key: Key) -> io::Result<()> {
         tracing::error!(?key, "a listener could not be given to the NSM: it is closed");
         self.ask(move |s| {
             let id = GuestId(key.guest);
@@ -440,8 +442,8 @@ impl Server {
         })
     }
 
-    /// Tells a guest's NSM process of a guest that is known here.
-    pub(super) fn nsm_add_guest(&mut self, id: GuestId) -> io::Result<()> {
+    /// Tells an NSM of a guest that is known here; an inline one knows it, unless others do too.
+    pub(super) fn nsm_add_guest(&mut self, nsm: NsmId, id: GuestId) -> io::Result<()> {
         let Some(g) = self.guests.get(&id.0) else { return Ok(()) };
         let device = g.region.device;
         let pool = GuestPool {
@@ -449,17 +451,30 @@ impl Server {
             device,
             namespace: g.namespace,
             pool: 0..device.layout().chunks,
+            ledger: g.ledger.as_ref().map(|l| l.ledger.of_service(nsm.0)),
         };
-        let (memfd, flags, nsm) = (g.region.memfd.try_clone()?, g.flags, g.nsm);
-        self.nsm_guest(nsm, &pool, flags, &memfd)?;
+        let (memfd, flags) = (g.region.memfd.try_clone()?, g.flags);
+        let ledger = g.ledger.as_ref().map(|l| l.memfd.try_clone()).transpose()?;
+        if pool.ledger.is_some() && self.nsm(nsm).is_some_and(Nsm::is_inline) {
+            return self.ask(move |s| {
+                if let Some(service) = &mut s.service {
+                    service.add_guest(pool);
+                }
+            });
+        }
+        self.nsm_guest(nsm, &pool, flags, &memfd, ledger.as_ref())?;
         self.nsm_limits(id)
     }
 
-    /// Tells the guest's NSM process of its limits.
+    /// Tells the guest's NSM processes of its limits.
     pub(super) fn nsm_limits(&mut self, id: GuestId) -> io::Result<()> {
-        let Some((nsm, limits)) = self.guests.get(&id.0).map(|g| (g.nsm, g.limits)) else {
-            return Ok(());
-        };
+        let Some(g) = self.guests.get(&id.0) else { return Ok(()) };
+        let nsms = g.all_nsms();
+        let limits = g.limits.divided(nsms.len());
+        nsms.into_iter().try_for_each(|nsm| self.nsm_limit(nsm, id, &limits))
+    }
+
+    fn nsm_limit(&mut self, nsm: NsmId, id: GuestId, limits: &GuestLimits) -> io::Result<()> {
         if self.nsm(nsm).is_none_or(|n| n.child.is_none()) {
             return Ok(());
         }
@@ -480,6 +495,7 @@ impl Server {
         pool: &GuestPool,
         flags: u64,
         memfd: &OwnedFd,
+        ledger: Option<&OwnedFd>,
     ) -> io::Result<()> {
         let Some(nsm) = self.nsm(id).filter(|n| !n.is_inline()) else { return Ok(()) };
         nsm.leave.give(pool.guest, pool.namespace);
@@ -487,10 +503,11 @@ impl Server {
             // The next one is told of every guest.
             return Ok(());
         }
-        let mut m = Message::new(Kind::Nsm);
+        let mut m = Message::new(Kind::Nsm).with_text(&id.0.to_string());
         (m.a, m.b, m.c) = (command::ADD_GUEST, pool.guest.into(), pool.namespace);
         m.d = flags;
-        match self.nsm_command(id, &m, &[memfd.as_raw_fd()]).map(|r| r.status) {
+        let fds: Vec<i32> = [memfd].into_iter().chain(ledger).map(AsRawFd::as_raw_fd).collect();
+        match self.nsm_command(id, &m, &fds).map(|r| r.status) {
             Ok(0) => Ok(()),
             Ok(e) => Err(io::Error::from_raw_os_error(e)),
             // It died, and its end is in the queue: the next one is told of every guest.
@@ -542,8 +559,11 @@ impl Server {
     }
 
     /// What an NSM process counted for a guest: the words of [`crate::nsm::format_stats`].
-    pub(super) fn nsm_stats(&mut self, id: GuestId) -> Option<nk_servicelib::GuestStats> {
-        let nsm = self.guests.get(&id.0)?.nsm;
+    pub(super) fn nsm_stats(
+        &mut self,
+        nsm: NsmId,
+        id: GuestId,
+    ) -> Option<nk_servicelib::GuestStats> {
         self.nsm(nsm)?.child.as_ref()?;
         let mut m = Message::new(Kind::Nsm);
         (m.a, m.b) = (command::STATS, id.0.into());

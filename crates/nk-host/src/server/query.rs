@@ -6,6 +6,7 @@ use nk_attach::{Credentials, Message};
 use nk_device::cell;
 use nk_device::sync::Ordering;
 use nk_engine::{Flow, GuestId, NsmId, Stats};
+use nk_servicelib::GuestStats;
 use serde_json::{Value, json};
 
 use super::create::is_operator;
@@ -58,10 +59,20 @@ impl Server {
         let asked = ids.clone();
         let stats = self.ask(move |s| {
             let service = |id: GuestId| s.service.as_ref().and_then(|v| v.stats(id.0));
-            asked.iter().map(|id| (s.engine.stats(Some(*id)), service(*id))).collect::<Vec<_>>()
+            let engine = |id: GuestId| (s.engine.stats(Some(id)), s.engine.sockets_by_nsm(id));
+            asked.iter().map(|id| (engine(*id), service(*id))).collect::<Vec<_>>()
         })?;
-        let guests = ids.iter().zip(stats).filter_map(|(id, (engine, service))| {
-            let service = service.or_else(|| self.nsm_stats(*id));
+        let guests = ids.iter().zip(stats).filter_map(|(id, ((engine, served), service))| {
+            let nsms = self.guests.get(&id.0)?.all_nsms();
+            // The present one's word of what they share counts.
+            let parts: Vec<GuestStats> = nsms
+                .iter()
+                .filter_map(|n| {
+                    let inline = self.nsm(*n).is_some_and(Nsm::is_inline);
+                    if inline { service } else { self.nsm_stats(*n, *id) }
+                })
+                .collect();
+            let service = parts.into_iter().reduce(|sum, more| sum.with(&more));
             let g = self.guests.get(&id.0)?;
             let mut v = describe_guest(g, &engine);
             if let (Some(map), Some(nsm)) = (v.as_object_mut(), self.nsm(g.nsm)) {
@@ -69,6 +80,13 @@ impl Server {
                 if let Some(pid) = nsm.pid() {
                     map.insert("nsm_pid".into(), json!(pid));
                 }
+                let of = |(nsm, sockets): &(NsmId, u32)| {
+                    Some((self.nsm(*nsm)?.name.clone(), json!(sockets)))
+                };
+                map.insert(
+                    "nsm_sockets".into(),
+                    Value::Object(served.iter().filter_map(of).collect()),
+                );
             }
             if let (Some(map), Some(s)) = (v.as_object_mut(), service) {
                 map.insert(
@@ -96,27 +114,40 @@ impl Server {
         let flows = self.ask(move |s| {
             ids.iter().flat_map(|id| s.engine.flows(Some(*id))).collect::<Vec<_>>()
         })?;
-        let rows =
-            flows.iter().filter_map(|f| Some(describe_flow(self.guests.get(&f.guest.0)?, f)));
+        let rows = flows.iter().filter_map(|f| {
+            let mut row = describe_flow(self.guests.get(&f.guest.0)?, f);
+            if let (Some(map), Some(nsm)) = (row.as_object_mut(), self.nsm(f.nsm)) {
+                map.insert("nsm".into(), json!(nsm.name));
+            }
+            Some(row)
+        });
         Ok(Value::Array(rows.collect()))
     }
 
     fn describe_nsms(&self, who: Credentials) -> io::Result<Value> {
         let guests: Vec<(GuestId, NsmId)> = self.guests.values().map(|g| (g.id, g.nsm)).collect();
         let stats = self.ask(move |s| {
-            let of = |(g, n): (GuestId, NsmId)| (n, s.engine.stats(Some(g)));
+            let of =
+                |(g, n): (GuestId, NsmId)| (n, s.engine.stats(Some(g)), s.engine.sockets_by_nsm(g));
             guests.into_iter().map(of).collect::<Vec<_>>()
         })?;
         let visible = self.visible(who);
         let describe = |n: &Nsm| {
-            let its = stats.iter().filter(|(id, _)| *id == n.id);
-            let sum = |f: fn(&Stats) -> u64| its.clone().map(|(_, s)| f(s)).sum::<u64>();
-            let names: Vec<&str> = visible
+            let its = stats.iter().filter(|(id, ..)| *id == n.id);
+            let sum = |f: fn(&Stats) -> u64| its.clone().map(|(_, s, _)| f(s)).sum::<u64>();
+            let sockets: u64 = stats
                 .iter()
-                .filter_map(|id| self.guests.get(&id.0))
-                .filter(|g| g.nsm == n.id)
-                .map(|g| g.name.as_str())
-                .collect();
+                .flat_map(|(.., by_nsm)| by_nsm)
+                .filter(|(id, _)| *id == n.id)
+                .map(|(_, sockets)| u64::from(*sockets))
+                .sum();
+            let named = |is_its: &dyn Fn(&Guest) -> bool| -> Vec<&str> {
+                let guests = visible.iter().filter_map(|id| self.guests.get(&id.0));
+                guests.filter(|g| is_its(g)).map(|g| g.name.as_str()).collect()
+            };
+            let names = named(&|g| g.nsm == n.id);
+            // What it still has of these is finishing there.
+            let moved = named(&|g| g.old_nsms.contains(&n.id));
             json!({
                 "name": n.name,
                 "stack": "kernel",
@@ -130,7 +161,8 @@ impl Server {
                 "default": n.config.default,
                 "guests": its.clone().count(),
                 "guest_names": names,
-                "sockets": sum(|s| s.sockets),
+                "moved_guests": moved,
+                "sockets": sockets,
                 "bytes_sent": sum(|s| s.bytes_sent),
                 "bytes_received": sum(|s| s.bytes_received),
             })

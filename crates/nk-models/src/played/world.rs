@@ -49,7 +49,7 @@ impl World {
     }
     pub(super) fn pool(region: &Region, id: GuestId) -> GuestPool {
         let (device, namespace) = (region.device, u64::from(id.0));
-        GuestPool { guest: id.0, device, namespace, pool: 0..device.layout().chunks }
+        GuestPool { guest: id.0, device, namespace, pool: 0..device.layout().chunks, ledger: None }
     }
     pub(super) fn setup(region: &Region, id: GuestId) -> GuestSetup {
         let (device, namespace) = (region.device, u64::from(id.0));

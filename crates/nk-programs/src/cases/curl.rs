@@ -79,26 +79,21 @@ fn random_bytes(len: usize) -> Vec<u8> {
     bytes
 }
 
-fn sha256(world: &World, path: &str) -> Result<String> {
-    let line = world.run(crate::Side::Plain, &["/usr/bin/sha256sum", path], LIMIT)?;
-    Ok(line.split(' ').next().unwrap_or_default().to_owned())
-}
-
 fn large_files(world: &mut World, mode: Mode) -> Result<String> {
     let nginx = Nginx::start(world, mode.server)?;
     let original = world.write("original", random_bytes(LARGE))?;
-    let sum = sha256(world, &original)?;
+    let sum = world.sha256(&original)?;
     let up = nginx.files(world).join("up").display().to_string();
     let (down, down_tls) = (world.path("down"), world.path("down-tls"));
     let url = format!("{}files/up", nginx.url());
     curl(world, mode, &["-T", &original, "-o", "/dev/null", &url])?;
-    ensure!(sha256(world, &up)? == sum, "the uploaded file differs");
+    ensure!(world.sha256(&up)? == sum, "the uploaded file differs");
     curl(world, mode, &["-o", &down, &url])?;
-    ensure!(sha256(world, &down)? == sum, "the downloaded file differs");
+    ensure!(world.sha256(&down)? == sum, "the downloaded file differs");
     let certificate = world.path("cert.pem");
     let tls = format!("https://127.0.0.1:{}/files/up", nginx.tls_port);
     curl(world, mode, &["--cacert", &certificate, "-o", &down_tls, &tls])?;
-    ensure!(sha256(world, &down_tls)? == sum, "the file downloaded over TLS differs");
+    ensure!(world.sha256(&down_tls)? == sum, "the file downloaded over TLS differs");
     let slow = world.path("slow");
     // A slow reader: the server's side fills and has to wait.
     curl(world, mode, &["--limit-rate", "8M", "-r", "0-20000000", "-o", &slow, &url])?;

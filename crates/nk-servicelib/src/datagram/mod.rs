@@ -40,9 +40,33 @@ pub(crate) struct Datagrams {
     pub(crate) has_port: bool,
     /// SO_REUSEADDR and SO_REUSEPORT as the guest set them.
     reuse: [bool; 2],
+    /// Some that are queued go elsewhere than their headers on the ring say.
+    has_kept_peer: bool,
 }
 
 impl Datagrams {
+    /// Those of a socket that another service gave away; `set` says which options are.
+    pub(crate) fn moved(has_port: bool, set: impl FnMut(i32) -> bool) -> Datagrams {
+        Datagrams { has_port, reuse: REUSE.map(set), ..Datagrams::default() }
+    }
+
+    /// Whether nobody waits to be told what became of a datagram, and what is queued is as it stands on the ring.
+    pub(crate) fn may_move(&self) -> bool {
+        self.failed.is_empty() && self.reports.is_empty() && !self.has_kept_peer
+    }
+
+    /// Takes out the further chunks of each datagram that is to be sent.
+    pub(crate) fn take_queued(&mut self) -> Vec<Vec<u32>> {
+        self.tx.drain(..).map(|header| more_of(&header).to_vec()).collect()
+    }
+
+    /// A datagram stands on the rx ring.
+    pub(crate) fn received(&mut self, index: u32, more: Vec<u32>) {
+        if !more.is_empty() {
+            self.rx_more.push_back((index, more));
+        }
+    }
+
     /// Further chunks of the datagram at a descriptor that was read.
     pub(crate) fn take_more(&mut self, index: u32) -> Vec<u32> {
         match self.rx_more.front() {
@@ -137,6 +161,7 @@ impl<S: Stack> Ctx<'_, S> {
         let peer = s.handle.as_ref().filter(|_| s.has(SF_CONNECTED)).map(|h| self.stack.peer(h));
         if let (Some(Ok(peer)), Some(d)) = (peer, &mut s.datagram) {
             for header in d.tx.iter_mut().filter(|h| h.flags & DF_PEER == 0) {
+                d.has_kept_peer = true;
                 header.flags |= DF_PEER;
                 header.peer = peer;
             }

@@ -149,6 +149,7 @@ impl Host {
             device: region.device,
             namespace,
             pool: 0..region.device.layout().chunks,
+            ledger: None,
         }
     }
 

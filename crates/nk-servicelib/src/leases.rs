@@ -1,0 +1,439 @@
+//! What is leased to a guest's rows: chunks for sending, ahead of need. Of several services that a guest has one leases.
+
+use std::collections::HashSet;
+
+use nk_device::grant::GRANT_SLOTS;
+use nk_device::stream::{Span, read_slot};
+use nk_device::sync::{Ordering, fence};
+use nk_device::{Ledger, Nqe, Op, STREAM_SLOTS};
+
+use crate::guest::Guest;
+use crate::pool::{Lease, Owner};
+use crate::port::Port;
+
+/// Chunks leased to a row ahead of need, at first and at most: a process that uses most of them between two looks gets twice as many. Few where few are
+/// enough: each is a page at least, once it was used.
+const FIRST_CHUNKS: u32 = 16;
+const ROW_CHUNKS: u32 = 128;
+
+/// A row: one process.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Row {
+    live: bool,
+    /// Which process: its leases are none of the one before it.
+    life: u8,
+    grant_tail: u32,
+    /// Chunks that it has and did not send; where there is a ledger, that says it.
+    leased: u32,
+    /// Chunks that it is to have; 0 before the first look.
+    target: u32,
+    /// The service that leases was told that it has few.
+    is_low_told: bool,
+}
+
+impl<T> Guest<T> {
+    // ---- one service, or several ----
+
+    /// Another service leases to the guest's rows from now on, and accepts its connections.
+    pub(crate) fn leave(&mut self, ledger: Ledger) {
+        if self.pool.ledger().is_none() {
+            self.pool.begin_ledger(ledger);
+            for (row, r) in (0u16..).zip(&self.rows) {
+                ledger.set_leased(row, r.leased);
+                ledger.set_target(row, r.target);
+            }
+        }
+        self.leases = false;
+        self.forget_rows();
+    }
+
+    /// This one leases to the guest's rows: it will be told of each.
+    pub(crate) fn enter(&mut self) {
+        self.leases = true;
+        self.forget_rows();
+    }
+
+    fn forget_rows(&mut self) {
+        self.rows.fill(Row::default());
+        self.wanting.clear();
+        self.ids.clear();
+        self.id_starved.clear();
+    }
+
+    /// No other service has anything of the guest any more.
+    pub(crate) fn be_alone(&mut self) {
+        let Some(ledger) = self.pool.ledger() else { return };
+        for (row, r) in (0u16..).zip(&mut self.rows) {
+            (r.leased, r.target) = (ledger.leased(row), ledger.target(row));
+        }
+        let written = self.written();
+        self.pool.end_ledger(|chunk| written.contains(&chunk));
+    }
+
+    /// Chunks that a row has and did not send.
+    fn leased(&self, row: u16) -> u32 {
+        match self.pool.ledger() {
+            Some(ledger) => ledger.leased(row),
+            None => self.rows.get(usize::from(row)).map_or(0, |r| r.leased),
+        }
+    }
+
+    fn set_leased(&mut self, row: u16, n: u32) {
+        if let Some(ledger) = self.pool.ledger() {
+            ledger.set_leased(row, n);
+        } else if let Some(r) = self.rows.get_mut(usize::from(row)) {
+            r.leased = n;
+        }
+    }
+
+    fn add_leased(&mut self, row: u16, n: i32) {
+        if let Some(ledger) = self.pool.ledger() {
+            ledger.add_leased(row, n);
+        } else if let Some(r) = self.rows.get_mut(usize::from(row)) {
+            r.leased = r.leased.saturating_add_signed(n);
+        }
+    }
+
+    /// How many chunks a row is to have: more, for who leases, when it has used most of them since the last look.
+    fn target(&mut self, row: u16) -> u32 {
+        let (ledger, leased) = (self.pool.ledger(), self.leased(row));
+        let Some(r) = self.rows.get_mut(usize::from(row)) else { return 0 };
+        let before = ledger.map_or(r.target, |l| l.target(row));
+        let target = match before {
+            0 => FIRST_CHUNKS,
+            n if leased <= n / 4 => (n * 2).min(ROW_CHUNKS),
+            n => n.min(ROW_CHUNKS),
+        };
+        if !self.leases {
+            return before.clamp(FIRST_CHUNKS, ROW_CHUNKS);
+        }
+        r.target = target;
+        if let Some(ledger) = ledger {
+            ledger.set_target(row, target);
+        }
+        target
+    }
+
+    // ---- rows come and go ----
+
+    /// A row has a process. `follow`: it lived before under another service, and so many more of these are told of next. None is leased
+    /// anything new before all are known: what stands on the grants of one must not be leased to another.
+    pub(crate) fn row_live(&mut self, row: u16, follow: Option<u32>, port: &mut Port) {
+        let device = self.device;
+        let (Some(r), Some(shared)) = (self.rows.get_mut(usize::from(row)), device.row(row)) else {
+            return;
+        };
+        let life = shared.generation.load(Ordering::Acquire) as u8;
+        *r = Row { live: true, life, ..Row::default() };
+        let Some(follow) = follow else {
+            shared.chunk_grants.tail.store(0, Ordering::SeqCst);
+            if let Some(ledger) = self.pool.ledger() {
+                ledger.set_leased(row, 0);
+                ledger.set_target(row, 0);
+            }
+            return self.top_up(row, false, port);
+        };
+        if self.pool.ledger().is_some() {
+            self.keep_leases(row, shared);
+        } else {
+            self.adopt_leases(row, shared);
+        }
+        if follow > 0 {
+            return;
+        }
+        for row in 0..self.rows.len() as u16 {
+            if !self.rows.get(usize::from(row)).is_some_and(|r| r.live) {
+                continue;
+            }
+            self.top_up(row, false, port);
+            if let Some(shared) = device.row(row) {
+                // Whoever waited for chunks of the last service looks again.
+                shared.grant_wake.fetch_add(1, Ordering::SeqCst);
+                self.tell_granted(row, port);
+            }
+        }
+    }
+
+    /// What another service leased to a row, by the ledger: it is leased to it still. One that died may have leased what it did not
+    /// put on the ring any more.
+    fn keep_leases(&mut self, row: u16, shared: &nk_device::Row) {
+        let ring = &shared.chunk_grants;
+        let tail = ring.tail.load(Ordering::Acquire);
+        let head = ring.head.load(Ordering::Acquire);
+        let is_odd = tail.wrapping_sub(head) > GRANT_SLOTS as u32;
+        if is_odd {
+            ring.tail.store(0, Ordering::SeqCst);
+            ring.head.store(0, Ordering::SeqCst);
+        }
+        let Some(r) = self.rows.get_mut(usize::from(row)) else { return };
+        r.grant_tail = if is_odd { 0 } else { tail };
+        let (mut kept, life) = (0, r.life);
+        let its: Vec<(u32, Lease)> =
+            self.pool.leases_of(row).filter(|(_, l)| l.life == life).collect();
+        for (chunk, lease) in its {
+            if !is_odd && lease.index.wrapping_sub(tail) < GRANT_SLOTS as u32 {
+                self.pool.free(chunk);
+            } else {
+                kept += 1;
+            }
+        }
+        self.set_leased(row, kept);
+    }
+
+    /// What stands on a row's grants, another service leased to it.
+    fn adopt_leases(&mut self, row: u16, shared: &nk_device::Row) {
+        let Some(r) = self.rows.get_mut(usize::from(row)) else { return };
+        // Before the ring is read: what is popped from here on is either seen there, or kept under the old number.
+        shared.lease_epoch.fetch_add(1, Ordering::SeqCst);
+        let ring = &shared.chunk_grants;
+        let tail = ring.tail.load(Ordering::Acquire);
+        let head = ring.head.load(Ordering::Acquire);
+        if tail.wrapping_sub(head) > GRANT_SLOTS as u32 {
+            ring.tail.store(0, Ordering::SeqCst);
+            ring.head.store(0, Ordering::SeqCst);
+            return;
+        }
+        r.grant_tail = tail;
+        let mut index = head;
+        while index != tail {
+            let slot = ring.slots.get(index as usize % GRANT_SLOTS);
+            let chunk = slot.map_or(u32::MAX, |s| s.load(Ordering::Relaxed));
+            if self.pool.adopt_lease(chunk, Lease { row, life: r.life, index }) {
+                r.leased += 1;
+            }
+            index = index.wrapping_add(1);
+        }
+    }
+
+    /// A process is dead, or (`popped_below`) another image runs in it: what it had and did not send comes back, except what a ring
+    /// names already: a killed publisher may have filled a slot that a later one will publish.
+    /// `sockets`: as far as there are any, this service's or another's.
+    pub(crate) fn row_dead(&mut self, row: u16, popped_below: Option<u32>, sockets: u32) {
+        let is_lost = |index: u32| {
+            popped_below.is_none_or(|head| {
+                let ahead = head.wrapping_sub(index);
+                ahead != 0 && ahead < u32::MAX / 2
+            })
+        };
+        let its = self.pool.leases_of(row).filter(|(_, lease)| is_lost(lease.index));
+        let lost: HashSet<u32> = its.map(|(chunk, _)| chunk).collect();
+        match (popped_below, self.rows.get_mut(usize::from(row))) {
+            (None, Some(r)) => {
+                *r = Row::default();
+                self.set_leased(row, 0);
+            }
+            _ => self.add_leased(row, -(lost.len() as i32)),
+        }
+        self.wanting.retain(|w| *w != row);
+        self.take_lost(&lost, sockets);
+    }
+
+    /// Every row was told of: what the ledger says to be leased to others is of processes whose end the last service did not live to
+    /// hear of.
+    pub(crate) fn rows_told(&mut self, sockets: u32) {
+        let lives = |l: &Lease| {
+            self.rows.get(usize::from(l.row)).is_some_and(|r| r.live && r.life == l.life)
+        };
+        let lost: HashSet<u32> =
+            self.pool.leases().filter(|(_, l)| !lives(l)).map(|(chunk, _)| chunk).collect();
+        self.take_lost(&lost, sockets);
+    }
+
+    fn take_lost(&mut self, lost: &HashSet<u32>, sockets: u32) {
+        if lost.is_empty() {
+            return;
+        }
+        let device = self.device;
+        let is_shared = self.pool.ledger().is_some();
+        let known = self.sockets.len() as u32;
+        for id in 0..if is_shared { known.max(sockets) } else { known } {
+            let Some(cell) = device.cell(id) else { break };
+            // Of another service's socket the cell says from where on it looks; what it has taken meanwhile is leased no more.
+            let (is_datagram, mut index) =
+                match self.sockets.get(id as usize).and_then(Option::as_ref) {
+                    Some(s) => (s.datagram.is_some(), s.tx_next),
+                    None if is_shared => (cell.is_datagram(), cell.tx_head.load(Ordering::Acquire)),
+                    None => continue,
+                };
+            // A slot that was filled and not published is published now, so that the next publisher finds nothing of the dead.
+            let _ = cell.tx().help();
+            let tail = cell.tx_tail.load(Ordering::Acquire);
+            for _ in 0..=STREAM_SLOTS {
+                if let Some(span) = read_slot(&cell.tx_slots, index).and_then(Span::from_payload) {
+                    if lost.contains(&span.chunk) {
+                        self.pool.orphan(span.chunk);
+                    }
+                    let header = device.header_of(span.chunk).filter(|_| is_datagram);
+                    for chunk in header.iter().filter_map(|h| h.chunks_of(span)).flatten() {
+                        if lost.contains(chunk) {
+                            self.pool.orphan(*chunk);
+                        }
+                    }
+                }
+                if index == tail {
+                    break;
+                }
+                index = index.wrapping_add(1);
+            }
+        }
+        for chunk in lost {
+            if matches!(self.pool.owner(*chunk), Some(Owner::Row(_))) {
+                self.pool.free(*chunk);
+            }
+        }
+    }
+
+    /// Rows that have a process.
+    pub(crate) fn live_rows(&self) -> impl Iterator<Item = u16> {
+        (0u16..).zip(&self.rows).filter(|(_, r)| r.live).map(|(row, _)| row)
+    }
+
+    // ---- leasing ----
+
+    /// What a row may have: less when the pool is short, so that all get some.
+    fn share(&self) -> u32 {
+        let total = self.pool.total();
+        match self.pool.leasable() {
+            n if n > total / 4 => ROW_CHUNKS,
+            n if n > total / 8 => ROW_CHUNKS / 2,
+            n if n > total / 32 => 4,
+            _ => 2,
+        }
+    }
+
+    /// Tops up a row's chunks when it has used half. `asked`: its process ran out and waits.
+    pub(crate) fn top_up(&mut self, row: u16, asked: bool, port: &mut Port) {
+        let device = self.device;
+        if !self.leases {
+            return self.tell_if_low(row, port);
+        }
+        if asked && self.pool.leasable() == 0 {
+            self.take_back(row);
+        }
+        let share = self.share().min(self.target(row));
+        let mut leased = self.leased(row);
+        let (Some(r), Some(shared)) = (self.rows.get_mut(usize::from(row)), device.row(row)) else {
+            return;
+        };
+        if !r.live || (!asked && leased > share / 2) {
+            return;
+        }
+        let mut added = 0;
+        // What was popped and not sent yet is still leased: a process with many threads in send may ask beyond its share.
+        let empty = asked && shared.chunk_grants.available() == 0;
+        let target = if empty { (leased + 2).max(share).min(ROW_CHUNKS * 2) } else { share };
+        while leased < target {
+            let lease = Lease { row, life: r.life, index: r.grant_tail };
+            let Some(chunk) = self.pool.lease(lease) else { break };
+            if !shared.chunk_grants.push(&mut r.grant_tail, chunk) {
+                self.pool.free(chunk);
+                break;
+            }
+            leased += 1;
+            added += 1;
+        }
+        self.add_leased(row, added);
+        if added == 0 {
+            if asked && empty && !self.wanting.contains(&row) {
+                self.wanting.push(row);
+            }
+            return;
+        }
+        shared.grant_wake.fetch_add(1, Ordering::SeqCst);
+        fence(Ordering::SeqCst);
+        if asked || shared.want.load(Ordering::SeqCst) != 0 {
+            self.tell_granted(row, port);
+        }
+    }
+
+    /// Another service leases: it hears of a row once, when the row has used half.
+    fn tell_if_low(&mut self, row: u16, port: &mut Port) {
+        let share = self.share().min(self.target(row));
+        let is_low = self.leased(row) <= share / 2;
+        let Some(r) = self.rows.get_mut(usize::from(row)) else { return };
+        let was_told = core::mem::replace(&mut r.is_low_told, is_low);
+        if is_low && !was_told {
+            let mut nqe = Nqe::new(Op::LowChunks, 0, 0);
+            nqe.guest = self.id;
+            nqe.op_data = u64::from(row);
+            port.push(&nqe);
+        }
+    }
+
+    /// Chunks for a row that has none, from the row that has most: processes that were leased theirs when there were enough may
+    /// not send for hours.
+    fn take_back(&mut self, wanting: u16) {
+        let rows = (0u16..).zip(&self.rows).filter(|(i, r)| r.live && *i != wanting);
+        let rows = rows.map(|(i, _)| (self.leased(i), i)).filter(|(leased, _)| *leased > 2);
+        let mut others: Vec<(u32, u16)> = rows.collect();
+        others.sort_unstable();
+        let device = self.device;
+        for (leased, at) in others.into_iter().rev() {
+            let (Some(r), Some(shared)) = (self.rows.get(usize::from(at)), device.row(at)) else {
+                continue;
+            };
+            let (tail, mut taken) = (r.grant_tail, 0);
+            for _ in 0..leased / 2 {
+                let Some(chunk) = shared.chunk_grants.take_back(tail) else { break };
+                if matches!(self.pool.owner(chunk), Some(Owner::Row(lease)) if lease.row == at) {
+                    self.pool.free(chunk);
+                    taken += 1;
+                }
+            }
+            self.add_leased(at, -taken);
+            if taken > 0 {
+                return;
+            }
+        }
+    }
+
+    fn tell_granted(&self, row: u16, port: &mut Port) {
+        let mut nqe = Nqe::new(Op::Granted, 0, 0);
+        nqe.guest = self.id;
+        nqe.op_data = u64::from(row);
+        port.push(&nqe);
+    }
+
+    /// Rows that wait, after chunks were freed.
+    pub(crate) fn serve_wanting(&mut self, port: &mut Port) {
+        for row in core::mem::take(&mut self.wanting) {
+            self.top_up(row, true, port);
+        }
+    }
+
+    /// The row that a chunk is leased to.
+    pub(crate) fn row_of(&self, chunk: u32) -> Option<u16> {
+        match self.pool.owner(chunk) {
+            Some(Owner::Row(lease)) => Some(lease.row),
+            _ => None,
+        }
+    }
+
+    /// A row sent a chunk of its lease.
+    pub(crate) fn spent(&mut self, row: u16) {
+        self.add_leased(row, -1);
+    }
+
+    // ---- chunks that somebody may still write into ----
+
+    /// Chunks into which processes say that they write. A service that leases knows which live; another asks the engine's words.
+    fn written(&self) -> HashSet<u32> {
+        let lives = |row: u16, shared: &nk_device::Row| match self.rows.get(usize::from(row)) {
+            Some(r) if self.leases => r.live,
+            _ => shared.in_use.load(Ordering::SeqCst) != 0,
+        };
+        let rows = (0..self.rows.len() as u16).filter_map(|row| {
+            self.device.row(row).filter(|shared| lives(row, shared))?.appended_chunk()
+        });
+        rows.collect()
+    }
+
+    /// Chunks that were sent while somebody wrote into them come back once no process says that it still does. Looks at every row, so not
+    /// more than once in a millisecond.
+    pub(crate) fn settle(&mut self, now_ms: u64) {
+        if self.pool.has_late() && core::mem::replace(&mut self.settled_ms, now_ms) != now_ms {
+            let written = self.written();
+            self.pool.settle(|chunk| written.contains(&chunk));
+        }
+    }
+}

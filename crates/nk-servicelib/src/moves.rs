@@ -1,0 +1,357 @@
+//! A guest moves from one service to another, which may be in another process: what is connected stays here, the rest goes there by
+//! descriptor. The pool is shared meanwhile ([`Ledger`]).
+
+use std::os::fd::OwnedFd;
+
+use nk_device::cell::{SF_CONNECTED, SF_CONNECTING, SF_RX_STALLED};
+use nk_device::stream::{Span, take_slot};
+use nk_device::sync::Ordering;
+use nk_device::{Cell, Ledger, STREAM_SLOTS};
+
+use crate::datagram::Datagrams;
+use crate::guest::Guest;
+use crate::listener::behind;
+use crate::service::{Ctx, Taken};
+use crate::socket::{Listener, Socket};
+use crate::{Errno, Key, Service, Stack};
+
+/// Polls in which everything on the rings is surely taken: each takes hundreds of elements, and a ring has a few thousand.
+const POLLS: usize = 64;
+
+/// A socket on its way to another service: its descriptor, and where its rings are.
+#[derive(Debug)]
+pub struct MovedSocket {
+    /// Which.
+    pub key: Key,
+    /// The stack's socket.
+    pub fd: OwnedFd,
+    /// Datagrams that were received and not read, by their chunks.
+    pub unread: Vec<Vec<u32>>,
+    /// All the rest.
+    pub at: MovedAt,
+}
+
+/// How a socket was left.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MovedAt {
+    /// What the guest gave to listen, if it listens.
+    pub backlog: Option<u32>,
+    /// Whether it is one for datagrams.
+    pub datagram: bool,
+    /// What its cell says of it: bits of the state, and the number of the last error.
+    pub state: u32,
+    /// See [`Cell::error`].
+    pub error_seq: u32,
+    /// See [`Cell::tx_seq`].
+    pub tx_seq: u32,
+    /// Everything below this is with the stack.
+    pub tx_head: u32,
+    /// See [`Cell::consume_tx`].
+    pub tx_served: u32,
+    /// Bytes sent and received.
+    pub bytes: (u64, u64),
+    /// Where the rx ring is filled to.
+    pub rx_tail: u32,
+}
+
+impl MovedAt {
+    /// As words, to be told to another process.
+    #[must_use]
+    pub fn to_text(&self) -> String {
+        let backlog = self.backlog.map_or(u64::MAX, u64::from);
+        let words = [
+            backlog,
+            self.datagram.into(),
+            self.state.into(),
+            self.error_seq.into(),
+            self.tx_seq.into(),
+            self.tx_head.into(),
+            self.tx_served.into(),
+            self.bytes.0,
+            self.bytes.1,
+            self.rx_tail.into(),
+        ];
+        words.map(|w| format!("{w:x}")).join(" ")
+    }
+
+    /// Undoes [`MovedAt::to_text`].
+    #[must_use]
+    pub fn from_text(text: &str) -> Option<MovedAt> {
+        let mut words = text.split(' ').map(|w| u64::from_str_radix(w, 16));
+        let mut long = || words.next()?.ok();
+        let backlog = long()?;
+        let backlog = if backlog == u64::MAX { None } else { Some(u32::try_from(backlog).ok()?) };
+        let datagram = long()? != 0;
+        let mut short = || u32::try_from(long()?).ok();
+        Some(MovedAt {
+            backlog,
+            datagram,
+            state: short()?,
+            error_seq: short()?,
+            tx_seq: short()?,
+            tx_head: short()?,
+            tx_served: short()?,
+            bytes: (long()?, long()?),
+            rx_tail: u32::try_from(long()?).ok()?,
+        })
+    }
+}
+
+impl<S: Stack> Service<S> {
+    /// Handles what is on the rings; `false` when that does not come to an end, because the engine takes nothing.
+    pub fn settle(&mut self, now_ns: u64, engine_doorbell: &mut dyn FnMut()) -> bool {
+        for _ in 0..POLLS {
+            let r = self.poll(now_ns, 0, engine_doorbell);
+            if self.port.is_congested() {
+                return false;
+            }
+            if r.worked == 0 && !self.port.has_work() {
+                return true;
+            }
+        }
+        // Others of its guests go on and on; each poll took what was there before it.
+        true
+    }
+
+    /// Another service (of this number in the ledger) has the guest's new sockets from now on; after [`Service::settle`], and while the engine takes nothing from
+    /// the guest. What is connected stays. Returns the rest.
+    pub fn leave(&mut self, guest: u16, ledger: Ledger, to: u8) -> Vec<MovedSocket> {
+        self.ctx(guest, 0, |c| {
+            c.guest.leave(ledger);
+            c.give_sockets(to)
+        })
+        .unwrap_or_default()
+    }
+
+    /// The daemon is dead: guests that were moved from here, or to here and not wholly, are forgotten. Their connections here end; listeners
+    /// live on, whoever has them.
+    pub(crate) fn forget_moved(&mut self) {
+        let is_apart = |g: &Guest<S::Socket>| {
+            g.pool.ledger().is_some() && (!g.leases || g.live_rows().next().is_none())
+        };
+        let apart: Vec<u16> =
+            self.guests.iter().flatten().filter(|g| is_apart(g)).map(|g| g.id).collect();
+        for guest in apart {
+            self.ctx(guest, 0, |c| {
+                for s in c.guest.sockets.iter_mut().flatten().filter(|s| s.is_listening()) {
+                    if let Some(Err(handle)) = s.handle.take().map(|h| c.stack.give(h)) {
+                        s.handle = Some(handle);
+                    }
+                }
+            });
+            self.remove_guest(guest);
+        }
+    }
+
+    /// This service has the guest's new sockets (again), and will be told of its rows.
+    pub fn enter(&mut self, guest: u16) {
+        self.ctx(guest, 0, |c| c.guest.enter());
+    }
+
+    /// Takes a socket that another service gave away.
+    ///
+    /// # Errors
+    /// The stack's errno, or ENOENT for a guest that is not known.
+    pub fn adopt_moved(&mut self, socket: MovedSocket) -> Result<(), Errno> {
+        let guest = socket.key.guest;
+        self.ctx(guest, 0, |c| c.adopt_moved(socket)).unwrap_or(Err(Errno(libc::ENOENT)))
+    }
+
+    /// All other services have nothing of the guest any more: the pool is this one's alone, and the ledger is not looked at again.
+    pub fn be_alone(&mut self, guest: u16) {
+        self.ctx(guest, 0, |c| c.guest.be_alone());
+    }
+}
+
+impl<S: Stack> Ctx<'_, S> {
+    fn give_sockets(&mut self, to: u8) -> Vec<MovedSocket> {
+        let mut moved = Vec::new();
+        for id in 0..self.guest.sockets.len() as u32 {
+            let Some(Some(s)) = self.guest.sockets.get(id as usize) else { continue };
+            let key = Key { guest: self.guest.id, socket: id, generation: s.generation };
+            self.with(key, |c, key, cell, mut s| {
+                if !s.is_listening() {
+                    c.guest.free_read(key.socket, &mut s);
+                }
+                if !s.may_move(cell) {
+                    return Some(s);
+                }
+                let Some(handle) = s.handle.take() else { return Some(s) };
+                match c.stack.give(handle) {
+                    Ok(fd) => {
+                        c.guest.leave_reap(key.socket, &s);
+                        let at = s.left_at();
+                        let unread = c.hand_over(&mut s, to);
+                        moved.push(MovedSocket { key, fd, unread, at });
+                        None
+                    }
+                    Err(handle) => {
+                        s.handle = Some(handle);
+                        Some(s)
+                    }
+                }
+            });
+        }
+        moved
+    }
+
+    /// What stands on a datagram socket's rings is the next service's; returns what was received, by its chunks.
+    fn hand_over(&mut self, s: &mut Taken<S>, to: u8) -> Vec<Vec<u32>> {
+        let (Some(ledger), Some(d)) = (self.guest.pool.ledger(), &mut s.datagram) else {
+            return Vec::new();
+        };
+        for (span, chunks) in s.tx.drain(..).zip(d.take_queued()) {
+            for chunk in [span.chunk].into_iter().chain(chunks).filter(|_| span.len > 0) {
+                self.guest.pool.untake_tx(chunk);
+            }
+        }
+        let mut unread = Vec::new();
+        while let Some(first) = s.rx.pop_front() {
+            let more = d.take_more(s.rx_freed);
+            s.rx_freed = s.rx_freed.wrapping_add(1);
+            let chunks: Vec<u32> = [first].into_iter().chain(more).collect();
+            for chunk in &chunks {
+                ledger.hand(*chunk, to);
+            }
+            unread.push(chunks);
+        }
+        unread
+    }
+
+    fn adopt_moved(&mut self, m: MovedSocket) -> Result<(), Errno> {
+        let device = self.guest.device;
+        let (key, at) = (m.key, m.at);
+        let cell = device.cell(key.socket).ok_or(Errno(libc::EINVAL))?;
+        let handle = self.stack.take(m.fd)?;
+        let local = self.stack.local(&handle)?;
+        let mut s: Taken<S> = Box::new(Socket::left(key.generation, local.family, &at));
+        if at.datagram {
+            let set = |name| {
+                let mut value = [0; 4];
+                let r = self.stack.get_option(&handle, libc::SOL_SOCKET, name, &mut value);
+                r.is_ok() && value != [0; 4]
+            };
+            let mut d = Datagrams::moved(local.port != 0, set);
+            s.rx_freed = at.rx_tail.wrapping_sub(m.unread.len() as u32);
+            for (n, chunks) in (0u32..).zip(&m.unread) {
+                let Some((first, more)) = chunks.split_first() else { continue };
+                s.rx.push_back(*first);
+                d.received(s.rx_freed.wrapping_add(n), more.to_vec());
+            }
+            s.datagram = Some(Box::new(d));
+            if !s.rx.is_empty() {
+                self.guest.enter_reap(key.socket, &mut s);
+            }
+            s.writable = true;
+            self.stack.watch(&handle, key)?;
+        } else if let Some(backlog) = at.backlog {
+            self.stack.listen(&handle, behind(backlog, 0), backlog, key)?;
+            self.stack.watch(&handle, key)?;
+            s.listener = Some(Box::new(Listener::new(backlog)));
+        }
+        // Whoever waits for room is not waited for: this service looks anyway.
+        s.change(cell, 0, SF_RX_STALLED);
+        s.readable = at.datagram || at.backlog.is_some();
+        s.handle = Some(handle);
+        self.enqueue(key, &mut s);
+        self.guest.put(key.socket, s);
+        Ok(())
+    }
+
+    /// Frees what a ring names that no service looks at any more: what was published there and taken by nobody.
+    pub(crate) fn free_published(&mut self, key: Key, cell: &Cell) {
+        let _ = cell.tx().help();
+        let mut index = cell.tx_head.load(Ordering::Acquire);
+        let tail = cell.tx_tail.load(Ordering::Acquire);
+        for _ in 0..STREAM_SLOTS {
+            if index == tail {
+                return;
+            }
+            let taken = take_slot(&cell.tx_slots, index);
+            let span = taken.and_then(|t| Span::from_payload(t.payload));
+            let header = span.filter(|_| cell.is_datagram());
+            let header = header.and_then(|s| self.guest.device.header_of(s.chunk).map(|h| (s, h)));
+            let more = header.iter().filter_map(|(s, h)| h.chunks_of(*s)).flatten();
+            for chunk in span.iter().map(|s| &s.chunk).chain(more) {
+                if let Some(row) = self.guest.pool.begin_tx(*chunk) {
+                    if taken.is_some_and(|t| t.appending) {
+                        self.share(key, *chunk);
+                    }
+                    self.guest.pool.free(*chunk);
+                    if let Some(row) = row {
+                        self.guest.spent(row);
+                    }
+                }
+            }
+            index = index.wrapping_add(1);
+        }
+    }
+}
+
+impl<T> Socket<T> {
+    /// Whether it is no connection, and nothing is under way on it that only this service can end: a listener, one that is not
+    /// connected, one for datagrams.
+    fn may_move(&self, cell: &Cell) -> bool {
+        if self.closing || self.drain.is_some() {
+            return false;
+        }
+        if let Some(d) = &self.datagram {
+            return d.may_move();
+        }
+        let sends = !self.tx.is_empty() || self.tx_seq & 1 == 1 || !self.is_drained(cell);
+        let shut = self.shut_wr_wanted || self.tx_broken;
+        let is_apart = self.rx.is_empty() && !shut && !self.has(SF_CONNECTED | SF_CONNECTING);
+        !sends && (self.is_listening() || is_apart)
+    }
+
+    fn left_at(&self) -> MovedAt {
+        MovedAt {
+            backlog: self.listener.as_ref().filter(|_| self.is_listening()).map(|l| l.backlog),
+            datagram: self.datagram.is_some(),
+            state: self.state(),
+            error_seq: self.error_seq(),
+            tx_seq: self.tx_seq,
+            tx_head: self.tx_head,
+            tx_served: self.tx_served,
+            bytes: (self.tx_bytes, self.rx_bytes),
+            rx_tail: self.rx_tail,
+        }
+    }
+
+    fn left(generation: u16, family: u16, at: &MovedAt) -> Socket<T> {
+        let mut s = Socket::new(generation, family);
+        s.set_known(at.state, at.error_seq);
+        s.tx_seq = at.tx_seq;
+        (s.tx_next, s.tx_head) = (at.tx_head, at.tx_head);
+        s.tx_served = at.tx_served;
+        (s.tx_bytes, s.rx_bytes) = at.bytes;
+        (s.rx_tail, s.rx_freed) = (at.rx_tail, at.rx_tail);
+        s
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_told_of_a_socket_survives() {
+        let listener = MovedAt {
+            backlog: Some(511),
+            state: 3,
+            error_seq: 4,
+            tx_seq: u32::MAX - 1,
+            tx_head: 5,
+            tx_served: 6,
+            bytes: (u64::MAX, 7),
+            rx_tail: 8,
+            ..MovedAt::default()
+        };
+        for at in [listener, MovedAt { backlog: None, datagram: true, ..listener }] {
+            assert_eq!(MovedAt::from_text(&at.to_text()), Some(at));
+            assert!(at.to_text().len() < 200, "one message");
+        }
+        assert_eq!(MovedAt::from_text("1 2 3"), None);
+        assert_eq!(MovedAt::from_text(""), None);
+    }
+}
