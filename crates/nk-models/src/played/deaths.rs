@@ -1,79 +1,110 @@
-//! The deaths of the simulation: of the NSM, of the daemon with it, and of the daemon alone.
+//! The deaths of the simulation: of an NSM, of the daemon with all, and of the daemon alone.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::rc::Rc;
 
 use nk_device::Layout;
 use nk_device::cell::{SF_CONNECTED, SF_DEAD, SF_EOF};
-use nk_engine::{AdoptedListener, AdoptedRow, Adoption, Engine, GuestId, KeptGuest};
-use nk_servicelib::{Key, Service};
+use nk_engine::{
+    AdoptedListener, AdoptedRow, Adoption, Engine, GuestId, GuestSetup, KeptGuest, NsmId,
+};
+use nk_servicelib::{GuestPool, Key, Service};
 
 use super::region::Region;
 use super::shell::Shell;
-use super::simulation::{Killed, Part, Simulation, stack};
+use super::simulation::{Killed, NSMS, Part, Simulation};
 use super::stack::MemoryStack;
-use super::world::{NSM, World};
+use super::world::World;
 
 impl Simulation {
-    pub(super) fn nsm_dies(&mut self) {
-        if self.is_down {
+    pub(super) fn nsm_dies(&mut self, nsm: usize) {
+        if self.is_down[nsm] {
             return;
         }
-        self.is_down = true;
-        self.w.engine.nsm_dead(NSM, &mut self.w.bells).expect("known");
+        self.is_down[nsm] = true;
+        self.life += 1;
+        self.kept[nsm] = std::mem::take(&mut self.w.services[nsm].stack_mut().kept);
+        self.net.borrow_mut().end_stack(nsm as u8);
+        let id = NsmId(nsm as u8);
+        let listeners = self.w.engine.nsm_dead(id, &mut self.w.bells).expect("known");
+        // Nothing of it is looked at again.
+        self.begin_service(nsm);
+        for (guest, l) in listeners {
+            let key = Key { guest: guest.0, socket: l.socket, generation: l.generation };
+            let present = self.tenants.iter().find(|t| t.id == guest).expect("known").nsm;
+            self.give(present, nsm, key, &l);
+        }
+        for at in 0..self.tenants.len() {
+            if self.tenants[at].ledger.is_some() {
+                self.is_gone_from(at, nsm);
+            }
+        }
+    }
+
+    /// A fresh service of an NSM, which knows no guest.
+    fn begin_service(&mut self, nsm: usize) {
+        let stack = MemoryStack::on(Rc::clone(&self.net), nsm as u8, None);
+        self.nsms.push(Region::new(Layout::NSM, 0));
+        self.devices[nsm] = self.nsms.last().expect("just made").device;
+        self.w.services[nsm] = Service::new(stack, self.devices[nsm]);
     }
 
     /// The next NSM, with the listeners whose descriptors the keeper has.
-    pub(super) fn nsm_returns(&mut self) {
-        self.is_down = false;
-        let kept = self.next_service();
-        let device = self.nsms.last().expect("an NSM's device").device;
-        let listeners = self.w.engine.nsm_back(NSM, device).expect("known");
-        self.w.service = Service::new(stack(self.life), device);
-        for t in &self.tenants {
-            self.w.service.add_guest(World::pool(&t.region, t.id));
+    pub(super) fn nsm_returns(&mut self, nsm: usize) {
+        self.is_down[nsm] = false;
+        for t in self.tenants.iter().filter(|t| t.nsm == nsm) {
+            let ledger = t.ledger.as_ref().map(|l| l.ledger.of_service(nsm as u8));
+            if ledger.is_none() {
+                // What a process has taken from its grants, nobody leases to it any more.
+                t.processes.iter().for_each(|p| p.spare.borrow_mut().clear());
+            }
+            self.w.services[nsm].add_guest(GuestPool { ledger, ..World::pool(&t.region, t.id) });
         }
+        let device = self.devices[nsm];
+        let listeners = self.w.engine.nsm_back(NsmId(nsm as u8), device).expect("known");
         for (guest, l) in listeners {
             let key = Key { guest: guest.0, socket: l.socket, generation: l.generation };
-            self.give(key, &l, &kept);
+            self.give(nsm, nsm, key, &l);
         }
     }
 
-    fn give(&mut self, key: Key, l: &AdoptedListener, kept: &HashMap<u64, (nk_device::Addr, u32)>) {
-        let fd = kept.get(&key.to_word()).map(|(addr, _)| MemoryStack::kept_descriptor(addr));
+    /// Gives an NSM a listener that was kept of one that died.
+    fn give(&mut self, to: usize, of: usize, key: Key, l: &AdoptedListener) {
+        let kept = self.kept[of].get(&key.to_word());
+        let fd = kept.map(|(addr, _)| MemoryStack::kept_descriptor(addr));
         // One in four is missing.
         let given = fd
             .filter(|_| self.random.below(4) != 0)
-            .map(|fd| self.w.service.adopt_listener(key, fd, l.backlog));
+            .map(|fd| self.w.services[to].adopt_listener(key, fd, l.backlog));
         if !matches!(given, Some(Ok(()))) {
             let (id, bells) = (GuestId(key.guest), &mut self.w.bells);
             let _ = self.w.engine.listener_lost(id, key.socket, key.generation, bells);
         }
     }
 
-    /// Ends the present service; what its listeners were.
-    fn next_service(&mut self) -> HashMap<u64, (nk_device::Addr, u32)> {
-        self.life += 1;
-        // What a process has taken from its grants, nobody leases to it any more.
-        for p in self.tenants.iter().flat_map(|t| &t.processes) {
-            p.spare.borrow_mut().clear();
-        }
-        self.nsms.push(Region::new(Layout::NSM, 0));
-        std::mem::take(&mut self.w.service.stack_mut().kept)
-    }
-
-    /// Engine and service are gone, devices and kept listeners stay.
+    /// Engine and services are gone, devices and kept listeners stay.
     pub(super) fn daemon_dies(&mut self) {
-        self.is_down = false;
-        let kept = self.next_service();
-        let device = self.nsms.last().expect("an NSM's device").device;
+        self.life += 1;
+        self.w.bells.left.clear();
         self.w.engine = Engine::new();
-        self.w.engine.add_nsm(NSM, device).expect("nsm");
-        self.w.service = Service::new(stack(self.life), device);
+        for nsm in 0..NSMS {
+            if !self.is_down[nsm] {
+                self.kept[nsm] = std::mem::take(&mut self.w.services[nsm].stack_mut().kept);
+                self.net.borrow_mut().end_stack(nsm as u8);
+            }
+            self.is_down[nsm] = false;
+            self.begin_service(nsm);
+            self.w.engine.add_nsm(NsmId(nsm as u8), self.devices[nsm]).expect("nsm");
+        }
         for at in 0..self.tenants.len() {
-            let t = &self.tenants[at];
-            self.w.service.add_guest(World::pool(&t.region, t.id));
-            let of_guest = kept.iter().filter(|(word, _)| Key::from_word(**word).guest == t.id.0);
+            let t = &mut self.tenants[at];
+            (t.old, t.ledger) = (None, None);
+            t.processes.iter().for_each(|p| p.spare.borrow_mut().clear());
+            let (t, nsm) = (&self.tenants[at], self.tenants[at].nsm);
+            self.w.services[nsm].add_guest(World::pool(&t.region, t.id));
+            let all = self.kept.iter().flatten();
+            let of_guest = all.filter(|(word, _)| Key::from_word(**word).guest == t.id.0);
             let mut listeners: Vec<AdoptedListener> = of_guest
                 .map(|(word, (local, backlog))| {
                     let key = Key::from_word(*word);
@@ -81,7 +112,8 @@ impl Simulation {
                     AdoptedListener { socket, generation, local: *local, backlog: *backlog }
                 })
                 .collect();
-            listeners.sort_by_key(|l| l.socket);
+            listeners.sort_by_key(|l| (l.socket, l.generation));
+            listeners.dedup_by_key(|l| (l.socket, l.generation));
             self.adopt(at, listeners.clone(), None);
             let guest = self.tenants[at].id.0;
             for l in listeners {
@@ -89,7 +121,8 @@ impl Simulation {
                 if !self.w.engine.is_listener(GuestId(guest), l.socket, l.generation) {
                     continue;
                 }
-                self.give(key, &l, &kept);
+                let of = usize::from(self.kept[1].contains_key(&key.to_word()));
+                self.give(nsm, of, key, &l);
             }
         }
     }
@@ -99,13 +132,13 @@ impl Simulation {
         let row = |p: &Shell| AdoptedRow { row: p.row, pid: 100, qsets: vec![p.qset] };
         let rows = t.processes.iter().map(row).collect();
         let adoption = Adoption { rows, listeners, holds: Vec::new(), kept };
-        let setup = World::setup(&t.region, t.id);
+        let setup = GuestSetup { nsm: NsmId(t.nsm as u8), ..World::setup(&t.region, t.id) };
         self.w.engine.adopt_guest(setup, &adoption, &mut self.w.bells).expect("adopt");
     }
 
     /// The engine is gone, perhaps in the middle of a poll; service, stack and connections live.
     pub(super) fn engine_dies(&mut self) {
-        if self.is_down {
+        if self.is_down != [false; NSMS] {
             return;
         }
         self.dies_in.set(Some(self.random.below(12)));
@@ -115,6 +148,14 @@ impl Simulation {
             resume_unwind(how);
         }
         self.dies_in.set(None);
+        // What a guest left on another NSM ends with the daemon.
+        let mut left = HashSet::new();
+        for t in &self.tenants {
+            let flows = self.w.engine.flows(Some(t.id)).into_iter();
+            let elsewhere = flows.filter(|f| usize::from(f.nsm.0) != t.nsm);
+            left.extend(elsewhere.map(|f| (t.id.0, f.socket)));
+        }
+        self.w.bells.left.clear();
         self.w.engine = Engine::new();
         // Without an engine: the service goes on, and processes end.
         for _ in 0..self.random.below(3) {
@@ -126,19 +167,27 @@ impl Simulation {
                 t.open.retain(|o| o.row != dead.row);
             }
         }
-        let living = self.living();
-        self.nsms.push(Region::new(Layout::NSM, 0));
-        let device = self.nsms.last().expect("an NSM's device").device;
-        let words = self.w.service.keep(device, self.w.now_ms * 1_000_000);
-        let told = KeptGuest::parse(&words).expect("complete");
-        self.w.engine.adopt_nsm(NSM, device).expect("nsm");
+        let living: HashSet<_> = self.living().difference(&left).copied().collect();
+        let mut told = Vec::new();
+        for nsm in 0..NSMS {
+            self.nsms.push(Region::new(Layout::NSM, 0));
+            self.devices[nsm] = self.nsms.last().expect("just made").device;
+            let words = self.w.services[nsm].keep(self.devices[nsm], self.w.now_ms * 1_000_000);
+            told.push(KeptGuest::parse(&words).expect("complete"));
+            self.w.engine.adopt_nsm(NsmId(nsm as u8), self.devices[nsm]).expect("nsm");
+        }
         for at in 0..self.tenants.len() {
-            let id = self.tenants[at].id;
-            let kept = told.iter().find(|(guest, _)| *guest == id).map(|(_, k)| k.clone());
+            let t = &mut self.tenants[at];
+            let (id, nsm) = (t.id, t.nsm);
+            let kept = told[nsm].iter().find(|(guest, _)| *guest == id).map(|(_, k)| k.clone());
             assert!(kept.is_some(), "the service knows guest {}", id.0);
+            self.w.services[nsm].be_alone(id.0);
+            (t.old, t.ledger) = (None, None);
             self.adopt(at, Vec::new(), kept);
         }
-        self.w.engine.hear_nsm(NSM).expect("nsm");
+        for nsm in 0..NSMS {
+            self.w.engine.hear_nsm(NsmId(nsm as u8)).expect("nsm");
+        }
         assert_eq!(self.living().intersection(&living).count(), living.len(), "all live on");
     }
 

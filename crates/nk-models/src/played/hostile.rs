@@ -80,7 +80,7 @@ pub fn run(data: &[u8]) {
     engine.add_nsm(NSM, nsm.device).expect("nsm");
     let stack = MemoryStack::new(Some(Rc::clone(&meanwhile)));
     let service = Service::new(stack, nsm.device);
-    let mut w = World { engine, service, bells: Bells { meanwhile }, now_ms: 1 };
+    let mut w = World { engine, services: vec![service], bells: Bells::new(meanwhile), now_ms: 1 };
     let mut shells = vec![w.add_guest(&hostile, HOSTILE)];
     let good = w.add_guest(&honest, HONEST);
     w.settle();
@@ -95,10 +95,10 @@ pub fn run(data: &[u8]) {
     w.assert_chunks(HOSTILE, LAYOUT.chunks);
     w.assert_chunks(HONEST, LAYOUT.chunks);
     armed.borrow_mut().clear();
-    w.service.stack_mut().faults.next.clear();
+    w.services[0].stack_mut().net.borrow_mut().faults.next.clear();
     transfer(&mut w, &good, HONEST, 40_000);
     datagrams(&mut w, &good, HONEST);
-    w.service.remove_guest(HOSTILE.0);
+    w.services[0].remove_guest(HOSTILE.0);
     w.engine.remove_guest(HOSTILE).expect("known");
     transfer(&mut w, &good, HONEST, 5_000);
     datagrams(&mut w, &good, HONEST);
@@ -267,13 +267,18 @@ fn act(
             let _ = shell.recv_datagram(id, 0, usize::from(bytes.u16()), false);
         }
         _ => {
-            let stack = w.service.stack_mut();
+            let stack = w.services[0].stack_mut();
             match bytes.u8() % 3 {
                 0 => {
                     let errno = [0, libc::EAGAIN, libc::ENOMEM, libc::EPIPE, libc::ECONNRESET];
-                    stack.faults.next.push_back(errno[usize::from(bytes.u8()) % errno.len()]);
+                    stack
+                        .net
+                        .borrow_mut()
+                        .faults
+                        .next
+                        .push_back(errno[usize::from(bytes.u8()) % errno.len()]);
                 }
-                1 => stack.reset(usize::from(bytes.u8())),
+                1 => stack.net.borrow_mut().reset(usize::from(bytes.u8())),
                 _ => {
                     let key =
                         Key { guest: HOSTILE.0, socket: id, generation: u16::from(bytes.u8()) };

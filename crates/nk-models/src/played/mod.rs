@@ -8,6 +8,7 @@
 
 mod deaths;
 pub mod hostile;
+mod moves;
 pub mod region;
 mod shell;
 pub mod simulation;

@@ -2,7 +2,8 @@
 
 use core::ptr::NonNull;
 
-use nk_device::{Device, Layout};
+use nk_device::sync::AtomicU64;
+use nk_device::{Device, Layout, Ledger};
 
 const GUARD: usize = 4096;
 
@@ -71,5 +72,30 @@ impl Drop for Region {
     fn drop(&mut self) {
         // SAFETY: the mapping made in new; whoever used the device is gone.
         unsafe { libc::munmap(self.start.as_ptr().cast(), self.len) };
+    }
+}
+
+/// The ledger of a pool that several services share.
+#[derive(Debug)]
+pub struct SharedLedger {
+    _words: Box<[AtomicU64]>,
+    /// The ledger.
+    pub ledger: Ledger,
+}
+
+impl SharedLedger {
+    /// Every chunk is free.
+    ///
+    /// # Panics
+    /// Never.
+    #[must_use]
+    pub fn new(layout: Layout) -> SharedLedger {
+        let len = Ledger::bytes(layout);
+        let words: Box<[AtomicU64]> = (0..len.div_ceil(8)).map(|_| AtomicU64::new(0)).collect();
+        let base = NonNull::from(&*words).cast();
+        // SAFETY: the words are where they are until the value is dropped, and whoever uses the ledger ends before that; it is
+        // accessed by atomics alone, which need no more than their alignment.
+        let ledger = unsafe { Ledger::new(base, len, layout, 0) }.expect("as long as it must be");
+        SharedLedger { _words: words, ledger }
     }
 }

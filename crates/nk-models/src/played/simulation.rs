@@ -1,31 +1,32 @@
 //! Ordinary guests on a host whose parts die, all of it drawn from one seed: a run that fails is run again by its number.
 //!
-//! Guests listen, connect, send, receive, fork, exit and are killed. Meanwhile the stack fails and resets, the NSM dies and comes back
-//! with the listeners that were kept, the daemon dies, with its NSM or without, also in the middle of a poll, and another adopts the
+//! Guests listen, connect, send, receive, fork, exit and are killed. Meanwhile stacks fail and reset, guests are moved between two NSMs,
+//! each of which dies and comes back with the listeners that were kept, the daemon dies, with its NSM or without, also in the middle of a poll, and another adopts the
 //! guests, limits change, guests doze, and the clock jumps. What must hold: no panic, no byte that was not sent there, no connection reset
 //! by the death of an engine alone, every chunk accounted for; and at the end, when nothing fails any more, each guest is served, and
-//! when all have ended nothing of them is left. The deaths are in `deaths`.
+//! when all have ended nothing of them is left. The deaths are in `deaths`, the moves in `moves`.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::rc::Rc;
 
-use nk_device::Layout;
 use nk_device::bucket::Rate;
 use nk_device::cell::{SF_CONNECTED, SF_DEAD, SF_EOF, SF_FAILED};
 use nk_device::nqe::Op;
 use nk_device::sync::Ordering;
-use nk_engine::{Engine, GuestId, Limits, NewRow};
+use nk_device::{Addr, Device, Layout};
+use nk_engine::{Engine, GuestId, Limits, NewRow, NsmId};
 use nk_servicelib::Service;
 
-use super::region::Region;
+use super::region::{Region, SharedLedger};
 use super::shell::Shell;
-use super::stack::MemoryStack;
-use super::world::{Bells, NSM, World, datagrams, transfer};
+use super::stack::{MemoryStack, Net};
+use super::world::{Bells, World, datagrams, transfer};
 
 /// So few chunks that processes take them from each other.
-const LAYOUT: Layout = Layout { rows: 4, qsets: 6, cells: 200, chunks: 300 };
+pub(super) const LAYOUT: Layout = Layout { rows: 4, qsets: 6, cells: 200, chunks: 300 };
 const GUESTS: u16 = 3;
+pub(super) const NSMS: usize = 2;
 const STEPS: usize = 600;
 const SOCKETS_MAX: usize = 24;
 /// Longer than any orphan is left to send what it has.
@@ -46,8 +47,8 @@ impl Random {
     }
 }
 
-/// Which connection's bytes, and which way: the life of the stack that it is on, and its client's port.
-type Way = (u32, u16, bool);
+/// Which connection's bytes, and which way: its client's port, which no other has in the same run.
+type Way = (u16, bool);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Part {
@@ -64,7 +65,7 @@ pub(super) struct Open {
     pub(super) row: u16,
     pub(super) part: Part,
     port: u16,
-    /// The stack's life in which it was connected.
+    /// How many deaths had been when it was made.
     pub(super) life: u32,
 }
 
@@ -75,6 +76,11 @@ pub(super) struct Tenant {
     pub(super) open: Vec<Open>,
     /// Bytes sent and received.
     flows: HashMap<Way, (usize, usize)>,
+    /// Where it is, and from where it was moved and has not left yet.
+    pub(super) nsm: usize,
+    pub(super) old: Option<usize>,
+    /// While it is on both.
+    pub(super) ledger: Option<SharedLedger>,
 }
 
 impl Tenant {
@@ -106,11 +112,16 @@ pub(super) struct Simulation {
     pub(super) tenants: Vec<Tenant>,
     /// Guests so far.
     entered: u16,
-    /// Devices of NSMs, the present one last: the engine looks at a dead one's until the next is there.
+    /// Devices of NSMs: the engine looks at a dead one's until the next is there.
     pub(super) nsms: Vec<Region>,
-    /// How many lives the stack has had.
+    /// Of each NSM the device that it has, or had.
+    pub(super) devices: [Device; NSMS],
+    /// Deaths so far, of an NSM or all.
     pub(super) life: u32,
-    pub(super) is_down: bool,
+    pub(super) is_down: [bool; NSMS],
+    /// By NSM: what a keeper has of the listeners of one that died.
+    pub(super) kept: [HashMap<u64, (Addr, u32)>; NSMS],
+    pub(super) net: Rc<RefCell<Net>>,
     /// The stack gives errors. With every other seed it gives none: then all that was sent comes.
     stack_fails: bool,
     /// Wake-ups until the engine dies in the middle of a poll.
@@ -121,21 +132,20 @@ pub(super) struct Simulation {
 #[derive(Debug)]
 pub(super) struct Killed;
 
-pub(super) fn stack(life: u32) -> MemoryStack {
-    let mut s = MemoryStack::new(None);
-    s.begin_ports_at(40_000 + (life % 20) as u16 * 1000);
-    s
-}
-
 /// Runs one seed.
 ///
 /// # Panics
 /// When something does not hold.
 pub fn run(seed: u64) {
-    let nsm = Region::new(Layout::NSM, 0);
+    let nsms: Vec<Region> = (0..NSMS).map(|_| Region::new(Layout::NSM, 0)).collect();
+    let devices = std::array::from_fn(|n| nsms[n].device);
+    let net = Rc::new(RefCell::new(Net::default()));
     let mut engine = Engine::new();
-    engine.add_nsm(NSM, nsm.device).expect("nsm");
-    let service = Service::new(stack(0), nsm.device);
+    let mut services = Vec::new();
+    for (n, device) in (0u8..).zip(devices) {
+        engine.add_nsm(NsmId(n), device).expect("nsm");
+        services.push(Service::new(MemoryStack::on(Rc::clone(&net), n, None), device));
+    }
     let dies_in: Rc<Cell<Option<usize>>> = Rc::default();
     let countdown = dies_in.clone();
     let meanwhile = move || match countdown.get() {
@@ -146,15 +156,18 @@ pub fn run(seed: u64) {
         }
         n => countdown.set(n.map(|n| n - 1)),
     };
-    let bells = Bells { meanwhile: Rc::new(RefCell::new(meanwhile)) };
+    let bells = Bells::new(Rc::new(RefCell::new(meanwhile)));
     let mut sim = Simulation {
-        w: World { engine, service, bells, now_ms: 1 },
+        w: World { engine, services, bells, now_ms: 1 },
         random: Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1),
         tenants: Vec::new(),
         entered: 0,
-        nsms: vec![nsm],
+        nsms,
+        devices,
         life: 0,
-        is_down: false,
+        is_down: [false; NSMS],
+        kept: [HashMap::new(), HashMap::new()],
+        net,
         stack_fails: seed.is_multiple_of(2),
         dies_in,
     };
@@ -175,10 +188,12 @@ impl Simulation {
         let region = Region::new(LAYOUT, id.0);
         let first = self.w.add_guest(&region, id);
         let (open, flows) = (Vec::new(), HashMap::new());
-        self.tenants.push(Tenant { id, region, processes: vec![first], open, flows });
+        let processes = vec![first];
+        let tenant = Tenant { id, region, processes, open, flows, nsm: 0, old: None, ledger: None };
+        self.tenants.push(tenant);
     }
 
-    fn poll(&mut self) {
+    pub(super) fn poll(&mut self) {
         // Whoever found the engine asleep has written its eventfd.
         for t in &self.tenants {
             let h = t.region.device.header();
@@ -187,8 +202,13 @@ impl Simulation {
             }
         }
         self.w.poll_engine();
-        if !self.is_down {
-            self.w.poll_service();
+        for nsm in 0..NSMS {
+            if !self.is_down[nsm] {
+                self.w.poll_one(nsm);
+            }
+        }
+        if self.random.below(3) == 0 {
+            self.leave_old();
         }
     }
 
@@ -203,7 +223,8 @@ impl Simulation {
             67..=72 => self.close(at),
             73..=75 => self.fork(at),
             76..=77 => self.kill(at),
-            78..=92 => self.poll(),
+            78..=89 => self.poll(),
+            90..=92 => self.move_guest(at),
             93 => {
                 self.w.now_ms += self.random.next() % 3000;
                 for _ in 0..3 {
@@ -219,12 +240,15 @@ impl Simulation {
                 let errnos = [0, libc::EAGAIN, libc::ENOMEM, libc::EPIPE, libc::ECONNRESET];
                 let n = self.random.below(errnos.len());
                 let which = self.random.below(64);
-                let stack = self.w.service.stack_mut();
-                stack.faults.next.push_back(errnos[n]);
-                stack.reset(which);
+                let mut net = self.net.borrow_mut();
+                net.faults.next.push_back(errnos[n]);
+                net.reset(which);
             }
             96 => self.limit(at),
-            97 => self.nsm_dies(),
+            97 => {
+                let nsm = self.random.below(NSMS);
+                self.nsm_dies(nsm);
+            }
             98 => match self.random.below(6) {
                 0 | 1 => self.daemon_dies(),
                 2 | 3 => self.engine_dies(),
@@ -233,8 +257,10 @@ impl Simulation {
             99 if self.random.below(3) == 0 => self.leave_and_enter(at),
             _ => {}
         }
-        if self.is_down && self.random.below(6) == 0 {
-            self.nsm_returns();
+        for nsm in 0..NSMS {
+            if self.is_down[nsm] && self.random.below(6) == 0 {
+                self.nsm_returns(nsm);
+            }
         }
     }
 
@@ -332,7 +358,7 @@ impl Simulation {
         let len = 1 + self.random.below(9000);
         let t = &mut self.tenants[at];
         let shell = t.shell(o.row);
-        let flow = t.flows.entry((o.life, o.port, o.part == Part::Client)).or_default();
+        let flow = t.flows.entry((o.port, o.part == Part::Client)).or_default();
         flow.0 += shell.send(o.id, base(&o, o.part == Part::Client) + flow.0, len);
     }
 
@@ -347,7 +373,7 @@ impl Simulation {
         let shell = t.shell(o.row);
         // From the other side.
         let from_client = o.part == Part::Server;
-        let flow = t.flows.entry((o.life, o.port, from_client)).or_default();
+        let flow = t.flows.entry((o.port, from_client)).or_default();
         flow.1 += shell.recv(o.id, base(&o, from_client) + flow.1, len, true);
         assert!(flow.1 <= flow.0, "{} bytes came of {}", flow.1, flow.0);
     }
@@ -402,9 +428,15 @@ impl Simulation {
     }
 
     fn leave_and_enter(&mut self, at: usize) {
+        if self.is_down[0] {
+            // It would be told of the new one when it is back, which is not the matter here.
+            return;
+        }
         let t = self.tenants.swap_remove(at);
         self.w.engine.remove_guest(t.id).expect("known");
-        self.w.service.remove_guest(t.id.0);
+        for service in &mut self.w.services {
+            service.remove_guest(t.id.0);
+        }
         self.enter();
     }
 
@@ -431,13 +463,16 @@ impl Simulation {
                 state & SF_CONNECTED != 0 && state & (SF_DEAD | SF_EOF) == 0
             };
             let is_other = |s: &&Open| {
-                (s.port, s.life) == (o.port, o.life) && s.part != o.part && s.part != Part::Listener
+                s.port == o.port
+                    && s.life == self.life
+                    && s.part != o.part
+                    && s.part != Part::Listener
             };
             let is_pair = o.part != Part::Listener && o.port != 0 && o.life == self.life;
             if !is_pair || !lives(&o) || !t.open.iter().find(is_other).is_some_and(lives) {
                 continue;
             }
-            let way = (o.life, o.port, o.part == Part::Server);
+            let way = (o.port, o.part == Part::Server);
             for _ in 0..400 {
                 self.w.now_ms += 5;
                 self.poll();
@@ -453,13 +488,16 @@ impl Simulation {
             self.w.now_ms += DRAIN_MS / 60;
             self.poll();
         }
+        self.leave_old();
     }
 
     fn end(&mut self) {
-        if self.is_down {
-            self.nsm_returns();
+        for nsm in 0..NSMS {
+            if self.is_down[nsm] {
+                self.nsm_returns(nsm);
+            }
         }
-        self.w.service.stack_mut().faults.next.clear();
+        self.net.borrow_mut().faults.next.clear();
         for at in 0..self.tenants.len() {
             let id = self.tenants[at].id;
             self.w.engine.set_limits(id, Limits::default()).expect("known");
@@ -487,15 +525,16 @@ impl Simulation {
         self.drain();
         for t in &self.tenants {
             assert_eq!(self.w.engine.guest_sockets(t.id), 0, "sockets of guest {}", t.id.0);
-            let s = self.w.service.stats(t.id.0).expect("known");
+            assert!(t.old.is_none() && t.ledger.is_none(), "guest {} is on two NSMs", t.id.0);
+            let s = self.w.stats(t.id);
             let left = (s.sockets, s.chunks_leased, s.chunks_tx, s.chunks_rx);
             assert_eq!(left, (0, 0, 0, 0), "guest {}: {s:?}", t.id.0);
         }
-        assert_eq!(self.w.service.stack_mut().open_sockets(), 0);
+        assert_eq!(self.net.borrow().open_sockets(), 0);
     }
 }
 
 /// No two connections, and no two ways of one, carry the same bytes at the same place.
 fn base(o: &Open, from_client: bool) -> usize {
-    (usize::from(o.port) * 2 + usize::from(from_client)) * 1_000_003 + o.life as usize * 7_919
+    (usize::from(o.port) * 2 + usize::from(from_client)) * 1_000_003
 }

@@ -18,6 +18,8 @@ const INBOX: usize = 16;
 
 #[derive(Debug, Default)]
 struct Sock {
+    /// The number of the stack that has it.
+    stack: u8,
     namespace: u64,
     local: Addr,
     remote: Addr,
@@ -43,78 +45,47 @@ pub struct Faults {
 /// Called at each call of the stack: the moment for a hostile guest to change what is being read.
 pub type Meanwhile = Rc<RefCell<dyn FnMut()>>;
 
-/// The stack.
-pub struct MemoryStack {
+/// What all stacks of a host are on: the sockets, whoever has them.
+#[derive(Debug)]
+pub struct Net {
     socks: Vec<Option<Sock>>,
-    events: Vec<StackEvent>,
+    /// For which stack, and what.
+    events: Vec<(u8, StackEvent)>,
     /// What goes wrong next.
     pub faults: Faults,
+    next_port: u16,
+}
+
+impl Default for Net {
+    fn default() -> Net {
+        let (socks, events, faults) = (Vec::new(), Vec::new(), Faults::default());
+        Net { socks, events, faults, next_port: 40_000 }
+    }
+}
+
+/// A stack.
+pub struct MemoryStack {
+    /// Shared with other stacks.
+    pub net: Rc<RefCell<Net>>,
+    number: u8,
     /// Listeners, by [`Key::to_word`]: address and backlog as a keeper is told of them.
     pub kept: HashMap<u64, (Addr, u32)>,
     meanwhile: Option<Meanwhile>,
-    next_port: u16,
     /// Always empty: nobody waits for this stack.
     woken: Vec<u32>,
 }
 
 impl core::fmt::Debug for MemoryStack {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        f.debug_struct("MemoryStack").field("socks", &self.socks.len()).finish_non_exhaustive()
+        f.debug_struct("MemoryStack").field("net", &self.net).finish_non_exhaustive()
     }
 }
 
-impl MemoryStack {
-    /// An empty stack.
-    #[must_use]
-    pub fn new(meanwhile: Option<Meanwhile>) -> MemoryStack {
-        MemoryStack {
-            socks: Vec::new(),
-            events: Vec::new(),
-            faults: Faults::default(),
-            kept: HashMap::new(),
-            meanwhile,
-            next_port: 40_000,
-            woken: Vec::new(),
-        }
-    }
-
-    /// Ports that are chosen come after this one.
-    pub fn begin_ports_at(&mut self, port: u16) {
-        self.next_port = port;
-    }
-
-    /// What a keeper would have of a listener: a descriptor that says where it listened.
-    ///
-    /// # Panics
-    /// When there is no descriptor or memory left.
-    #[must_use]
-    pub fn kept_descriptor(addr: &Addr) -> OwnedFd {
-        // SAFETY: a name and plain numbers; the descriptor is ours.
-        let fd = unsafe {
-            let fd = libc::memfd_create(c"listener".as_ptr(), libc::MFD_CLOEXEC);
-            assert!(fd >= 0, "memfd_create");
-            OwnedFd::from_raw_fd(fd)
-        };
-        let file = File::from(fd);
-        file.write_all_at(&addr.port.to_le_bytes(), 0).expect("two bytes");
-        file.into()
-    }
-
+impl Net {
     /// Sockets open.
     #[must_use]
     pub fn open_sockets(&self) -> usize {
         self.socks.iter().flatten().count()
-    }
-
-    /// Tells an event of a socket, whether it is true or not.
-    pub fn tell(&mut self, key: Key, bits: u8) {
-        self.events.push(StackEvent {
-            key,
-            readable: bits & 1 != 0,
-            writable: bits & 2 != 0,
-            hangup: bits & 4 != 0,
-            error: bits & 8 != 0,
-        });
     }
 
     /// Resets some connection.
@@ -128,31 +99,34 @@ impl MemoryStack {
         }
     }
 
-    fn meanwhile(&self) {
-        if let Some(m) = &self.meanwhile {
-            m.borrow_mut()();
-        }
-    }
-
-    /// The next thing that goes wrong. Who was told to wait is told when that is over, as by a kernel.
-    fn fault(&mut self, at: usize) -> Result<(), Errno> {
-        match self.faults.next.pop_front() {
-            None | Some(0) => Ok(()),
-            Some(e) => {
-                if e == libc::EAGAIN {
-                    self.event(at, |e| (e.readable, e.writable) = (true, true));
-                }
-                Err(Errno(e))
+    /// A stack is dead: what it had is closed, as the kernel does it for a process.
+    pub fn end_stack(&mut self, number: u8) {
+        for at in 0..self.socks.len() {
+            if self.socks[at].as_ref().is_some_and(|s| s.stack == number) {
+                self.close(at, true);
             }
         }
+        self.events.retain(|(stack, _)| *stack != number);
+    }
+
+    /// A socket that was given and that nobody took.
+    ///
+    /// # Panics
+    /// When the descriptor is none of a socket.
+    pub fn end_given(&mut self, fd: &OwnedFd) {
+        let mut word = [0; 8];
+        let file = File::from(fd.try_clone().expect("a descriptor"));
+        file.read_exact_at(&mut word, 0).expect("a socket that was given");
+        self.close(u64::from_le_bytes(word) as usize, true);
     }
 
     fn event(&mut self, at: usize, f: impl FnOnce(&mut StackEvent)) {
-        if let Some(key) = self.socks.get(at).and_then(Option::as_ref).and_then(|s| s.key) {
+        let sock = self.socks.get(at).and_then(Option::as_ref);
+        if let Some((stack, key)) = sock.and_then(|s| Some((s.stack, s.key?))) {
             let mut e =
                 StackEvent { key, readable: false, writable: false, hangup: false, error: false };
             f(&mut e);
-            self.events.push(e);
+            self.events.push((stack, e));
         }
     }
 
@@ -177,108 +151,31 @@ impl MemoryStack {
         self.next_port = self.next_port.wrapping_add(1).max(40_000);
         self.next_port
     }
-}
 
-impl Stack for MemoryStack {
-    type Socket = usize;
+    /// The next thing that goes wrong. Who was told to wait is told when that is over, as by a kernel.
+    fn fault(&mut self, at: usize) -> Result<(), Errno> {
+        match self.faults.next.pop_front() {
+            None | Some(0) => Ok(()),
+            Some(e) => {
+                if e == libc::EAGAIN {
+                    self.event(at, |e| (e.readable, e.writable) = (true, true));
+                }
+                Err(Errno(e))
+            }
+        }
+    }
 
-    fn open(&mut self, namespace: u64, family: u16, kind: Kind) -> Result<usize, Errno> {
-        self.meanwhile();
-        if family != nk_device::addr::AF_INET && family != nk_device::addr::AF_INET6 {
-            return Err(Errno(libc::EAFNOSUPPORT));
+    /// What a listener has not accepted goes with it.
+    fn set_stack(&mut self, socket: usize, number: u8) {
+        let s = self.at(&socket);
+        s.stack = number;
+        let queue = s.queue.clone();
+        for queued in queue {
+            self.set_stack(queued, number);
         }
-        Ok(self.add(Sock {
-            namespace,
-            local: Addr { family, ..Addr::default() },
-            datagram: kind == Kind::Datagram,
-            ..Sock::default()
-        }))
     }
-    fn bind(&mut self, socket: &usize, addr: &Addr) -> Result<(), Errno> {
-        self.meanwhile();
-        let port = if addr.port == 0 { self.free_port() } else { addr.port };
-        let namespace = self.at(socket).namespace;
-        let taken = self
-            .socks
-            .iter()
-            .flatten()
-            .any(|s| s.namespace == namespace && s.local.port == port && s.listening.is_some());
-        if taken {
-            return Err(Errno(libc::EADDRINUSE));
-        }
-        self.at(socket).local = Addr { port, ..*addr };
-        Ok(())
-    }
-    fn adopt(&mut self, namespace: u64, fd: OwnedFd) -> Result<usize, Errno> {
-        let mut port = [0; 2];
-        File::from(fd).read_exact_at(&mut port, 0).expect("a kept listener");
-        let local = Addr::v4([127, 0, 0, 1], u16::from_le_bytes(port));
-        Ok(self.add(Sock { namespace, local, ..Sock::default() }))
-    }
-    fn listen(&mut self, socket: &usize, backlog: u32, _: u32, key: Key) -> Result<(), Errno> {
-        self.meanwhile();
-        let port = self.free_port();
-        let s = self.at(socket);
-        if s.connected {
-            return Err(Errno(libc::EINVAL));
-        }
-        if s.local.port == 0 {
-            s.local.port = port;
-        }
-        s.listening = Some((backlog as usize).clamp(1, 128));
-        let local = s.local;
-        self.kept.insert(key.to_word(), (local, backlog));
-        Ok(())
-    }
-    fn connect(&mut self, socket: &usize, addr: &Addr) -> Result<Connect, Errno> {
-        self.meanwhile();
-        let port = self.free_port();
-        let s = self.at(socket);
-        if s.connected || s.listening.is_some() {
-            return Err(Errno(libc::EISCONN));
-        }
-        if s.local.port == 0 {
-            s.local.port = port;
-        }
-        if s.datagram {
-            s.remote = *addr;
-            return Ok(Connect::Done);
-        }
-        let (namespace, local) = (s.namespace, s.local);
-        let listener = self.socks.iter().position(|l| {
-            l.as_ref().is_some_and(|l| {
-                let room = l.listening.is_some_and(|backlog| l.queue.len() < backlog);
-                l.namespace == namespace && l.local.port == addr.port && room
-            })
-        });
-        let Some(listener) = listener else { return Err(Errno(libc::ECONNREFUSED)) };
-        let far = self.add(Sock {
-            namespace,
-            local: *addr,
-            remote: local,
-            peer: Some(*socket),
-            connected: true,
-            ..Sock::default()
-        });
-        let s = self.at(socket);
-        (s.peer, s.connected, s.remote) = (Some(far), true, *addr);
-        self.at(&listener).queue.push_back(far);
-        self.event(listener, |e| e.readable = true);
-        Ok(Connect::Done)
-    }
-    fn connect_result(&mut self, socket: &usize) -> Option<Result<(), Errno>> {
-        self.meanwhile();
-        let s = self.at(socket);
-        Some(if s.connected { Ok(()) } else { Err(Errno(libc::ECONNREFUSED)) })
-    }
-    fn disconnect(&mut self, socket: &usize) -> Result<(), Errno> {
-        self.shutdown(socket, How::Both)?;
-        let s = self.at(socket);
-        (s.connected, s.peer) = (false, None);
-        Ok(())
-    }
-    fn shutdown(&mut self, socket: &usize, how: How) -> Result<(), Errno> {
-        self.meanwhile();
+
+    fn shutdown(&mut self, socket: &usize, how: How) {
         let s = self.at(socket);
         let peer = s.peer;
         if how != How::Write {
@@ -292,18 +189,14 @@ impl Stack for MemoryStack {
             p.eof = true;
             self.event(peer, |e| (e.readable, e.hangup) = (true, true));
         }
-        Ok(())
     }
-    fn close(&mut self, socket: usize, abort: bool, listener: Option<Key>) {
-        self.meanwhile();
-        if let Some(key) = listener {
-            self.kept.remove(&key.to_word());
-        }
+
+    fn close(&mut self, socket: usize, abort: bool) {
         let Some(s) = self.socks.get_mut(socket).and_then(Option::take) else {
             panic!("ServiceLib closed a socket twice")
         };
         for queued in s.queue {
-            self.close(queued, true, None);
+            self.close(queued, true);
         }
         if let Some(peer) = s.peer
             && let Some(Some(p)) = self.socks.get_mut(peer)
@@ -315,6 +208,203 @@ impl Stack for MemoryStack {
             }
             self.event(peer, |e| (e.readable, e.hangup, e.error) = (true, true, abort));
         }
+    }
+}
+
+/// Whose a socket is while its descriptor is between two stacks.
+const NOBODY: u8 = u8::MAX;
+
+/// A descriptor with this written into it.
+fn descriptor(bytes: &[u8]) -> OwnedFd {
+    // SAFETY: a name and plain numbers; the descriptor is ours.
+    let fd = unsafe {
+        let fd = libc::memfd_create(c"socket".as_ptr(), libc::MFD_CLOEXEC);
+        assert!(fd >= 0, "memfd_create");
+        OwnedFd::from_raw_fd(fd)
+    };
+    let file = File::from(fd);
+    file.write_all_at(bytes, 0).expect("a few bytes");
+    file.into()
+}
+
+impl MemoryStack {
+    /// A stack by itself.
+    #[must_use]
+    pub fn new(meanwhile: Option<Meanwhile>) -> MemoryStack {
+        MemoryStack::on(Rc::default(), 0, meanwhile)
+    }
+
+    /// One of several.
+    #[must_use]
+    pub fn on(net: Rc<RefCell<Net>>, number: u8, meanwhile: Option<Meanwhile>) -> MemoryStack {
+        MemoryStack { net, number, kept: HashMap::new(), meanwhile, woken: Vec::new() }
+    }
+
+    /// What a keeper would have of a listener: a descriptor that says where it listened.
+    ///
+    /// # Panics
+    /// When there is no descriptor or memory left.
+    #[must_use]
+    pub fn kept_descriptor(addr: &Addr) -> OwnedFd {
+        descriptor(&addr.port.to_le_bytes())
+    }
+
+    /// Tells an event of a socket, whether it is true or not.
+    pub fn tell(&mut self, key: Key, bits: u8) {
+        let event = StackEvent {
+            key,
+            readable: bits & 1 != 0,
+            writable: bits & 2 != 0,
+            hangup: bits & 4 != 0,
+            error: bits & 8 != 0,
+        };
+        self.net.borrow_mut().events.push((self.number, event));
+    }
+
+    fn meanwhile(&self) {
+        if let Some(m) = &self.meanwhile {
+            m.borrow_mut()();
+        }
+    }
+}
+
+impl Stack for MemoryStack {
+    type Socket = usize;
+
+    fn open(&mut self, namespace: u64, family: u16, kind: Kind) -> Result<usize, Errno> {
+        self.meanwhile();
+        let mut net = self.net.borrow_mut();
+        if family != nk_device::addr::AF_INET && family != nk_device::addr::AF_INET6 {
+            return Err(Errno(libc::EAFNOSUPPORT));
+        }
+        Ok(net.add(Sock {
+            stack: self.number,
+            namespace,
+            local: Addr { family, ..Addr::default() },
+            datagram: kind == Kind::Datagram,
+            ..Sock::default()
+        }))
+    }
+    fn bind(&mut self, socket: &usize, addr: &Addr) -> Result<(), Errno> {
+        self.meanwhile();
+        let mut net = self.net.borrow_mut();
+        let port = if addr.port == 0 { net.free_port() } else { addr.port };
+        let namespace = net.at(socket).namespace;
+        let taken = net
+            .socks
+            .iter()
+            .flatten()
+            .any(|s| s.namespace == namespace && s.local.port == port && s.listening.is_some());
+        if taken {
+            return Err(Errno(libc::EADDRINUSE));
+        }
+        net.at(socket).local = Addr { port, ..*addr };
+        Ok(())
+    }
+    fn adopt(&mut self, namespace: u64, fd: OwnedFd) -> Result<usize, Errno> {
+        let mut port = [0; 2];
+        File::from(fd).read_exact_at(&mut port, 0).expect("a kept listener");
+        let local = Addr::v4([127, 0, 0, 1], u16::from_le_bytes(port));
+        let sock = Sock { stack: self.number, namespace, local, ..Sock::default() };
+        Ok(self.net.borrow_mut().add(sock))
+    }
+    fn listen(&mut self, socket: &usize, backlog: u32, _: u32, key: Key) -> Result<(), Errno> {
+        self.meanwhile();
+        let mut net = self.net.borrow_mut();
+        let port = net.free_port();
+        let s = net.at(socket);
+        if s.connected {
+            return Err(Errno(libc::EINVAL));
+        }
+        if s.local.port == 0 {
+            s.local.port = port;
+        }
+        s.listening = Some((backlog as usize).clamp(1, 128));
+        let local = s.local;
+        self.kept.insert(key.to_word(), (local, backlog));
+        Ok(())
+    }
+    fn connect(&mut self, socket: &usize, addr: &Addr) -> Result<Connect, Errno> {
+        self.meanwhile();
+        let mut net = self.net.borrow_mut();
+        let port = net.free_port();
+        let s = net.at(socket);
+        if s.connected || s.listening.is_some() {
+            return Err(Errno(libc::EISCONN));
+        }
+        if s.local.port == 0 {
+            s.local.port = port;
+        }
+        if s.datagram {
+            s.remote = *addr;
+            return Ok(Connect::Done);
+        }
+        let (namespace, local) = (s.namespace, s.local);
+        let listener = net.socks.iter().position(|l| {
+            l.as_ref().is_some_and(|l| {
+                let room = l.listening.is_some_and(|backlog| l.queue.len() < backlog);
+                l.namespace == namespace && l.local.port == addr.port && room
+            })
+        });
+        let Some(listener) = listener else { return Err(Errno(libc::ECONNREFUSED)) };
+        let stack = net.at(&listener).stack;
+        let far = net.add(Sock {
+            stack,
+            namespace,
+            local: *addr,
+            remote: local,
+            peer: Some(*socket),
+            connected: true,
+            ..Sock::default()
+        });
+        let s = net.at(socket);
+        (s.peer, s.connected, s.remote) = (Some(far), true, *addr);
+        net.at(&listener).queue.push_back(far);
+        net.event(listener, |e| e.readable = true);
+        Ok(Connect::Done)
+    }
+    fn connect_result(&mut self, socket: &usize) -> Option<Result<(), Errno>> {
+        self.meanwhile();
+        let mut net = self.net.borrow_mut();
+        let s = net.at(socket);
+        Some(if s.connected { Ok(()) } else { Err(Errno(libc::ECONNREFUSED)) })
+    }
+    fn disconnect(&mut self, socket: &usize) -> Result<(), Errno> {
+        self.shutdown(socket, How::Both)?;
+        let mut net = self.net.borrow_mut();
+        let s = net.at(socket);
+        (s.connected, s.peer) = (false, None);
+        Ok(())
+    }
+    fn shutdown(&mut self, socket: &usize, how: How) -> Result<(), Errno> {
+        self.meanwhile();
+        self.net.borrow_mut().shutdown(socket, how);
+        Ok(())
+    }
+    fn close(&mut self, socket: usize, abort: bool, listener: Option<Key>) {
+        self.meanwhile();
+        if let Some(key) = listener {
+            self.kept.remove(&key.to_word());
+        }
+        self.net.borrow_mut().close(socket, abort);
+    }
+    fn give(&mut self, socket: usize) -> Result<OwnedFd, usize> {
+        let mut net = self.net.borrow_mut();
+        if let Some(key) = net.at(&socket).key.take() {
+            self.kept.remove(&key.to_word());
+            net.events.retain(|(_, e)| e.key != key);
+        }
+        net.set_stack(socket, NOBODY);
+        Ok(descriptor(&(socket as u64).to_le_bytes()))
+    }
+    fn take(&mut self, fd: OwnedFd) -> Result<usize, Errno> {
+        let mut word = [0; 8];
+        File::from(fd).read_exact_at(&mut word, 0).expect("a socket that was given");
+        let socket = u64::from_le_bytes(word) as usize;
+        let mut net = self.net.borrow_mut();
+        assert_eq!(net.at(&socket).stack, NOBODY, "a socket that was not given");
+        net.set_stack(socket, self.number);
+        Ok(socket)
     }
     fn set_option(&mut self, _: &usize, level: i32, _: i32, _: &[u8]) -> Result<(), Errno> {
         self.meanwhile();
@@ -333,22 +423,25 @@ impl Stack for MemoryStack {
     }
     fn local(&self, socket: &usize) -> Result<Addr, Errno> {
         self.meanwhile();
-        Ok(self.socks[*socket].as_ref().expect("open").local)
+        let mut net = self.net.borrow_mut();
+        Ok(net.at(socket).local)
     }
     fn peer(&self, socket: &usize) -> Result<Addr, Errno> {
         self.meanwhile();
-        Ok(self.socks[*socket].as_ref().expect("open").remote)
+        let mut net = self.net.borrow_mut();
+        Ok(net.at(socket).remote)
     }
     fn send(&mut self, socket: &usize, spans: &[RawSpan]) -> Result<usize, Errno> {
         self.meanwhile();
-        self.fault(*socket)?;
-        let s = self.at(socket);
+        let mut net = self.net.borrow_mut();
+        net.fault(*socket)?;
+        let s = net.at(socket);
         if !s.connected {
             return Err(Errno(libc::EPIPE));
         }
         let Some(peer) = s.peer else { return Err(Errno(libc::EPIPE)) };
         let mut sent = 0;
-        let Some(Some(p)) = self.socks.get_mut(peer) else { return Err(Errno(libc::EPIPE)) };
+        let Some(Some(p)) = net.socks.get_mut(peer) else { return Err(Errno(libc::EPIPE)) };
         for span in spans {
             let n = span.len().min(BUFFER - p.bytes.len());
             for i in 0..n {
@@ -360,13 +453,14 @@ impl Stack for MemoryStack {
         if sent == 0 {
             return Err(Errno(libc::EAGAIN));
         }
-        self.event(peer, |e| e.readable = true);
+        net.event(peer, |e| e.readable = true);
         Ok(sent)
     }
     fn recv(&mut self, socket: &usize, spans: &[RawSpan]) -> Result<usize, Errno> {
         self.meanwhile();
-        self.fault(*socket)?;
-        let s = self.at(socket);
+        let mut net = self.net.borrow_mut();
+        net.fault(*socket)?;
+        let s = net.at(socket);
         let peer = s.peer;
         let mut got = 0;
         for span in spans {
@@ -385,7 +479,7 @@ impl Stack for MemoryStack {
             };
         }
         if let Some(peer) = peer {
-            self.event(peer, |e| e.writable = true);
+            net.event(peer, |e| e.writable = true);
         }
         Ok(got)
     }
@@ -396,9 +490,10 @@ impl Stack for MemoryStack {
         spans: &[RawSpan],
     ) -> Result<(), Errno> {
         self.meanwhile();
-        self.fault(*socket)?;
-        let port = self.free_port();
-        let s = self.at(socket);
+        let mut net = self.net.borrow_mut();
+        net.fault(*socket)?;
+        let port = net.free_port();
+        let s = net.at(socket);
         if s.local.port == 0 {
             s.local.port = port;
         }
@@ -412,22 +507,23 @@ impl Stack for MemoryStack {
             }
         }
         assert_eq!(bytes.len(), header.len as usize, "the spans are the datagram");
-        let there = self.socks.iter().position(|s| {
+        let there = net.socks.iter().position(|s| {
             s.as_ref()
                 .is_some_and(|s| s.datagram && s.namespace == namespace && s.local.port == to.port)
         });
         let Some(there) = there else { return Err(Errno(libc::ECONNREFUSED)) };
-        let s = self.at(&there);
+        let s = net.at(&there);
         if s.inbox.len() < INBOX {
             s.inbox.push_back((from, bytes));
         }
-        self.event(there, |e| e.readable = true);
+        net.event(there, |e| e.readable = true);
         Ok(())
     }
     fn recv_datagrams(&mut self, socket: &usize, into: &mut [Datagram]) -> Result<usize, Errno> {
         self.meanwhile();
-        self.fault(*socket)?;
-        let s = self.at(socket);
+        let mut net = self.net.borrow_mut();
+        net.fault(*socket)?;
+        let s = net.at(socket);
         let mut n = 0;
         for d in into {
             let Some((from, bytes)) = s.inbox.pop_front() else { break };
@@ -446,34 +542,41 @@ impl Stack for MemoryStack {
     }
     fn accept(&mut self, socket: &usize) -> Result<(usize, Addr), Errno> {
         self.meanwhile();
-        let Some(far) = self.at(socket).queue.pop_front() else { return Err(Errno(libc::EAGAIN)) };
-        let remote = self.at(&far).remote;
+        let mut net = self.net.borrow_mut();
+        let Some(far) = net.at(socket).queue.pop_front() else { return Err(Errno(libc::EAGAIN)) };
+        let remote = net.at(&far).remote;
         Ok((far, remote))
     }
     fn take_error(&mut self, socket: &usize) -> i32 {
         self.meanwhile();
-        core::mem::take(&mut self.at(socket).error)
+        let mut net = self.net.borrow_mut();
+        core::mem::take(&mut net.at(socket).error)
     }
     fn unread(&self, socket: &usize) -> usize {
-        self.socks[*socket].as_ref().expect("open").bytes.len()
+        self.net.borrow_mut().at(socket).bytes.len()
     }
     fn unacknowledged(&self, _: &usize) -> usize {
         0
     }
     fn watch(&mut self, socket: &usize, key: Key) -> Result<(), Errno> {
         self.meanwhile();
-        let s = self.at(socket);
+        let mut net = self.net.borrow_mut();
+        let s = net.at(socket);
         s.key = Some(key);
         let (readable, writable) = (
             !s.bytes.is_empty() || !s.inbox.is_empty() || !s.queue.is_empty() || s.eof,
             s.connected,
         );
-        self.event(*socket, |e| (e.readable, e.writable) = (readable, writable));
+        net.event(*socket, |e| (e.readable, e.writable) = (readable, writable));
         Ok(())
     }
     fn poll(&mut self, _: i32, events: &mut Vec<StackEvent>) {
         self.meanwhile();
-        events.append(&mut self.events);
+        let mut net = self.net.borrow_mut();
+        let (mine, others) = net.events.drain(..).partition(|(stack, _)| *stack == self.number);
+        net.events = others;
+        let mine: Vec<(u8, StackEvent)> = mine;
+        events.extend(mine.into_iter().map(|(_, e)| e));
     }
     fn woken(&mut self) -> std::vec::Drain<'_, u32> {
         self.woken.drain(..)

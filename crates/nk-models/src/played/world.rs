@@ -8,7 +8,7 @@ use nk_device::datagram::{DATAGRAM_MAX, DF_PEER, Header};
 use nk_device::nqe::Op;
 use nk_device::sync::{AtomicU32, Ordering};
 use nk_engine::{Engine, GuestId, GuestSetup, Limits, NewRow, Notify, NsmId};
-use nk_servicelib::{GuestPool, Service};
+use nk_servicelib::{GuestPool, GuestStats, Service};
 
 use super::region::Region;
 use super::shell::Shell;
@@ -21,6 +21,14 @@ const WORK_MAX: u32 = 20_000;
 /// Counts wake-ups, and lets the hostile guest act at each.
 pub(super) struct Bells {
     pub(super) meanwhile: Rc<RefCell<dyn FnMut()>>,
+    /// Guests that have nothing on an NSM any more from which they were moved.
+    pub(super) left: Vec<(GuestId, NsmId)>,
+}
+
+impl Bells {
+    pub(super) fn new(meanwhile: Rc<RefCell<dyn FnMut()>>) -> Bells {
+        Bells { meanwhile, left: Vec::new() }
+    }
 }
 
 impl Notify for Bells {
@@ -31,18 +39,22 @@ impl Notify for Bells {
         self.meanwhile.borrow_mut()();
     }
     fn nsm_doorbell(&mut self, _: NsmId) {}
+    fn nsm_left(&mut self, guest: GuestId, nsm: NsmId) {
+        self.left.push((guest, nsm));
+    }
 }
 
 pub(super) struct World {
     pub(super) engine: Engine,
-    pub(super) service: Service<MemoryStack>,
+    /// By the number of their NSM.
+    pub(super) services: Vec<Service<MemoryStack>>,
     pub(super) bells: Bells,
     pub(super) now_ms: u64,
 }
 
 impl World {
     pub(super) fn add_guest(&mut self, region: &Region, id: GuestId) -> Shell {
-        self.service.add_guest(World::pool(region, id));
+        self.services[0].add_guest(World::pool(region, id));
         self.engine.add_guest(World::setup(region, id)).expect("guest");
         let NewRow { row, qset } = self.engine.add_row(id, 100).expect("row");
         Shell::new(region.device, row, qset)
@@ -60,7 +72,12 @@ impl World {
         assert!(r.worked < WORK_MAX, "{} in one poll", r.worked);
     }
     pub(super) fn poll_service(&mut self) {
-        let r = self.service.poll(self.now_ms * 1_000_000, 0, &mut || {});
+        for nsm in 0..self.services.len() {
+            self.poll_one(nsm);
+        }
+    }
+    pub(super) fn poll_one(&mut self, nsm: usize) {
+        let r = self.services[nsm].poll(self.now_ms * 1_000_000, 0, &mut || {});
         assert!(r.worked < WORK_MAX, "{} in one poll", r.worked);
     }
     pub(super) fn settle(&mut self) {
@@ -69,8 +86,12 @@ impl World {
             self.poll_service();
         }
     }
+    /// What some service has of the guest.
+    pub(super) fn stats(&self, id: GuestId) -> GuestStats {
+        self.services.iter().find_map(|s| s.stats(id.0)).expect("guest")
+    }
     pub(super) fn assert_chunks(&self, id: GuestId, chunks: u32) {
-        let s = self.service.stats(id.0).expect("guest");
+        let s = self.stats(id);
         let sum = s.chunks_free + s.chunks_leased + s.chunks_tx + s.chunks_rx;
         assert_eq!(sum, u64::from(chunks), "{s:?}");
     }
@@ -91,7 +112,7 @@ pub(super) fn datagrams(w: &mut World, g: &Shell, id: GuestId) {
             w.settle();
             sent
         });
-        assert!(sent, "datagram {n}: {:?}", w.service.stats(id.0));
+        assert!(sent, "datagram {n}: {:?}", w.stats(id));
         let got = (0..20).find_map(|_| {
             w.settle();
             g.recv_datagram(b, n, DATAGRAM_MAX, true)
@@ -128,8 +149,8 @@ pub(super) fn transfer(w: &mut World, g: &Shell, id: GuestId, total: usize) {
             "the honest guest's connection: listener {:?}, client {:?}, {:?} {:?}",
             state(listener),
             state(client),
-            w.service.stats(id.0),
-            w.service.stack_mut(),
+            w.stats(id),
+            w.services[0].stack_mut(),
         )
     };
     let server = server.socket;
