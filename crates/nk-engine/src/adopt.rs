@@ -94,7 +94,7 @@ impl Engine {
         Ok(listeners)
     }
 
-    fn guests_of(&self, id: NsmId) -> Vec<GuestId> {
+    pub(crate) fn guests_of(&self, id: NsmId) -> Vec<GuestId> {
         let on = |g: &&GuestId| self.guest(**g).is_some_and(|g| g.nsm == id);
         self.order.iter().filter(on).copied().collect()
     }

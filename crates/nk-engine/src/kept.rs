@@ -61,6 +61,16 @@ impl Engine {
         Ok(())
     }
 
+    /// Forgets an NSM that serves no guest.
+    pub fn remove_nsm(&mut self, id: NsmId) -> Result<(), ControlError> {
+        if !self.guests_of(id).is_empty() {
+            return Err(ControlError::Guest);
+        }
+        self.nsm_mut(id).ok_or(ControlError::Nsm)?;
+        self.nsms.retain(|n| n.id != id);
+        Ok(())
+    }
+
     /// All guests of an adopted NSM are known.
     pub fn hear_nsm(&mut self, id: NsmId) -> Result<(), ControlError> {
         self.nsm_mut(id).ok_or(ControlError::Nsm)?.is_unheard = false;

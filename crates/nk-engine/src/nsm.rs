@@ -78,10 +78,11 @@ impl Nsm {
         !self.backlog.is_empty()
     }
 
-    /// Whether nothing is taken from guests now: NQEs wait for room, or the NSM is dead and the next one is awaited. What guests
-    /// ask meanwhile waits on their own rings, so that no call is lost between two NSMs.
+    /// Whether nothing is taken from guests now: NQEs wait for room, the NSM is dead and the next one is awaited, or what it says is not
+    /// heard yet (a guest may use a socket of which the engine would hear only then). What guests ask meanwhile waits on their own
+    /// rings, so that no call is lost between two NSMs or engines.
     pub(crate) fn is_stuck(&self) -> bool {
-        !self.up || self.is_congested()
+        !self.up || self.is_unheard || self.is_congested()
     }
 
     pub(crate) fn push(&mut self, nqe: &Nqe) {

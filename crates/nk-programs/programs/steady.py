@@ -1,6 +1,6 @@
 """Asks without end and checks each answer: `steady.py http PORT SHA256` or `steady.py redis PORT`.
 
-SIGTERM ends it: it then says "done", how many answers were right and how many attempts failed. An answer with other bytes ("wrong") or none
+It says "begun" after the first right answer. SIGTERM ends it: it then says "done", how many answers were right and how many attempts failed. An answer with other bytes ("wrong") or none
 within 20 s ("hung") ends it at once. With "strict" as last word so does an attempt that fails."""
 import hashlib
 import os
@@ -87,6 +87,8 @@ while not stop:
             reader = Reader()
         (http if kind == "http" else redis)(reader, right)
         right += 1
+        if right == 1:
+            print("begun", flush=True)
     except socket.timeout:
         fail("hung")
     except OSError as error:

@@ -50,6 +50,8 @@ pub(crate) fn tests() -> Vec<Test> {
         test("an NSM's death is its own guests' alone", alone),
         test("an NSM may do nothing but its work", confined),
         test("an NSM that cannot work is refused at the start", refused),
+        test("NSMs come and go with the configuration read again", reloaded),
+        test("a daemon is replaced, or refuses to be", replaced),
     ]
 }
 
@@ -259,4 +261,116 @@ fn refused(world: &mut World, _: Mode) -> Result<String> {
         ended.err
     );
     Ok("refused, with the NSM's name".to_owned())
+}
+
+/// What `nk nsm ls` names.
+fn names(world: &World) -> Result<Vec<String>> {
+    let all: Vec<Value> = serde_json::from_str(&world.control(&["nsm", "ls", "--json"])?)?;
+    Ok(all.iter().filter_map(|n| Some(n.get("name")?.as_str()?.to_owned())).collect())
+}
+
+fn out_limit(world: &World, pid: u32) -> Result<Option<u64>> {
+    let guest = crate::leaks::describe_guest(world, pid)?;
+    Ok(guest.pointer("/limits/out_bytes_per_s").and_then(Value::as_u64))
+}
+
+fn reloaded(world: &mut World, mode: Mode) -> Result<String> {
+    world.configure(TWO)?;
+    let one = start_named(world, mode, "one")?;
+    world.control(&["guest", "limit", "one", "--out", "80Mbit/s"])?;
+    let file = world.dir.join("nk.toml");
+    let first = fs::read_to_string(&file)?;
+    let read = |world: &World, text: &str| -> Result<()> {
+        fs::write(&file, text)?;
+        world.daemon().context("no daemon")?.running.signal(Signal::HUP)?;
+        Ok(())
+    };
+    // One more, and one less.
+    let b = "[nsm.b]\nplacement = \"process\"\ncores = [0]\ndefault = true\n";
+    ensure!(first.contains(b), "the configuration is {first}");
+    let (b_pid, with_d) = (
+        Nsm::named(world, "b")?.pid()?,
+        first
+            .replace("[guest.two]\nnsm = \"b\"", "[guest.two]\nnsm = \"d\"")
+            .replace(b, "[nsm.d]\nplacement = \"process\"\n"),
+    );
+    read(world, &with_d)?;
+    eventually(RECOVERY, || {
+        let names = names(world)?;
+        ensure!(names.contains(&"d".into()) && !names.contains(&"b".into()), "NSMs: {names:?}");
+        ensure!(crate::procfs::is_gone(b_pid), "the removed NSM's process lives");
+        Ok(())
+    })?;
+    let two = start_named(world, mode, "two")?;
+    ask(two.port)?;
+    ensure!(Nsm::named(world, "d")?.guests() == ["two"], "not assigned to the new one");
+    ensure!(out_limit(world, one.running.pid())? == Some(10_000_000), "the limit was forgotten");
+    // One that serves is not removed, and then nothing else is changed.
+    read(world, &first)?;
+    let refusal = |world: &World, what: &str| {
+        eventually(RECOVERY, || {
+            let log = world.daemon().context("no daemon")?.running.err();
+            let said = log.lines().any(|l| l.contains("nothing is changed") && l.contains(what));
+            ensure!(said, "{log}");
+            Ok(())
+        })
+    };
+    refusal(world, "nsm.d: it serves two")?;
+    ensure!(!names(world)?.contains(&"b".into()), "a part of what was refused is in force");
+    read(world, &with_d.replace("[nsm.c]", "[nsm.e]"))?;
+    refusal(world, "--replace")?;
+    ask(one.port)?;
+    ask(two.port)?;
+    one.stop()?;
+    two.stop()?;
+    // As the leak check knows it.
+    eventually(RECOVERY, || {
+        // Refused while the guest that ended is still known.
+        read(world, &first)?;
+        std::thread::sleep(Duration::from_millis(200));
+        ensure!(names(world)?.contains(&"b".into()), "NSM b is not back");
+        Ok(())
+    })?;
+    Ok("added, removed, refused twice; a limit set at run time stayed".to_owned())
+}
+
+fn replaced(world: &mut World, mode: Mode) -> Result<String> {
+    world.configure(TWO)?;
+    let one = start_named(world, mode, "one")?;
+    world.control(&["guest", "limit", "one", "--out", "80Mbit/s", "--weight", "3"])?;
+    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, one.port));
+    let mut open = TcpStream::connect(address)?;
+    open.set_read_timeout(Some(Duration::from_secs(5)))?;
+    ask(one.port)?;
+    let nsm = Nsm::named(world, "a")?.pid()?;
+    let daemon = |world: &World| world.daemon().map(|d| d.running.pid()).context("no daemon");
+    // With a wrong configuration the one that serves goes on serving.
+    let wrong = world.write("wrong.toml", "\n[nsm.a]\nplacement = \"moon\"\n")?;
+    let socket = world.path("nk.sock");
+    let words = [world.nk()?, "daemon", "--replace", "--socket", &socket, "--config", &wrong];
+    let ended = world.start("daemon", Side::Plain, &words)?.finish(Duration::from_secs(10))?;
+    ensure!(
+        !ended.status.success() && ended.err.contains("line 3"),
+        "{} {}",
+        ended.how(),
+        ended.err
+    );
+    ask(one.port)?;
+    let mut pids = vec![daemon(world)?];
+    for _ in 0..3 {
+        world.replace_daemon()?;
+        pids.push(daemon(world)?);
+        ask(one.port)?;
+    }
+    pids.dedup();
+    ensure!(pids.len() == 4, "not replaced: {pids:?}");
+    ensure!(Nsm::named(world, "a")?.pid()? == nsm, "the NSM was started again");
+    ensure!(Nsm::named(world, "a")?.guests() == ["one"], "the guest is elsewhere");
+    ensure!(out_limit(world, one.running.pid())? == Some(10_000_000), "the limit was forgotten");
+    open.write_all(b"GET / HTTP/1.0\r\n\r\n")?;
+    let mut answer = String::new();
+    open.read_to_string(&mut answer).context("a connection from before")?;
+    ensure!(answer.starts_with("HTTP/1.1 200"), "answered {answer:?}");
+    one.stop()?;
+    Ok("3 times; limits, assignment and an idle connection as before; refused with a wrong configuration".to_owned())
 }

@@ -233,6 +233,22 @@ impl World {
         Ok(())
     }
 
+    /// Another daemon takes over from the one that serves (`nk daemon --replace`).
+    pub fn replace_daemon(&mut self) -> Result<()> {
+        let old = self.daemon.take().context("there is no daemon to replace")?;
+        let words = [self.nk()?, "daemon", "--replace", "--config", &self.path("nk.toml")];
+        let mut command = process::command(words);
+        self.surround(&mut command);
+        let running = process::start(command, &self.dir, "daemon")?;
+        let socket = old.socket.clone();
+        let ended = old.running.finish_alone(Duration::from_secs(10)).context("the old daemon")?;
+        self.daemon = Some(Daemon { running, socket });
+        if !ended.status.success() {
+            bail!("the old daemon ended with {}: {}", ended.how(), ended.err);
+        }
+        eventually(Duration::from_secs(10), || self.control(&["guests"]).map(drop))
+    }
+
     /// The daemon and what it started: keeper, NSMs. Private daemons of this test's guests, too.
     pub fn nk_pids(&self) -> Result<Vec<u32>> {
         let found = leaks::nk_processes(self.options.nk.as_deref(), &self.dir)?;

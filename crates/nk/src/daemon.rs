@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use nk_host::config::{Config, DEFAULT_SOCKET, Placement};
@@ -12,6 +13,9 @@ use nk_host::spawn::{PASSED_FD, THIS};
 use nk_host::{private, sys};
 
 use crate::{Failure, NsmPlacement};
+
+/// How long a daemon that hands over may take to end.
+const HAND_OVER_MAX: Duration = Duration::from_secs(10);
 
 fn log() {
     use tracing_subscriber::EnvFilter;
@@ -28,6 +32,7 @@ pub(crate) fn daemon(
     config: Option<&Path>,
     socket: Option<PathBuf>,
     nsm: Option<NsmPlacement>,
+    replace: bool,
     private_dir: Option<PathBuf>,
 ) -> Result<(), Failure> {
     log();
@@ -67,10 +72,12 @@ pub(crate) fn daemon(
         fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
     }
     let keeper_path = keeper::socket_path(&path);
-    let found = Keeper::find(&keeper_path).map_err(|e| match e.raw_os_error() {
-        Some(libc::EADDRINUSE) => serves_already(&path),
-        _ => Failure::new(1, format!("{}: {e}", keeper_path.display())),
-    })?;
+    let found = match Keeper::find(&keeper_path) {
+        Err(e) if replace && e.raw_os_error() == Some(libc::EADDRINUSE) => {
+            take_over(&path, &keeper_path, &config)
+        }
+        found => found.map_err(|e| unusable(&e, &path, &keeper_path)),
+    }?;
     let (listener, keeper, entries) = match found {
         Some((keeper, mut entries)) => {
             let kept = entries.iter_mut().find(|e| e.class == keeper::CLASS_ATTACH);
@@ -91,7 +98,42 @@ pub(crate) fn daemon(
 
 fn serve(setup: Setup) -> Result<(), Failure> {
     let mut server = Server::new(setup)?;
-    Ok(server.run()?)
+    server.run()?;
+    // Nothing is undone: where another daemon takes over, it goes on with all of it.
+    std::process::exit(0)
+}
+
+fn unusable(e: &std::io::Error, path: &Path, keeper_path: &Path) -> Failure {
+    match e.raw_os_error() {
+        Some(libc::EADDRINUSE) => serves_already(path),
+        _ => Failure::new(1, format!("{}: {e}", keeper_path.display())),
+    }
+}
+
+/// Has the daemon that serves end, and takes what it leaves. What can be found wrong is found before.
+fn take_over(
+    path: &Path,
+    keeper_path: &Path,
+    config: &Config,
+) -> Result<Option<(Keeper, Vec<keeper::Entry>)>, Failure> {
+    for (name, n) in config.nsms() {
+        nk_host::nsm::kernel_stack(Box::new(nk_host::broker::Broker::new()), None, n.io)
+            .map_err(|e| Failure::new(1, format!("NSM {name:?}: {e}")))?;
+    }
+    let order = format!("hand-over {}", nk_host::server::common_version());
+    crate::query::request(path, nk_attach::Kind::Order, &order).map_err(|(_, why)| {
+        let text = format!("the daemon at {} does not hand over: {why}", path.display());
+        Failure::new(1, text)
+    })?;
+    let end = Instant::now() + HAND_OVER_MAX;
+    loop {
+        match Keeper::find(keeper_path) {
+            Err(e) if e.raw_os_error() == Some(libc::EADDRINUSE) && Instant::now() < end => {
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            found => return found.map_err(|e| unusable(&e, path, keeper_path)),
+        }
+    }
 }
 
 fn serves_already(path: &Path) -> Failure {

@@ -68,6 +68,9 @@ Exit status: the command's; 126 when it cannot be run as a guest, 127 when it is
         /// Where the NSM runs, if there is one only [default: the configuration's, else inline]
         #[arg(long, value_name = "inline|process")]
         nsm: Option<NsmPlacement>,
+        /// Take over from the daemon that serves there, which ends: guests go on, and connections in NSM processes too
+        #[arg(long)]
+        replace: bool,
         #[arg(long, hide = true, value_name = "DIR")]
         private: Option<PathBuf>,
     },
@@ -173,8 +176,8 @@ fn start(cli: Cli) -> Result<(), Failure> {
         Command::Run { net, name, engine, share_net, command } => {
             run::run(&run::Options { net, name, engine, share_net, command })
         }
-        Command::Daemon { config, socket, nsm, private } => {
-            daemon::daemon(config.as_deref(), socket, nsm, private)
+        Command::Daemon { config, socket, nsm, replace, private } => {
+            daemon::daemon(config.as_deref(), socket, nsm, replace, private)
         }
         Command::Guests { from } => query::guests(&from),
         Command::Guest { command } => order::guest(&command),

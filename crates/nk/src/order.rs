@@ -13,7 +13,7 @@ pub(crate) enum GuestCommand {
     /// Change a running guest's limits; what is not named stays, and "none" takes a limit away
     #[command(after_help = "\
 Rates have units: kbit/s, Mbit/s, Gbit/s, kB/s, MB/s, GB/s. `nk guests --json` shows limits and what they held back.
-The next SIGHUP of the daemon puts the configuration's limits in force again.")]
+They stay until the configuration says something else of the guest (SIGHUP), also when the daemon is killed or replaced.")]
     Limit(Limit),
     /// Move a running guest to another NSM: new connections and listeners at once, its connections end where they are
     #[command(after_help = "\

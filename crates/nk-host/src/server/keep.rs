@@ -13,7 +13,7 @@ use crate::keeper::{CLASS_GUEST, CLASS_HOLD, CLASS_NSM, CLASS_PROCESS, CLASS_QSE
 use crate::nsm::PROTOCOL;
 
 /// A keeper that ended sooner than this is not replaced at once.
-const RESTART_REST: Duration = Duration::from_secs(1);
+const RESTART_REST: Duration = Duration::from_millis(100);
 
 /// In a process's entry: its control connection is among the descriptors.
 pub(super) const HAS_CONTROL: u64 = 1;

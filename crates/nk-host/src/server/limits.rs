@@ -1,14 +1,12 @@
 //! Limits while guests run: told to who keeps them, changed by order, and read again with the configuration.
 
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
 
 use nk_attach::{Credentials, Message};
 use nk_engine::GuestId;
 
 use super::create::is_operator;
-use super::{Reply, Server, Source};
-use crate::config::Config;
+use super::{Reply, Server};
 use crate::limits::{Change, GuestLimits};
 
 impl Server {
@@ -32,7 +30,7 @@ impl Server {
     }
 
     /// Changes a running guest's limits.
-    fn limit(&mut self, id: GuestId, limits: GuestLimits) -> io::Result<()> {
+    pub(super) fn limit(&mut self, id: GuestId, limits: GuestLimits) -> io::Result<()> {
         let Some(g) = self.guests.get_mut(&id.0) else { return Ok(()) };
         if g.limits == limits {
             return Ok(());
@@ -67,9 +65,10 @@ impl Server {
                 let (guest, nsm) = (words.next().unwrap_or(""), words.next().unwrap_or(""));
                 self.order_move(guest, nsm)
             }
+            Some("hand-over") => Ok(self.order_hand_over(words.next())),
             _ => Ok(Reply::refused(
                 libc::EINVAL,
-                "the orders are: limit GUEST KEY=N..., move GUEST NSM",
+                "the orders are: limit GUEST KEY=N..., move GUEST NSM, hand-over",
             )),
         }
     }
@@ -93,38 +92,6 @@ impl Server {
         match self.limit(id, limits) {
             Ok(()) => Ok(Reply::ok(0, 0, 0, 0)),
             Err(e) => Ok(Reply::failed("cannot change the limits", &e)),
-        }
-    }
-
-    /// Where there is a file to read again, SIGHUP is what asks for it.
-    pub(super) fn watch_hangup(&mut self, fd: OwnedFd) -> io::Result<()> {
-        let raw = fd.as_raw_fd();
-        let token = self.sources.insert(Source::Hangup(fd));
-        self.epoll.add(raw, libc::EPOLLIN, token.word())
-    }
-
-    /// Reads the configuration again. A wrong one changes nothing.
-    pub(super) fn reload(&mut self) {
-        let Some(file) = self.config.file.clone() else { return };
-        let new = match Config::read(&file) {
-            Ok(c) => c,
-            Err(e) => {
-                tracing::error!(error = %e, "the configuration is wrong: nothing is changed");
-                return;
-            }
-        };
-        self.config.guest = new.guest;
-        self.config.namespace = new.namespace;
-        tracing::info!(file = %file.display(), "configuration read again; socket and NSMs stay as they were started");
-        let all: Vec<(GuestId, GuestLimits)> = self
-            .guests
-            .values()
-            .map(|g| (g.id, self.config.guest(&g.name).limits(g.uid)))
-            .collect();
-        for (id, limits) in all {
-            if let Err(e) = self.limit(id, limits).and_then(|()| self.set_listen(id)) {
-                tracing::error!(id = id.0, error = %e, "a guest's limits could not be changed");
-            }
         }
     }
 }

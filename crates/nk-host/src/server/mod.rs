@@ -13,6 +13,7 @@ mod moves;
 mod names;
 mod nsm;
 mod query;
+mod reload;
 mod reply;
 mod slab;
 mod survive;
@@ -40,6 +41,7 @@ use crate::notify::{News, Notifier};
 use crate::nsm::Leave;
 use crate::poll::{PollHandle, PollState};
 use crate::sys::{self, Epoll};
+pub use reload::common_version;
 pub(crate) use reply::Reply;
 use slab::Slab;
 pub(crate) use slab::Token;
@@ -128,6 +130,8 @@ pub struct Server {
     next_guest: u16,
     config: Config,
     private: bool,
+    /// Another daemon takes over.
+    is_replaced: bool,
     listener: Token,
     accept_rests_until: Option<Instant>,
     started: Instant,
@@ -189,6 +193,7 @@ impl Server {
             next_guest: 1,
             config: setup.config,
             private: setup.private,
+            is_replaced: false,
             listener,
             accept_rests_until: None,
             started: Instant::now(),
@@ -210,7 +215,8 @@ impl Server {
         Ok(server)
     }
 
-    /// Serves until a private daemon's guest is gone; for ever otherwise.
+    /// Serves until a private daemon's guest is gone, or another daemon takes over: then this process is to end at once, and to undo
+    /// nothing.
     ///
     /// # Errors
     /// When epoll fails or the poll thread has ended.
@@ -222,6 +228,9 @@ impl Server {
             self.epoll.wait(&mut events, wait)?;
             for (word, bits) in &events {
                 self.event(Token::from_word(*word), *bits)?;
+                if self.is_replaced {
+                    return Ok(());
+                }
             }
         }
     }

@@ -160,11 +160,11 @@ pub(super) type Note = (Message, Option<OwnedFd>);
 
 impl Server {
     pub(super) fn nsm(&self, id: NsmId) -> Option<&Nsm> {
-        self.nsms.get(usize::from(id.0))
+        self.nsms.iter().find(|n| n.id == id)
     }
 
     pub(super) fn nsm_mut(&mut self, id: NsmId) -> Option<&mut Nsm> {
-        self.nsms.get_mut(usize::from(id.0))
+        self.nsms.iter_mut().find(|n| n.id == id)
     }
 
     /// The NSM of a name.
@@ -208,7 +208,7 @@ impl Server {
     }
 
     /// Starts an NSM's process over the NSM's device, and waits until it can serve. The engine knows the device already.
-    fn start_nsm(&mut self, id: NsmId) -> io::Result<()> {
+    pub(super) fn start_nsm(&mut self, id: NsmId) -> io::Result<()> {
         let (control, theirs) = sys::seqpacket_pair()?;
         let (broker, their_broker) = sys::seqpacket_pair()?;
         let nsm_bell = sys::eventfd()?;
@@ -329,20 +329,7 @@ impl Server {
             nsm.deaths = 0;
         }
         let name = nsm.name.clone();
-        for (fd, token) in [(&c.control, c.control_token), (&c.pidfd, c.pidfd_token)] {
-            self.epoll.remove(fd.as_raw_fd());
-            self.sources.remove(token);
-        }
-        if let Some(k) = &self.keeper {
-            k.drop_entry(CLASS_NSM, c.pid as u64);
-        }
-        // Of one that another daemon started nobody here can learn how it ended.
-        let status = if c.is_ours {
-            Some(end_child(c.pid))
-        } else {
-            end_stranger(&c.pidfd);
-            None
-        };
+        let status = self.forget_child(&c);
         let by =
             |signal| status.is_some_and(|s| libc::WIFSIGNALED(s) && libc::WTERMSIG(s) == signal);
         let violation = by(libc::SIGSYS);
@@ -367,6 +354,23 @@ impl Server {
         })??;
         self.after_death(id, &listeners)?;
         self.try_restart(id)
+    }
+
+    /// Ends a process, if it lives, and all that is known of it; its wait status. Of one that another daemon started nobody here can
+    /// learn how it ended.
+    pub(super) fn forget_child(&mut self, c: &Child) -> Option<i32> {
+        for (fd, token) in [(&c.control, c.control_token), (&c.pidfd, c.pidfd_token)] {
+            self.epoll.remove(fd.as_raw_fd());
+            self.sources.remove(token);
+        }
+        if let Some(k) = &self.keeper {
+            k.drop_entry(CLASS_NSM, c.pid as u64);
+        }
+        if c.is_ours {
+            return Some(end_child(c.pid));
+        }
+        end_stranger(&c.pidfd);
+        None
     }
 
     /// Starts a dead NSM again, now or after the rest that is due.

@@ -318,7 +318,7 @@ impl Simulation {
         });
     }
 
-    fn accept(&mut self, at: usize) {
+    pub(super) fn accept(&mut self, at: usize) {
         let Some(l) = self.tenants[at].pick(&mut self.random, Part::Listener) else { return };
         let shell = self.tenants[at].shell(l.row);
         let Some(accepted) = shell.accept(l.id) else { return };
@@ -353,7 +353,7 @@ impl Simulation {
         Some(o)
     }
 
-    fn send(&mut self, at: usize) {
+    pub(super) fn send(&mut self, at: usize) {
         let Some(o) = self.connected(at) else { return };
         let len = 1 + self.random.below(9000);
         let t = &mut self.tenants[at];
@@ -362,7 +362,7 @@ impl Simulation {
         flow.0 += shell.send(o.id, base(&o, o.part == Part::Client) + flow.0, len);
     }
 
-    fn receive(&mut self, at: usize) {
+    pub(super) fn receive(&mut self, at: usize) {
         let Some(o) = self.connected(at) else { return };
         let len = 1 + self.random.below(9000);
         self.receive_on(at, o, len);
@@ -524,6 +524,8 @@ impl Simulation {
         }
         self.drain();
         for t in &self.tenants {
+            let violations = self.w.engine.stats(Some(t.id)).violations;
+            assert_eq!(violations, 0, "guest {} is an honest one", t.id.0);
             assert_eq!(self.w.engine.guest_sockets(t.id), 0, "sockets of guest {}", t.id.0);
             assert!(t.old.is_none() && t.ledger.is_none(), "guest {} is on two NSMs", t.id.0);
             let s = self.w.stats(t.id);

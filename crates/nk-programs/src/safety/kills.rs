@@ -37,7 +37,7 @@ pub(super) fn tests() -> Vec<Test> {
         body,
     };
     vec![
-        test("kills of daemon and keeper break no connection", unnoticed),
+        test("no connection breaks when daemon and keeper are killed or replaced", unnoticed),
         test("kills of every part leave nothing", everything),
     ]
 }
@@ -45,6 +45,8 @@ pub(super) fn tests() -> Vec<Test> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Part {
     Daemon,
+    /// The daemon, by `--replace`.
+    Old,
     Keeper,
     Nsm,
     Process,
@@ -84,6 +86,12 @@ impl Load {
             )?);
             clients.push(world.start("keys", side, &[PYTHON, &script, "redis", &keys, how])?);
         }
+        eventually(RECOVERY, || {
+            for c in &clients {
+                ensure!(c.out().contains("begun"), "{} has not begun: {}", c.name(), c.err());
+            }
+            Ok(())
+        })?;
         Ok(Load { nginx, redis, clients, before })
     }
 
@@ -161,7 +169,8 @@ fn unnoticed(world: &mut World, mode: Mode) -> Result<String> {
         let nsm = part_pid(world, "nsm")?;
         let (memory, descriptors) =
             (procfs::private_memory_bytes(nsm), procfs::descriptors(nsm).len());
-        let kills = kill_all(world, mode, &mut load, &mut random, &[Part::Daemon, Part::Keeper])?;
+        let parts = [Part::Daemon, Part::Old, Part::Keeper];
+        let kills = kill_all(world, mode, &mut load, &mut random, &parts)?;
         ensure!(part_pid(world, "nsm")? == nsm, "the NSM was started again");
         let said = load.end(world, mode)?;
         let now = procfs::private_memory_bytes(nsm);
@@ -212,10 +221,14 @@ fn kill_all(
         match part {
             Part::Daemon => {
                 // A keeper that was just killed is replaced first: both at once are not survived (0004).
-                eventually(RECOVERY, || part_pid(world, "keeper").map(drop))?;
+                keeper_is_whole(world)?;
                 world.kill_daemon()?;
                 std::thread::sleep(Duration::from_millis(random.below(100) as u64));
                 world.start_daemon()?;
+            }
+            Part::Old => {
+                keeper_is_whole(world)?;
+                world.replace_daemon()?;
             }
             Part::Keeper => kill_part(world, "keeper")?,
             Part::Nsm => kill_part(world, "nsm")?,
@@ -235,8 +248,19 @@ fn kill_all(
             *m = short.start(world, mode.client)?;
         }
     }
-    eventually(RECOVERY, || part_pid(world, "keeper").map(drop))?;
+    keeper_is_whole(world)?;
     Ok(format!("{of_each} kills of each of {parts:?}"))
+}
+
+/// Waits until the keeper that followed a killed one has been told everything.
+fn keeper_is_whole(world: &World) -> Result<()> {
+    eventually(RECOVERY, || {
+        let log = world.daemon().context("no daemon")?.running.err();
+        let (ended, whole) =
+            (log.rfind("the keeper ended"), log.rfind("the next keeper has everything"));
+        ensure!(ended <= whole, "the keeper is not replaced: {log}");
+        Ok(())
+    })
 }
 
 /// Kills a part and waits for the next.

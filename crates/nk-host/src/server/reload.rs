@@ -1,0 +1,180 @@
+//! The configuration read again (SIGHUP), and the hand-over to another daemon (`nk daemon --replace`).
+
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use nk_device::Layout;
+use nk_engine::{GuestId, NsmId};
+
+use super::nsm::Nsm;
+use super::{Reply, Server, Source};
+use crate::config::{Config, NsmConfig, Placement};
+use crate::guest::Region;
+use crate::limits::GuestLimits;
+use crate::nsm::{Leave, PROTOCOL};
+
+/// What two daemons must have in common for one to take over from the other, as a word of an order.
+#[must_use]
+pub fn common_version() -> String {
+    format!("{}.{}.{PROTOCOL}", nk_attach::PROTOCOL, nk_device::header::VERSION)
+}
+
+impl Server {
+    /// Another daemon is ready to take over: this one ends when the answer is sent.
+    pub(super) fn order_hand_over(&mut self, version: Option<&str>) -> Reply {
+        let ours = common_version();
+        if version != Some(&*ours) {
+            let why = format!(
+                "the daemon that serves is of version {ours}, this one of {}: guests and NSMs cannot go on; end it, and start this one",
+                version.unwrap_or("none")
+            );
+            return Reply::refused(libc::EPROTO, &why);
+        }
+        if self.keeper.is_none() || self.keeper_restart_at.is_some() {
+            return Reply::refused(libc::EAGAIN, "its keeper is being replaced; try again");
+        }
+        tracing::info!("another daemon takes over");
+        self.is_replaced = true;
+        Reply::ok(0, 0, 0, 0)
+    }
+
+    /// Where there is a file to read again, SIGHUP is what asks for it.
+    pub(super) fn watch_hangup(&mut self, fd: OwnedFd) -> io::Result<()> {
+        let raw = fd.as_raw_fd();
+        let token = self.sources.insert(Source::Hangup(fd));
+        self.epoll.add(raw, libc::EPOLLIN, token.word())
+    }
+
+    /// Reads the configuration again. A wrong one, or one that cannot be had now, changes nothing.
+    pub(super) fn reload(&mut self) {
+        let Some(file) = self.config.file.clone() else { return };
+        let changed = Config::read(&file)
+            .map_err(io::Error::other)
+            .and_then(|new| self.change_nsms(&new).map(|()| new));
+        let new = match changed {
+            Ok(new) => new,
+            Err(e) => {
+                tracing::error!(error = %e, "the configuration is wrong: nothing is changed");
+                return;
+            }
+        };
+        let old = std::mem::replace(&mut self.config.guest, new.guest);
+        self.config.nsm = new.nsm;
+        self.config.namespace = new.namespace;
+        tracing::info!(file = %file.display(), "configuration read again; the socket stays as it was made");
+        // What `nk guest limit` changed stays, unless what the file says of that guest is changed.
+        let before =
+            |g: &crate::guest::Guest| old.get(&g.name).cloned().unwrap_or_default().limits(g.uid);
+        let all: Vec<(GuestId, GuestLimits)> = self
+            .guests
+            .values()
+            .map(|g| (g, self.config.guest(&g.name).limits(g.uid)))
+            .map(|(g, now)| (g.id, if now == before(g) { g.limits } else { now }))
+            .collect();
+        for (id, limits) in all {
+            if let Err(e) = self.limit(id, limits).and_then(|()| self.set_listen(id)) {
+                tracing::error!(id = id.0, error = %e, "a guest's limits could not be changed");
+            }
+        }
+    }
+
+    /// Adds and removes NSMs, or does neither.
+    fn change_nsms(&mut self, new: &Config) -> io::Result<()> {
+        let wanted = new.nsms();
+        let refuse = |name: &str, why: String| io::Error::other(format!("nsm.{name}: {why}"));
+        let mut gone = Vec::new();
+        for n in &self.nsms {
+            let Some((_, config)) = wanted.iter().find(|(name, _)| *name == n.name) else {
+                if n.is_inline() {
+                    return Err(refuse(&n.name, WITH_DAEMON.to_owned()));
+                }
+                let has = |g: &&crate::guest::Guest| g.nsm == n.id || g.old_nsms.contains(&n.id);
+                let its = self.guests.values().filter(has);
+                let names: Vec<&str> = its.map(|g| g.name.as_str()).collect();
+                if !names.is_empty() {
+                    let why =
+                        format!("it serves {}: move them first (nk guest move)", names.join(", "));
+                    return Err(refuse(&n.name, why));
+                }
+                gone.push(n.id);
+                continue;
+            };
+            if config.placement != n.config.placement {
+                return Err(refuse(&n.name, WITH_DAEMON.to_owned()));
+            }
+        }
+        let is_new = |name: &String| !self.nsms.iter().any(|n| n.name == *name);
+        let fresh: Vec<&(String, NsmConfig)> =
+            wanted.iter().filter(|(name, _)| is_new(name)).collect();
+        if let Some((name, _)) = fresh.iter().find(|(_, c)| c.placement == Placement::Inline) {
+            return Err(refuse(name, WITH_DAEMON.to_owned()));
+        }
+        let mut added = Vec::new();
+        for (name, config) in fresh {
+            match self.add_nsm(name, config) {
+                Ok(id) => added.push(id),
+                Err(e) => {
+                    for id in added {
+                        self.remove_nsm(id)?;
+                    }
+                    return Err(refuse(name, e.to_string()));
+                }
+            }
+        }
+        for id in gone {
+            self.remove_nsm(id)?;
+        }
+        for n in &mut self.nsms {
+            if let Some((_, config)) = wanted.iter().find(|(name, _)| *name == n.name) {
+                if (n.config.io, n.config.core_numbers()) != (config.io, config.core_numbers()) {
+                    tracing::warn!(
+                        nsm = n.name,
+                        "io and cores are in force from its next start on"
+                    );
+                }
+                n.config = config.clone();
+            }
+        }
+        Ok(())
+    }
+
+    fn add_nsm(&mut self, name: &str, config: &NsmConfig) -> io::Result<NsmId> {
+        let is_free = |id: &u8| !self.nsms.iter().any(|n| n.id.0 == *id);
+        let id = (0..=u8::MAX).find(is_free).map(NsmId);
+        let id = id.ok_or_else(|| io::Error::other("too many NSMs"))?;
+        let region = Region::new("nsm", Layout::NSM, 0)?;
+        let device = region.device;
+        self.ask(move |s| s.engine.add_nsm(id, device).map_err(io::Error::other))??;
+        self.nsms.push(Nsm::new(id, name.to_owned(), config.clone(), region, Leave::default()));
+        match self.start_nsm(id) {
+            Ok(()) => Ok(id),
+            Err(e) => {
+                self.remove_nsm(id)?;
+                Err(e)
+            }
+        }
+    }
+
+    /// Ends an NSM that serves nobody.
+    fn remove_nsm(&mut self, id: NsmId) -> io::Result<()> {
+        let bell = self.nsm_mut(id).and_then(|n| n.engine_bell.take());
+        if let Some(c) = self.nsm_mut(id).and_then(|n| n.child.take()) {
+            self.forget_child(&c);
+        }
+        self.ask(move |s| {
+            s.notify.set_nsm(id, None);
+            if let Some(bell) = bell {
+                s.remove_waker(&bell);
+            }
+            s.engine.remove_nsm(id).map_err(io::Error::other)
+        })??;
+        let removed: Vec<Nsm> = self.nsms.extract_if(.., |n| n.id == id).collect();
+        for n in removed {
+            tracing::info!(nsm = n.name, "NSM removed");
+        }
+        Ok(())
+    }
+}
+
+/// Of what cannot be changed while a daemon runs.
+const WITH_DAEMON: &str = "an inline NSM comes and goes with its daemon, and none changes its placement: use `nk daemon --replace`";
