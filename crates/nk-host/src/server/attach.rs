@@ -1,7 +1,7 @@
 //! Processes that join their guest: by attaching, or by being forked.
 
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 use nk_attach::{Credentials, Fds, Message};
 use nk_engine::GuestId;
@@ -182,6 +182,10 @@ impl Server {
             return Ok(Reply::refused(libc::EINVAL, why));
         };
         let raw = far.as_raw_fd();
+        if let Some((row, qset)) = self.embryo_of(id, raw) {
+            // A daemon died between doing this and saying so. A second row would share the child's control socket.
+            return Ok(Reply::ok(row.into(), qset.into(), 0, 0));
+        }
         if let Err(e) = sys::pass_credentials(raw) {
             return Ok(Reply::failed("the child's control socket is of no use", &e));
         }
@@ -211,6 +215,15 @@ impl Server {
         self.note_qset(id, r.row, r.qset, true, noted.as_raw_fd());
         tracing::debug!(guest = id.0, parent, row = r.row, "fork");
         Ok(Reply::ok(u64::from(r.row), u64::from(r.qset), 0, 0))
+    }
+
+    /// The row, with its queue set, of a child that has not said hello yet and will on this socket.
+    fn embryo_of(&self, id: GuestId, far: RawFd) -> Option<(u16, u16)> {
+        let identity = sys::identity(far).ok()?;
+        self.guests.get(&id.0)?.processes.iter().filter(|(_, p)| p.pid == 0).find_map(|(row, p)| {
+            let control = sys::identity(self.raw(p.control)?).ok()?;
+            Some((*row, *p.qsets.first().filter(|_| control == identity)?))
+        })
     }
 
     /// A forked child is there.
