@@ -52,6 +52,7 @@ pub(crate) fn tests() -> Vec<Test> {
         test("redis is moved under load", redis),
         test("a UDP server is moved", datagrams),
         test("an NSM dies that a guest was moved from or to", deaths),
+        test("the daemon dies while a guest is on two NSMs", daemon),
         test("a move that cannot be made changes nothing", refused),
     ]
 }
@@ -326,6 +327,37 @@ fn deaths(world: &mut World, mode: Mode) -> Result<String> {
         "each reset its own 8 connections; {} requests beside that, none failed",
         wrk.requests
     ))
+}
+
+fn daemon(world: &mut World, mode: Mode) -> Result<String> {
+    world.configure(THREE)?;
+    let nginx = start_named(world, mode, "one")?;
+    let sum = file(world, &nginx)?;
+    let mut on_a = idle_connections(nginx.port, 8)?;
+    let lost = download(world, &nginx, "lost")?;
+    thread::sleep(Duration::from_millis(300));
+    move_to(world, "b")?;
+    let mut on_b = idle_connections(nginx.port, 8)?;
+    let curl = download(world, &nginx, "down")?;
+    thread::sleep(Duration::from_millis(500));
+    world.kill_daemon()?;
+    thread::sleep(Duration::from_millis(200));
+    world.start_daemon()?;
+    ensure!(on_a.iter_mut().all(is_reset), "what it left on another NSM lives on");
+    let lost = lost.finish(Duration::from_secs(30))?;
+    ensure!(!lost.status.success(), "a download on the NSM that it left was not cut off");
+    on_b.iter_mut().try_for_each(again).context("a connection of its NSM")?;
+    curl.ok(Duration::from_secs(30)).context("a download")?;
+    ensure!(world.sha256(&world.path("down"))? == sum, "the file that was downloaded differs");
+    settled(world, "b")?;
+    // The next daemon moves it as the last one did.
+    move_to(world, "c")?;
+    on_b.iter_mut().try_for_each(again).context("after another move")?;
+    ask(nginx.port)?;
+    drop(on_b);
+    settled(world, "c")?;
+    nginx.stop()?;
+    Ok("8 connections and a download of its NSM went on, 8 of the other were reset".to_owned())
 }
 
 fn refused(world: &mut World, mode: Mode) -> Result<String> {
