@@ -39,11 +39,16 @@ fn drop_unread(cell: &Cell) -> bool {
     cell.rx_tail.swap(at, Ordering::SeqCst) != at
 }
 
+/// No service knows any more to whom the chunks were leased that the tx ring names. They may be leased to somebody else by now.
+fn drop_published(cell: &Cell) {
+    cell.tx_head.store(cell.tx_tail.load(Ordering::SeqCst), Ordering::SeqCst);
+}
+
 /// Marks a connection as reset. The engine writes the service's fields here: there is no service any more.
 /// `is_owed`: a service will take back what its ring names; else that is nobody's any more.
 fn reset_cell(cell: &Cell, is_owed: bool) {
     if !is_owed {
-        cell.tx_head.store(cell.tx_tail.load(Ordering::SeqCst), Ordering::SeqCst);
+        drop_published(cell);
     }
     let seq = (cell.error.load(Ordering::Relaxed) >> 32).wrapping_add(1) & 0xffff_ffff;
     cell.error.store(seq.max(1) << 32 | ECONNRESET, Ordering::SeqCst);
@@ -117,9 +122,7 @@ impl Engine {
                 p.end_closing();
             } else {
                 // This one knows of no lease of before; and what was to be closed there was forgotten with the last one.
-                for s in &mut p.guest.sockets {
-                    s.is_owed = false;
-                }
+                p.drop_owed();
             }
             p.guest.top_up_nsm(p.nsm);
         }
@@ -283,14 +286,28 @@ impl Parts<'_> {
         self.guest.top_up_nsm(self.nsm);
     }
 
-    /// No service knows of leases of before.
-    pub(crate) fn forget_owed(&mut self, out: &mut Out<'_>) {
+    /// No service knows of leases of before; returns the sockets that were being closed.
+    fn drop_owed(&mut self) -> Vec<u32> {
+        let mut closing = Vec::new();
         for id in 0..self.guest.sockets.len() as u32 {
             let Some(s) = self.guest.socket_mut(id) else { break };
-            let was_owed = core::mem::take(&mut s.is_owed);
-            if was_owed && s.state() == State::Closing {
-                self.forget(id, out);
+            if !core::mem::take(&mut s.is_owed) {
+                continue;
             }
+            if s.state() == State::Closing {
+                closing.push(id);
+            }
+            if let Some(cell) = self.guest.cell(id) {
+                drop_published(cell);
+            }
+        }
+        closing
+    }
+
+    /// No service knows of leases of before: what was to be closed for their sake is closed.
+    pub(crate) fn forget_owed(&mut self, out: &mut Out<'_>) {
+        for id in self.drop_owed() {
+            self.forget(id, out);
         }
     }
 

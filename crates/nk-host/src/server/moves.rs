@@ -6,6 +6,7 @@
 
 use std::io;
 use std::os::fd::AsRawFd;
+use std::time::{Duration, Instant};
 
 use nk_attach::{Kind, Message};
 use nk_engine::{AdoptedListener, GuestId, NsmId};
@@ -91,6 +92,7 @@ impl Server {
         if joins {
             self.nsm_add_guest(to, id)?;
         }
+        let begun = Instant::now();
         self.ask(move |s| s.engine.pause_guest(id).map_err(io::Error::other))??;
         let moved = match self.leave(from, to, id) {
             Ok(moved) => moved,
@@ -117,6 +119,7 @@ impl Server {
         }
         let given = moved.into_iter().try_for_each(|m| self.give_moved(from, to, m));
         self.ask(move |s| s.engine.resume_guest(id).map_err(io::Error::other))??;
+        let paused_us = begun.elapsed().as_micros() as u64;
         given?;
         self.limit_bytes(id)?;
         if self.guests.get(&id.0).is_some_and(|g| !g.is_vm()) {
@@ -128,6 +131,7 @@ impl Server {
             from = nsm(from),
             to = nsm(to),
             sockets = count,
+            paused_us,
             "guest moved"
         );
         Ok(())
@@ -155,7 +159,7 @@ impl Server {
             if self.ask(move |s| s.engine.is_told(nsm))? {
                 break;
             }
-            std::thread::sleep(std::time::Duration::from_millis(1));
+            std::thread::sleep(Duration::from_millis(1));
         }
         let mut m = Message::new(Kind::Nsm).with_text(&nsm.0.to_string());
         (m.a, m.b, m.c) = (command::LEAVE, id.0.into(), to.0.into());
@@ -182,7 +186,7 @@ impl Server {
             }
             match reply.status {
                 0 => return Ok(moved),
-                libc::EAGAIN => std::thread::sleep(std::time::Duration::from_millis(1)),
+                libc::EAGAIN => std::thread::sleep(Duration::from_millis(1)),
                 e => return Err(Stays::Failed(io::Error::from_raw_os_error(e))),
             }
         }
