@@ -101,9 +101,13 @@ impl Net {
 
     /// A stack is dead: what it had is closed, as the kernel does it for a process.
     pub fn end_stack(&mut self, number: u8) {
-        for at in 0..self.socks.len() {
-            if self.socks[at].as_ref().is_some_and(|s| s.stack == number) {
-                self.close(at, true);
+        // Listeners first: who waits to be accepted goes with them.
+        for are_listeners in [true, false] {
+            for at in 0..self.socks.len() {
+                let is_its = |s: &Sock| s.stack == number && s.queue.is_empty() != are_listeners;
+                if self.socks[at].as_ref().is_some_and(is_its) {
+                    self.close(at, true);
+                }
             }
         }
         self.events.retain(|(stack, _)| *stack != number);
