@@ -12,6 +12,7 @@
 //! a [`ListenerKeeper`], so that it outlives the NSM.
 
 mod address;
+mod congestion;
 mod datagram;
 mod ring;
 mod stack;

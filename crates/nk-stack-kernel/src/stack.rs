@@ -9,6 +9,7 @@ use nk_servicelib::{
 };
 
 use crate::address::SockAddr;
+use crate::congestion::Congestion;
 use crate::ring::Ring;
 use crate::{Broker, ListenerKeeper, datagram, sys};
 
@@ -27,23 +28,13 @@ pub struct KernelStack {
     ring: Option<Ring>,
     batch: Box<[libc::epoll_event; BATCH]>,
     woken: Vec<u32>,
-    /// `tcp_allowed_congestion_control`: what a user without CAP_NET_ADMIN may choose, which the NSM may have.
-    congestion_allowed: Vec<Vec<u8>>,
-    /// `tcp_available_congestion_control`, as it was at the start: an NSM process opens no files afterwards.
-    congestion_available: Vec<Vec<u8>>,
+    congestion: Congestion,
 }
 
 impl core::fmt::Debug for KernelStack {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         f.debug_struct("KernelStack").field("epoll", &self.epoll).finish_non_exhaustive()
     }
-}
-
-/// The words of a file; none where it cannot be read.
-fn words_of(file: &str) -> Vec<Vec<u8>> {
-    let text = std::fs::read(file).unwrap_or_default();
-    let words = text.split(u8::is_ascii_whitespace).filter(|w| !w.is_empty());
-    words.map(<[u8]>::to_vec).collect()
 }
 
 impl KernelStack {
@@ -62,8 +53,7 @@ impl KernelStack {
             ring: None,
             batch: Box::new([libc::epoll_event { events: 0, u64: 0 }; BATCH]),
             woken: Vec::new(),
-            congestion_allowed: words_of("/proc/sys/net/ipv4/tcp_allowed_congestion_control"),
-            congestion_available: words_of("/proc/sys/net/ipv4/tcp_available_congestion_control"),
+            congestion: Congestion::new(),
         })
     }
 
@@ -92,10 +82,7 @@ impl KernelStack {
         }
         if (level, name) == (libc::IPPROTO_TCP, libc::TCP_CONGESTION) {
             let name = value.split(|b| *b == 0).next().unwrap_or_default();
-            if !self.congestion_allowed.iter().any(|a| a == name) {
-                let known = self.congestion_available.iter().any(|a| a == name);
-                return Err(Errno(if known { libc::EPERM } else { libc::ENOENT }));
-            }
+            self.congestion.check(name)?;
         }
         Ok(())
     }
