@@ -36,6 +36,10 @@ pub(crate) const FOR_BENCH: &[Needed] = &[
 
 /// For the tests, in addition. What the VM test needs, it installs itself.
 pub(crate) const FOR_TESTS: &[Needed] = &[
+    ("/usr/sbin/nft", "nftables"),
+    ("/usr/bin/tcpdump", "tcpdump"),
+    ("/usr/bin/ss", "iproute2"),
+    ("/usr/bin/nsenter", "util-linux"),
     ("/usr/bin/redis-server", "redis-server"),
     ("/usr/bin/redis-benchmark", "redis-tools"),
     ("/usr/bin/ab", "apache2-utils"),

@@ -24,6 +24,12 @@
 //! names = false                 # no getaddrinfo: addresses only
 //! nsm = "web"                   # otherwise the NSM with the fewest guests
 //!
+//! [guest.shop.net]              # its namespace is made, with lo; named as the guest, or by its namespace = "netns:NAME"
+//! link = "veth"                 # or "macvlan"; without one there is lo alone
+//! bridge = "br0"                # the host's end of a veth is put into it; without one it has host_addresses = [...]
+//! addresses = ["10.0.0.2/24", "fd00::2/64"]
+//! gateway = ["10.0.0.1", "fd00::1"]   # or one; parent = "eth0" is for macvlan
+//!
 //! [nsm.kernel]                  # any names; with none there is one, "kernel", inline
 //! default = true                # for guests that name none; where no NSM says so, all are
 //!
@@ -37,6 +43,7 @@
 
 mod guest;
 mod namespace;
+mod network;
 mod nsm;
 
 use std::collections::BTreeMap;
@@ -46,6 +53,7 @@ use serde::Deserialize;
 
 pub use guest::{GuestConfig, Ids, ListenRule};
 pub use namespace::NamespaceName;
+pub use network::{Gateways, LinkKind, NetConfig};
 pub use nsm::{Io, NSMS_MAX, NsmConfig, Placement, StackName};
 
 /// Where the daemon's attach socket is by default.
@@ -119,6 +127,7 @@ impl Config {
 
     fn check(&self) -> Result<(), Wrong> {
         nsm::check(&self.nsm)?;
+        network::check(&self.guest)?;
         if let Some(group) = &self.socket_group
             && crate::sys::group(group).is_none()
         {

@@ -8,6 +8,7 @@
 //! | [`broker`] | sockets in guests' network namespaces |
 //! | [`nsm`] | the kernel-stack NSM, inline or as a process |
 //! | [`names`] | the resolver: answers a guest's questions about names |
+//! | [`netns`] | network namespaces made for guests |
 //! | [`keeper`] | what survives the daemon |
 //! | [`private`] | daemons that `nk run` starts for itself |
 //! | [`config`] | the configuration file |
@@ -24,6 +25,7 @@ pub mod guest;
 pub mod keeper;
 pub mod limits;
 pub mod names;
+pub mod netns;
 pub mod notify;
 pub mod nsm;
 pub mod poll;

@@ -1,7 +1,9 @@
 //! Tenants of one host: what each may use, with real programs. Nothing here is timed closely: rates are counted over a window and have
 //! wide margins; how well they are kept is `cargo xtask bench isolation`'s to say.
 
+mod crowd;
 mod limits;
+mod networks;
 mod ownership;
 
 use std::process::{Command, Output};
@@ -13,7 +15,7 @@ use crate::suite::{Body, GUESTS_ONLY, Group, Test};
 use crate::world::World;
 
 pub(crate) fn tests() -> Vec<Test> {
-    [limits::tests(), ownership::tests()].concat()
+    [limits::tests(), ownership::tests(), networks::tests(), crowd::tests()].concat()
 }
 
 fn guests_only(tests: &[(&'static str, Body)]) -> Vec<Test> {

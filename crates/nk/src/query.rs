@@ -110,6 +110,25 @@ fn text(v: &Value, key: &str) -> String {
     }
 }
 
+/// Texts of an array, the first of many.
+fn list(v: &Value, key: &str) -> String {
+    const SHOWN: usize = 3;
+    let all: Vec<&str> = v
+        .get(key)
+        .and_then(Value::as_array)
+        .map(|a| a.iter().filter_map(Value::as_str).collect())
+        .unwrap_or_default();
+    match all.len() {
+        0 => "-".to_owned(),
+        n if n > SHOWN => format!(
+            "{},+{}",
+            all.iter().take(SHOWN).copied().collect::<Vec<_>>().join(","),
+            n - SHOWN
+        ),
+        _ => all.join(","),
+    }
+}
+
 /// Prints columns as wide as their widest entry; the first of each row is left-aligned, and names say which others are not.
 fn table(header: &[&str], right: &[usize], rows: &[Vec<String>]) {
     let mut widths: Vec<usize> = header.iter().map(|h| h.len()).collect();
@@ -168,12 +187,27 @@ pub(crate) fn guests(from: &From) -> Result<(), Failure> {
                 text(e, "bytes_sent"),
                 text(e, "bytes_received"),
                 text(g.get("names").unwrap_or(&none), "asked"),
+                g.pointer("/network/name")
+                    .map_or("-".into(), |n| n.as_str().unwrap_or("-").to_owned()),
+                g.get("network").map_or("-".into(), |n| list(n, "addresses")),
                 pids.join(","),
             ]
         })
         .collect();
     let header = [
-        "GUEST", "NSM", "ID", "UID", "SOCKETS", "OPEN", "EVER", "SENT", "RECEIVED", "NAMES", "PIDS",
+        "GUEST",
+        "NSM",
+        "ID",
+        "UID",
+        "SOCKETS",
+        "OPEN",
+        "EVER",
+        "SENT",
+        "RECEIVED",
+        "NAMES",
+        "NETNS",
+        "ADDRESSES",
+        "PIDS",
     ];
     table(&header, &[2, 3, 4, 5, 6, 7, 8, 9], &cells);
     Ok(())

@@ -9,7 +9,7 @@ use serde::Deserialize;
 use serde::de::{Deserializer, Error, MapAccess, Visitor};
 use toml::Spanned;
 
-use super::NamespaceName;
+use super::{NamespaceName, NetConfig};
 use crate::limits::{Change, GuestLimits, LIMITS, Limit};
 
 /// The lowest port that users other than root may bind, unless the configuration says otherwise.
@@ -20,6 +20,8 @@ const UNPRIVILEGED_PORT_MIN: u16 = 1024;
 pub struct GuestConfig {
     /// Where its sockets are opened.
     pub namespace: Option<NamespaceName>,
+    /// The network that is made for it.
+    pub net: Option<Spanned<NetConfig>>,
     /// The users who may run it.
     pub uid: Option<Ids>,
     /// The groups whose members may.
@@ -37,7 +39,8 @@ pub struct GuestConfig {
 }
 
 /// Keys that are no limits.
-const OTHER_KEYS: [&str; 7] = ["namespace", "uid", "gid", "listen", "port_min", "names", "nsm"];
+const OTHER_KEYS: [&str; 8] =
+    ["namespace", "net", "uid", "gid", "listen", "port_min", "names", "nsm"];
 
 /// A key of a guest. Told apart while the key is read, so that an unknown one is reported with its line.
 enum GuestKey {
@@ -85,6 +88,7 @@ impl<'de> Visitor<'de> for GuestVisitor {
             };
             match key.as_str() {
                 "namespace" => g.namespace = Some(map.next_value()?),
+                "net" => g.net = Some(map.next_value()?),
                 "uid" => g.uid = Some(map.next_value()?),
                 "gid" => g.gid = Some(map.next_value()?),
                 "listen" => g.listen = Some(map.next_value()?),

@@ -57,7 +57,7 @@ impl NamespaceName {
         let file = match self {
             NamespaceName::Host => open_host()?,
             NamespaceName::Named(n) if n.starts_with('/') => File::open(n)?,
-            NamespaceName::Named(n) => File::open(Path::new("/var/run/netns").join(n))?,
+            NamespaceName::Named(n) => File::open(Path::new(crate::netns::NAMES).join(n))?,
         };
         if !crate::sys::is_netns(file.as_raw_fd()) {
             return Err(io::Error::from_raw_os_error(libc::EINVAL));

@@ -21,6 +21,8 @@ fn the_example_above_is_accepted() {
         .take_while(|l| *l != "//! ```")
         .map(|l| format!("{}\n", l.trim_start_matches("//!")))
         .collect();
+    // What is named must be there, and this is.
+    let text = text.replace("br0", "lo");
     let c = read(&text).expect("valid");
     let nsms = c.nsms();
     let [(kernel, first), (web, second)] = &nsms[..] else { panic!("{nsms:?}") };
@@ -86,4 +88,50 @@ fn mistakes_are_named_with_line_and_key() {
     assert!(e.contains("line 2") && e.contains("weight: 1 to 64"), "{e}");
     let e = read("[guest.a]\n\nout = \"5 Mbps\"\n").expect_err("unit");
     assert!(e.contains("line 3") && e.contains("Mbit/s"), "{e}");
+}
+
+#[test]
+fn networks_that_cannot_be_had_are_named_with_their_line() {
+    let c = read(
+        "[guest.a.net]\nlink = \"veth\"\naddresses = [\"10.0.0.2/24\"]\ngateway = \"10.0.0.1\"\n",
+    )
+    .expect("valid");
+    let a = c.guest("a");
+    assert_eq!(a.made_namespace("a"), Some("a"));
+    assert_eq!(a.net.map(|n| n.into_inner().gateways().len()), Some(1));
+    for (line, text, why) in [
+        (3, "link = \"veth\"\nbridge = \"no-such-link\"", "no link \"no-such-link\""),
+        (2, "link = \"macvlan\"", "needs the host's link"),
+        (3, "link = \"macvlan\"\nparent = \"no-such-link\"", "no link \"no-such-link\""),
+        (3, "link = \"veth\"\nparent = \"lo\"", "only of link = \"macvlan\""),
+        (2, "bridge = \"lo\"", "only of link = \"veth\""),
+        (2, "link = \"ipvlan\"", "ipvlan"),
+        (2, "addresses = [\"10.0.0.2/24\"]", "no link that could have them"),
+        (3, "link = \"veth\"\naddresses = [\"10.0.0.2\"]", "no address with a prefix"),
+        (3, "link = \"veth\"\naddresses = [\"10.0.0.2/33\"]", "no address with a prefix"),
+        (3, "link = \"veth\"\naddresses = [\"10.0.0.2/24\",\"10.0.0.2/16\"]", "given twice"),
+        (
+            4,
+            "link = \"veth\"\naddresses = [\"10.0.0.2/24\"]\ngateway = \"10.0.1.1\"",
+            "subnet of none",
+        ),
+        (4, "link = \"veth\"\nbridge = \"lo\"\nhost_addresses = [\"10.0.0.1/24\"]", "in no bridge"),
+        (2, "mtu = 3", "mtu"),
+    ] {
+        let e = read(&format!("[guest.a.net]\n{text}\n")).expect_err(text);
+        assert!(e.contains(&format!("line {line}:")) && e.contains(why), "{text}: {e}");
+    }
+    let e = read("[guest.a]\nnamespace = \"host\"\n[guest.a.net]\n").expect_err("no name");
+    assert!(e.contains("line 3") && e.contains("netns:NAME"), "{e}");
+    let e = read("[guest.a.net]\n[guest.b]\nnamespace = \"netns:a\"\n[guest.b.net]\n")
+        .expect_err("twice");
+    assert!(e.contains("line 4") && e.contains("guest.a already"), "{e}");
+    let one =
+        |g: &str| format!("[guest.{g}.net]\nlink = \"veth\"\naddresses = [\"10.0.0.2/24\"]\n");
+    let e = read(&format!("{}{}", one("a"), one("b"))).expect_err("twice");
+    assert!(
+        e.contains("line 6")
+            && e.contains("10.0.0.2 is given twice, first in guest.a.net.addresses"),
+        "{e}"
+    );
 }

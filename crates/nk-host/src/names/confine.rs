@@ -15,8 +15,6 @@ use seccompiler::{SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompConditio
 use crate::seccomp::{self, For};
 use crate::sys::{self, check};
 
-/// Where `ip netns` keeps its names.
-const NAMES: &str = "/var/run/netns";
 /// Files of a named namespace, in the place of those in /etc.
 const ETC_NETNS: &str = "/etc/netns";
 /// Plus the guest's number: ids that no distribution, user or container manager gives away.
@@ -97,7 +95,7 @@ fn forbid_offspring() -> io::Result<()> {
 
 /// The directory with the files of a named namespace. A namespace may have several names; the first that has files counts.
 fn etc_of(wanted: (u64, u64)) -> Option<PathBuf> {
-    let mut found: Vec<PathBuf> = fs::read_dir(NAMES)
+    let mut found: Vec<PathBuf> = fs::read_dir(crate::netns::NAMES)
         .ok()?
         .flatten()
         .filter(|e| fs::metadata(e.path()).is_ok_and(|m| (m.dev(), m.ino()) == wanted))

@@ -90,7 +90,7 @@ impl Server {
             let why = format!("there are {GUESTS_MAX} guests already");
             return Ok(Reply::refused(libc::EAGAIN, &why));
         }
-        let netns = match self.choose_netns(&rules, fds.take(0).map(sys::own), who) {
+        let netns = match self.choose_netns(name, &rules, fds.take(0).map(sys::own), who) {
             Ok(fd) => fd,
             Err(r) => return Ok(r),
         };
@@ -113,6 +113,7 @@ impl Server {
                 let g = self.guests.get(&id.0);
                 let (high, low) = g.map_or((0, 0), |g| g.token);
                 tracing::info!(guest = name, id = id.0, uid = who.uid, pid = who.pid, "guest made");
+                self.warn_of_host(name, namespace);
                 Ok(Reply::ok(u64::from(id.0), high, low, 0))
             }
             Err(e) => Ok(Reply::failed("cannot make the guest", &e)),
@@ -121,14 +122,15 @@ impl Server {
 
     /// The configuration's namespace, else the one that the caller passes: its own, unless it is root or the daemon's user.
     fn choose_netns(
-        &self,
+        &mut self,
+        name: &str,
         rules: &GuestConfig,
         passed: Option<OwnedFd>,
         who: Credentials,
     ) -> Result<OwnedFd, Reply> {
         let refused = |why: &str| Err(Reply::refused(libc::EPERM, why));
-        if let Some(ns) = &rules.namespace {
-            return ns.open().map_err(|e| Reply::failed(&format!("cannot open {ns}"), &e));
+        if let Some(configured) = self.configured_netns(name, rules) {
+            return configured;
         }
         let Some(fd) = passed else {
             return match &self.config.namespace {
@@ -267,6 +269,7 @@ impl Server {
         self.note_guest_gone(id);
         self.broker.release(guest.namespace);
         tracing::info!(guest = guest.name, id = id.0, "guest ended");
+        self.remove_networks();
         Ok(())
     }
 

@@ -11,6 +11,7 @@ mod keep;
 mod limits;
 mod moves;
 mod names;
+mod networks;
 mod nsm;
 mod query;
 mod reload;
@@ -20,7 +21,7 @@ mod survive;
 mod timers;
 mod vm;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -141,6 +142,10 @@ pub struct Server {
     keeper_restart_at: Option<Instant>,
     nsms: Vec<nsm::Nsm>,
     resolver: &'static CStr,
+    /// Namespaces that were made, by guest.
+    networks: BTreeMap<String, String>,
+    /// Guests of which it was said that they are in the host's namespace; "" for those without a section.
+    warned: BTreeSet<String>,
 }
 
 impl Server {
@@ -203,6 +208,8 @@ impl Server {
             keeper_restart_at: None,
             nsms,
             resolver: setup.resolver,
+            networks: BTreeMap::new(),
+            warned: BTreeSet::new(),
         };
         server.watch_keeper()?;
         if let Some(fd) = hangup {
@@ -211,6 +218,7 @@ impl Server {
         if let (Some(k), Some(fd)) = (&server.keeper, server.raw(Some(server.listener))) {
             k.keep(CLASS_ATTACH, 0, (0, 0), "", &[fd]);
         }
+        server.set_up_networks();
         server.adopt(setup.entries)?;
         Ok(server)
     }

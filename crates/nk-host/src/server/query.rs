@@ -62,6 +62,7 @@ impl Server {
             let engine = |id: GuestId| (s.engine.stats(Some(id)), s.engine.sockets_by_nsm(id));
             asked.iter().map(|id| (engine(*id), service(*id))).collect::<Vec<_>>()
         })?;
+        let mut networks = super::networks::Described::default();
         let guests = ids.iter().zip(stats).filter_map(|(id, ((engine, served), service))| {
             let nsms = self.guests.get(&id.0)?.all_nsms();
             // The present one's word of what they share counts.
@@ -76,6 +77,7 @@ impl Server {
             let g = self.guests.get(&id.0)?;
             let mut v = describe_guest(g, &engine);
             if let (Some(map), Some(nsm)) = (v.as_object_mut(), self.nsm(g.nsm)) {
+                map.insert("network".into(), networks.of(g));
                 map.insert("nsm_name".into(), json!(nsm.name));
                 if let Some(pid) = nsm.pid() {
                     map.insert("nsm_pid".into(), json!(pid));

@@ -61,6 +61,7 @@ impl Server {
         let old = std::mem::replace(&mut self.config.guest, new.guest);
         self.config.nsm = new.nsm;
         self.config.namespace = new.namespace;
+        self.set_up_networks();
         tracing::info!(file = %file.display(), "configuration read again; the socket stays as it was made");
         // What `nk guest limit` changed stays, unless what the file says of that guest is changed.
         let before =

@@ -108,7 +108,7 @@ for place in sys.argv[1:]:
         sys.stdin.read()
 ";
 
-fn places(world: &World, guest: &str, places: &[String]) -> Result<Vec<String>> {
+pub(super) fn places(world: &World, guest: &str, places: &[String]) -> Result<Vec<String>> {
     let file = world.write("places.py", PLACES)?;
     let mut words = vec![PYTHON.to_owned(), file];
     words.extend_from_slice(places);

@@ -5,6 +5,7 @@ use std::fs::{self, File};
 use std::io;
 use std::path::Path;
 
+use nk_host::config::LinkKind;
 use nk_host::sys;
 
 use crate::run;
@@ -40,6 +41,9 @@ pub(super) struct Facts {
     pub(super) root: bool,
     /// An empty network namespace, by way of a user namespace for others than root.
     pub(super) namespace: Trial,
+    /// Kinds of links of guests' networks.
+    pub(super) veth: Trial,
+    pub(super) macvlan: Trial,
     pub(super) nofile_hard: Limit,
     pub(super) memlock: Limit,
     pub(super) memory_available: u64,
@@ -79,6 +83,8 @@ impl Facts {
                 // SAFETY: plain numbers; only this child changes.
                 unsafe { libc::unshare(libc::CLONE_NEWNET | user) }
             })),
+            veth: tried(link(root, LinkKind::Veth)),
+            macvlan: tried(link(root, LinkKind::Macvlan)),
             nofile_hard: resource(libc::RLIMIT_NOFILE, |r| r.rlim_max),
             memlock: resource(libc::RLIMIT_MEMLOCK, |r| r.rlim_cur),
             memory_available: available(&text("/proc/meminfo")),
@@ -91,6 +97,21 @@ impl Facts {
             kvm: tried(File::options().read(true).write(true).open("/dev/kvm").map(drop)),
         }
     }
+}
+
+/// A link of this kind, in a namespace of its own.
+fn link(root: bool, kind: LinkKind) -> io::Result<()> {
+    in_child(|| {
+        let user = if root { 0 } else { libc::CLONE_NEWUSER };
+        // SAFETY: plain numbers; only this child changes.
+        if unsafe { libc::unshare(libc::CLONE_NEWNET | user) } != 0 {
+            return -1;
+        }
+        let Err(e) = nk_host::netns::probe(kind) else { return 0 };
+        // SAFETY: this thread's own, which in_child reads next.
+        unsafe { *libc::__errno_location() = e.raw_os_error().unwrap_or(libc::EIO) };
+        -1
+    })
 }
 
 fn glibc() -> String {

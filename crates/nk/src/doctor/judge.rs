@@ -72,6 +72,8 @@ pub(super) fn judge(facts: &Facts) -> Vec<Finding> {
             "without its filter a guest could open sockets of the host past GuestLib",
         ),
         namespaces(facts),
+        link("veth links", &facts.veth),
+        link("macvlan links", &facts.macvlan),
         descriptors(facts),
         memory(facts),
         processes(facts),
@@ -148,6 +150,19 @@ fn namespaces(facts: &Facts) -> Finding {
             why,
             "`nk run` needs --share-net, or root: a guest is then kept off the host's network by the filter alone. For others: sysctl \
              user.max_user_namespaces, kernel.unprivileged_userns_clone, kernel.apparmor_restrict_unprivileged_userns",
+        ),
+    }
+}
+
+fn link(what: &'static str, trial: &Trial) -> Finding {
+    match trial {
+        Ok(()) => good(what, "can be made"),
+        Err(why) => lack(
+            what,
+            State::Costs,
+            why,
+            "no network with this link can be made for a guest ([guest.NAME.net]): the kernel lacks it (modprobe veth macvlan), or no \
+             namespace can be made; namespaces that are there can still be named",
         ),
     }
 }

@@ -12,6 +12,8 @@ fn fine() -> Facts {
         seccomp: Ok(()),
         root: false,
         namespace: Ok(()),
+        veth: Ok(()),
+        macvlan: Ok(()),
         nofile_hard: Limit(Some(1 << 20)),
         memlock: Limit(None),
         memory_available: 8 << 30,
