@@ -8,6 +8,7 @@
 //! | [`trip`] | `trip`: 64-byte round trips |
 //! | [`idle`] | `idle`, `memory`: connections on which nothing happens |
 //! | [`isolation`] | several guests at once |
+//! | [`multiplex`] | `multiplex`: three gateways on one NSM or on three |
 //! | [`guests`] | `guests`: a busy guest beside many idle ones |
 //! | [`table`] | both sides in turn, and the lines of the tables |
 //! | [`place`] | on which CPUs what runs |
@@ -19,6 +20,7 @@ mod guests;
 mod http;
 mod idle;
 mod isolation;
+mod multiplex;
 mod place;
 mod store;
 mod stream;
@@ -68,6 +70,11 @@ const SUITES: &[Suite] = &[
         name: "guests",
         about: "a busy guest beside 100 and 1,000 idle ones",
         body: guests::guests,
+    },
+    Suite {
+        name: "multiplex",
+        about: "three gateways with bursts, on one NSM or on three",
+        body: multiplex::multiplex,
     },
     Suite { name: "switch", about: "`nk bench switch`", body: switch },
 ];
