@@ -122,7 +122,7 @@ pub const CREATE_SHARE_NET: u64 = 2;
 pub const CREATE_VM: u64 = 4;
 
 /// Protocol version; a peer of another version is refused.
-pub const PROTOCOL: u32 = 1;
+pub const PROTOCOL: u32 = 2;
 
 /// One message.
 #[repr(C)]
@@ -136,6 +136,9 @@ pub struct Message {
     pub status: i32,
     /// Bytes used of `text`.
     pub text_len: u32,
+    /// Which of a process's requests it is; the reply repeats it. A request that was asked of two daemons may be answered twice, and the second
+    /// answer is none to the next request.
+    pub serial: u64,
     /// First word.
     pub a: u64,
     /// Second word.
@@ -157,6 +160,7 @@ impl Message {
             kind: kind as u32,
             status: 0,
             text_len: 0,
+            serial: 0,
             a: 0,
             b: 0,
             c: 0,

@@ -1,7 +1,7 @@
 //! What the host gives to the engine, and what it gets back.
 
 use nk_device::bucket::Rate;
-use nk_device::kept::{KEPT_WORDS, KeptSocket};
+use nk_device::kept::{KEPT_WORDS, KS_LISTENING, KeptSocket};
 use nk_device::sync::AtomicU32;
 use nk_device::{Addr, Device};
 
@@ -163,6 +163,14 @@ pub struct KeptGuest {
 }
 
 impl KeptGuest {
+    /// Whether the service has this listener.
+    #[must_use]
+    pub fn listens(&self, socket: u32, generation: u16) -> bool {
+        self.sockets
+            .iter()
+            .any(|s| (s.socket, s.generation) == (socket, generation) && s.is(KS_LISTENING))
+    }
+
     /// Parses what a service told of all its guests; `None` when that breaks off.
     #[must_use]
     pub fn parse(mut words: &[u64]) -> Option<Vec<(GuestId, KeptGuest)>> {

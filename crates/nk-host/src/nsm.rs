@@ -18,7 +18,7 @@ use nk_stack_kernel::{KernelStack, ListenerKeeper};
 
 use crate::config::Io;
 
-/// Commands of the daemon: word a of a [`Kind::Nsm`] message. Each is answered with the same word and a status.
+/// Commands of the daemon: word a of a [`nk_attach::Kind::Nsm`] message. Each is answered with the same word and a status.
 pub mod command {
     /// b = how it calls the kernel, c = seconds for which it outlives its daemon, text = CPUs; the NSM's device, its doorbell, the
     /// engine's doorbell, the broker's socket.

@@ -1,6 +1,6 @@
 //! Requests on the process's control socket: the few that need descriptors passed.
 
-use core::sync::atomic::{AtomicU32, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use nk_attach::{Fds, Message, RecvError};
 use nk_device::header::{ENGINE_GONE, ENGINE_UP};
@@ -11,6 +11,8 @@ use crate::sys::{self, SignalsBlocked};
 
 /// Only taken with signals blocked.
 static LOCK: AtomicU32 = AtomicU32::new(0);
+/// Of the last request.
+static SERIAL: AtomicU64 = AtomicU64::new(0);
 
 /// In a forked child: nobody holds it.
 pub(crate) fn reset() {
@@ -54,6 +56,7 @@ fn exchange(
     deadline_us: u64,
 ) -> Result<(Message, Fds), i32> {
     let socket = p.control_fd();
+    let message = &Message { serial: SERIAL.fetch_add(1, Ordering::Relaxed) + 1, ..*message };
     let header = p.device().header();
     let mut asked_in = None;
     loop {
@@ -61,10 +64,12 @@ fn exchange(
             return Err(libc::ENETDOWN);
         }
         let epoch = header.epoch.load(Ordering::Acquire);
-        // Asked again only when another daemon serves and the request is not on its way to it: the last one took it along.
+        // Asked again only when another daemon serves, the request is not on its way to it, and the last one, which took it along, did not answer
+        // before its end.
         let lost = asked_in.is_some_and(|e| e != epoch)
             && header.engine_state.load(Ordering::Acquire) == ENGINE_UP
-            && sys::unread_by_peer(socket) == 0;
+            && sys::unread_by_peer(socket) == 0
+            && !sys::wait_readable(socket, 0);
         if asked_in.is_none() || lost {
             asked_in = Some(epoch);
             nk_attach::send(socket, message, fds).map_err(|_| libc::ENETDOWN)?;
@@ -76,8 +81,10 @@ fn exchange(
             continue;
         }
         match nk_attach::recv(socket, true) {
-            Ok((m, f, _)) if m.kind == message.kind => return Ok((m, f)),
-            // The late answer to a request that was asked twice.
+            Ok((m, f, _)) if (m.kind, m.serial) == (message.kind, message.serial) => {
+                return Ok((m, f));
+            }
+            // The second answer to a request before this one, which was asked of two daemons.
             Ok(_) | Err(RecvError::Os(libc::EAGAIN)) => {}
             Err(_) => return Err(libc::ENETDOWN),
         }

@@ -152,6 +152,7 @@ impl Host {
         while let Ok((m, mut fds, _)) = nk_attach::recv(self.control, true) {
             busy = true;
             let mut reply = Message::new(Kind::from_u32(m.kind).expect("kind"));
+            reply.serial = m.serial;
             if m.kind == Kind::AddQset as u32 {
                 let q = self.queues.len() as u16;
                 self.queues.insert(q, Queues::new(sys::move_up(fds.take(0).expect("doorbell"))));

@@ -227,9 +227,14 @@ impl Server {
     fn enter_guest(&mut self, mut p: Prepared, kept: Option<KeptGuest>) -> io::Result<()> {
         let id = p.id;
         let lives_on = kept.is_some();
+        // Listeners that are where they were; an NSM that was just started may lack some, if the last daemon died before it gave them all.
+        let (there, lacking): (Vec<_>, Vec<_>) =
+            core::mem::take(&mut p.listeners).into_iter().partition(|(key, ..)| {
+                kept.as_ref().is_some_and(|k| k.listens(key.socket, key.generation))
+            });
         if lives_on {
-            // The listeners are where they were.
-            p.adoption.listeners.clear();
+            let is_there = |socket| there.iter().any(|(key, ..)| key.socket == socket);
+            p.adoption.listeners.retain(|l| !is_there(l.socket));
             // What it left on others ended with the last daemon.
             self.nsm_alone(id)?;
             self.nsm_limits(id)?;
@@ -251,8 +256,8 @@ impl Server {
         let bell = g.engine_bell.try_clone()?;
         let (name, processes) = (g.name.clone(), g.processes.len());
         let is_inline = self.nsm(nsm).is_some_and(Nsm::is_inline);
-        let Prepared { adoption, bells, holds, listeners, dead, .. } = p;
-        let count = listeners.len();
+        let Prepared { adoption, bells, holds, dead, .. } = p;
+        let count = there.len() + lacking.len();
         self.ask(move |s| {
             for (q, fd) in bells {
                 s.notify.set_doorbell(id, q, Some(fd));
@@ -265,11 +270,8 @@ impl Server {
         })??;
         self.limit_bytes(id)?;
         self.set_listen(id)?;
-        if lives_on {
-            self.remember_listeners(nsm, listeners)?;
-        } else {
-            self.give_listeners(listeners)?;
-        }
+        self.remember_listeners(nsm, there)?;
+        self.give_listeners(lacking)?;
         // Tokens are new ones, and with them the holds' keys.
         let keeper: Option<Keeper> = self.keeper.clone();
         for (old, token, socket, generation) in holds {

@@ -182,8 +182,9 @@ impl Server {
             return Ok(Reply::refused(libc::EINVAL, why));
         };
         let raw = far.as_raw_fd();
-        if let Some((row, qset)) = self.embryo_of(id, raw) {
-            // A daemon died between doing this and saying so. A second row would share the child's control socket.
+        if let Some((row, qset)) = self.child_on(id, raw) {
+            // Asked again: a daemon died between doing this and saying so, or this one was slow. A second row would share the child's
+            // control socket.
             return Ok(Reply::ok(row.into(), qset.into(), 0, 0));
         }
         if let Err(e) = sys::pass_credentials(raw) {
@@ -217,10 +218,10 @@ impl Server {
         Ok(Reply::ok(u64::from(r.row), u64::from(r.qset), 0, 0))
     }
 
-    /// The row, with its queue set, of a child that has not said hello yet and will on this socket.
-    fn embryo_of(&self, id: GuestId, far: RawFd) -> Option<(u16, u16)> {
+    /// The row, with its queue set, of the child whose control socket this is.
+    fn child_on(&self, id: GuestId, far: RawFd) -> Option<(u16, u16)> {
         let identity = sys::identity(far).ok()?;
-        self.guests.get(&id.0)?.processes.iter().filter(|(_, p)| p.pid == 0).find_map(|(row, p)| {
+        self.guests.get(&id.0)?.processes.iter().find_map(|(row, p)| {
             let control = sys::identity(self.raw(p.control)?).ok()?;
             Some((*row, *p.qsets.first().filter(|_| control == identity)?))
         })

@@ -435,7 +435,7 @@ impl Server {
         };
         if let Some(r) = reply {
             let mut m = *r.message;
-            m.kind = message.kind;
+            (m.kind, m.serial) = (message.kind, message.serial);
             let fds: Vec<i32> = r.fds.iter().map(AsRawFd::as_raw_fd).collect();
             if let Err(e) = nk_attach::try_send(raw, &m, &fds) {
                 tracing::debug!(errno = e, "a reply could not be sent");
