@@ -38,6 +38,10 @@ macro_rules! caught {
 }
 
 caught! {
+    // What these do wrong is in the model.
+    None:
+        streams::reuse_without_looking,
+    ;
     NoFences:
         wakeups::engine_sleep_and_bell,
         wakeups::idle_service_and_sender,

@@ -1,13 +1,16 @@
 //! Descriptor rings: several publishers, one of them killed; several readers.
 
+use core::ptr::NonNull;
+
 use loom::sync::Arc;
 use loom::thread;
 use nk_device::cell::SF_CONNECTED;
 use nk_device::model::ModelDevice;
 use nk_device::stream::{Span, Taken, publish_single, read_slot, take_slot};
 use nk_device::sync::{AtomicU32, Ordering};
+use nk_guestlib::Fault;
 use nk_guestlib::recv::{Received, recv};
-use nk_guestlib::send::send;
+use nk_guestlib::send::{Source, send};
 
 use crate::harness::{
     Collect, OneByte, RowChunk, RxWriter, check, device, device_with_rows, fill, peek, socket,
@@ -109,14 +112,23 @@ pub fn two_readers_and_reuse() {
 /// A process sends a byte while a first one is on the ring, and the service takes what is there and uses its chunk for something else: every byte
 /// that was sent is taken once, and nobody writes into a chunk that the service has given to others.
 pub fn appended_bytes_are_taken_once() {
-    check(3, || {
+    append_and_take(true);
+}
+
+/// The same with a service that does not look at the rows before it uses a chunk again: it must fail.
+pub fn reuse_without_looking() {
+    append_and_take(false);
+}
+
+fn append_and_take(looks: bool) {
+    check(3, move || {
         let d = device_with_rows(1);
         let sender = appender(&d, 0, b'a');
         let (mut seen, mut reused) = (Vec::new(), Vec::new());
         let head = take_spans(&d, 0, |taken, span| {
             seen.extend(peek(&d, span));
             let row = d.device().row(0).expect("row");
-            if !(taken.appending && row.appended_chunk() == Some(span.chunk)) {
+            if !(looks && taken.appending && row.appended_chunk() == Some(span.chunk)) {
                 fill(&d, span.chunk, b"ZZZ");
                 reused.push(span.chunk);
             }
@@ -136,12 +148,24 @@ pub fn two_append() {
     check(2, || {
         let d = device_with_rows(2);
         let senders = [appender(&d, 0, b'a'), appender(&d, 1, b'b')];
-        senders.map(|s| s.join().expect("join"));
+        for s in senders {
+            s.join().expect("join");
+        }
         let mut seen = Vec::new();
         take_spans(&d, 0, |_, span| seen.extend(peek(&d, span)));
         seen.sort_unstable();
         assert_eq!(seen, b"abx");
     });
+}
+
+/// A message of one byte, whose sender may be stopped just before it copies: loom stops threads only where they touch one of its words.
+struct Stopped<'a>(&'a ModelDevice, u8);
+
+impl Source for Stopped<'_> {
+    fn copy(&mut self, at: usize, to: NonNull<u8>, len: usize) -> Result<(), Fault> {
+        let _ = read_slot(&self.0.cell(0).tx_slots, 0);
+        OneByte(self.1).copy(at, to, len)
+    }
 }
 
 /// A process with a chunk of its own that sends a byte. On the ring is `x` already, in chunk 0, if this is the first one.
@@ -155,7 +179,7 @@ fn appender(d: &Arc<ModelDevice>, row: u16, byte: u8) -> thread::JoinHandle<()> 
     let d = Arc::clone(d);
     thread::spawn(move || {
         let mut chunks = RowChunk::new(&d, row, u32::from(row) + 1);
-        send(&socket(&d), &mut chunks, &mut OneByte(byte), 1).expect("room");
+        send(&socket(&d), &mut chunks, &mut Stopped(&d, byte), 1).expect("room");
     })
 }
 
