@@ -125,6 +125,16 @@ pub(crate) fn wait_for_chunks(p: &Process, count: u32, timeout_us: u64) -> Resul
     r.map_err(|e| if e == libc::EINTR { libc::EINTR } else { libc::EAGAIN })
 }
 
+/// How long a process that was just made waits for its first chunks where it would not wait otherwise.
+const FIRST_US: u64 = 100_000;
+
+/// A process that was just made may send before the host has leased it anything: natively the first bytes on a socket always have room, so a
+/// caller that does not block gets this short wait, once, and not EAGAIN. `true`: there are chunks now.
+pub(crate) fn wait_for_first(p: &Process) -> bool {
+    p.row().is_some_and(|r| r.chunk_grants.tail.load(Ordering::Acquire) == 0)
+        && wait_for_chunks(p, 1, FIRST_US).is_ok()
+}
+
 /// How long socket() waits for a host that does not answer.
 const ID_WAIT_US: u64 = 5_000_000;
 /// And after the host took the request, before it says that there is no id.

@@ -228,6 +228,9 @@ fn send_once(
     }
     if s.is_nonblocking(flags) {
         if why == SendError::NoChunks {
+            if grants::wait_for_first(s.p) {
+                return Step::Again;
+            }
             crate::events::note_shortage();
             grants::ask(s.p);
         }
