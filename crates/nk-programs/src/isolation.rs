@@ -1,9 +1,14 @@
 //! The two proofs that a guest has no network stack of its own: no process of it holds an IP socket, neither of the
 //! host nor of its own namespace, and its namespace's interfaces never carried a packet.
 
+use std::time::{Duration, Instant};
+
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::procfs;
+
+/// How long a process may take from its start to its namespace.
+const ENTERS: Duration = Duration::from_secs(5);
 
 /// What was looked at, for the record: a check that looked at nothing proves nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,8 +38,14 @@ pub fn check_busy(pid: u32, hosts: &[u32]) -> Result<(Isolation, usize)> {
 
 /// The guest's processes are looked at first: the tables of the host are long under load, and take their time.
 fn look(pid: u32, hosts: &[u32]) -> Result<(Isolation, usize)> {
-    let namespace = procfs::net_namespace(pid).context("the guest has ended")?;
     let ours = procfs::net_namespace(std::process::id()).context("no namespace of our own")?;
+    let namespace = || procfs::net_namespace(pid).context("the guest has ended");
+    // On a busy machine `nk run` may not have come to that yet.
+    let end = Instant::now() + ENTERS;
+    while namespace()? == ours && Instant::now() < end {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let namespace = namespace()?;
     ensure!(namespace != ours, "the guest {pid} is in the host's network namespace");
     let counters = procfs::interface_counters(pid)?;
     for (interface, carried) in &counters {
