@@ -38,15 +38,7 @@ const FILE: usize = 24 << 20;
 const SLOWLY: &str = "6M";
 
 pub(crate) fn tests() -> Vec<Test> {
-    let test = |name, body| Test {
-        name,
-        group: Group::Nsms,
-        modes: &[Mode::GUEST_SERVER],
-        private: false,
-        alone: true,
-        native: false,
-        body,
-    };
+    let test = Test::alone(Group::Nsms, &[Mode::GUEST_SERVER]);
     vec![
         test("nginx is moved under load", nginx),
         test("redis is moved under load", redis),

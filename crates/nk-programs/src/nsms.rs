@@ -35,16 +35,8 @@ default = true
 ";
 
 pub(crate) fn tests() -> Vec<Test> {
-    let test = |name, body| Test {
-        name,
-        group: Group::Nsms,
-        modes: &[Mode::GUEST_SERVER],
-        private: false,
-        // Times are told.
-        alone: true,
-        native: false,
-        body,
-    };
+    // Times are told.
+    let test = Test::alone(Group::Nsms, &[Mode::GUEST_SERVER]);
     vec![
         test("each NSM has its guests and sees no others", assigned),
         test("an NSM's death is its own guests' alone", alone),

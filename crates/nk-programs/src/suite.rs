@@ -39,6 +39,24 @@ pub struct Test {
     pub body: Body,
 }
 
+impl Test {
+    /// Makes tests of guests, all of one daemon, beside which nothing runs.
+    pub(crate) fn alone(
+        group: Group,
+        modes: &'static [Mode],
+    ) -> impl Fn(&'static str, Body) -> Test {
+        move |name, body| Test {
+            name,
+            group,
+            modes,
+            private: false,
+            alone: true,
+            native: false,
+            body,
+        }
+    }
+}
+
 /// Both sides in turn, then both at once.
 pub const ALL_MODES: &[Mode] = &[Mode::GUEST_SERVER, Mode::GUEST_CLIENT, Mode::BOTH_GUESTS];
 /// For tests in which all programs are guests.

@@ -16,15 +16,7 @@ use crate::world::{Mode, Nsm, World, free_port};
 const PYTHON: &str = "/usr/bin/python3";
 
 pub(super) fn tests() -> Vec<Test> {
-    let test = |name, body| Test {
-        name,
-        group: Group::Safety,
-        modes: GUESTS_ONLY,
-        private: false,
-        alone: true,
-        native: false,
-        body,
-    };
+    let test = Test::alone(Group::Safety, GUESTS_ONLY);
     vec![
         test("UDP sockets outlive the daemon and the NSM", survive),
         test("killed senders of datagrams leave nothing", kills),

@@ -27,15 +27,7 @@ const FILE: usize = 3_000_000;
 const GROWTH: u64 = 16 << 20;
 
 pub(super) fn tests() -> Vec<Test> {
-    let test = |name, body| Test {
-        name,
-        group: Group::Safety,
-        modes: GUESTS_ONLY,
-        private: false,
-        alone: true,
-        native: false,
-        body,
-    };
+    let test = Test::alone(Group::Safety, GUESTS_ONLY);
     vec![
         test("no connection breaks when daemon and keeper are killed or replaced", unnoticed),
         test("kills of every part leave nothing", everything),

@@ -17,15 +17,7 @@ pub(super) const ROUNDS: usize = 3;
 pub(super) const RECOVERY: Duration = Duration::from_secs(15);
 
 pub(super) fn tests() -> Vec<Test> {
-    let test = |name, body| Test {
-        name,
-        group: Group::Safety,
-        modes: GUESTS_ONLY,
-        private: false,
-        alone: true,
-        native: false,
-        body,
-    };
+    let test = Test::alone(Group::Safety, GUESTS_ONLY);
     vec![
         test("the daemon is killed and comes back", daemon_restarts),
         test("the keeper is killed, then the daemon", keeper_restarts),
