@@ -15,6 +15,7 @@
 //! | [`qset`] | one queue set |
 //! | [`header`] | version, geometry, doorbells |
 //! | [`kept`] | what a service that outlived its engine tells the next one |
+//! | [`counters`] | what is counted of a guest: memory of the host's alone, which outlives who counts |
 //! | [`ledger`] | which chunk is whose, where several services share a pool: memory of the host's alone |
 //! | [`patience`] | the waiting policy: when to look again rather than sleep |
 //! | [`device`] | a mapped region: bounds-checked access to all of these |
@@ -29,6 +30,7 @@
 pub mod addr;
 pub mod bucket;
 pub mod cell;
+pub mod counters;
 pub mod datagram;
 pub mod device;
 pub mod grant;
@@ -47,6 +49,7 @@ pub mod sync;
 
 pub use addr::{Addr, AddrCell};
 pub use cell::Cell;
+pub use counters::{Counters, SharedCounters};
 pub use device::{Device, Layout};
 pub use ledger::Ledger;
 pub use nqe::{Nqe, Op};

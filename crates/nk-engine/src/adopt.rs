@@ -348,6 +348,9 @@ impl Parts<'_> {
                 continue;
             }
             let (local, peer) = (s.local.filter(|a| a.port != 0), s.peer);
+            // The next service counts from 0.
+            self.guest.count_cell(id);
+            let Some(s) = self.guest.socket(id) else { break };
             let mut nqe = Nqe::new(Op::Socket, id, generation);
             nqe.guest = guest.0;
             // By what the engine knows, not by the cell's word: its port is claimed among those of this type.
@@ -459,6 +462,7 @@ impl Parts<'_> {
                 s.grant_index = index;
             } else {
                 becomes = State::Free;
+                self.guest.count_cell(id);
                 cell.reset(generation.checked_add(1).unwrap_or(1));
             }
         } else if let Some(l) = kept {
@@ -491,6 +495,7 @@ impl Parts<'_> {
                     return;
                 }
                 drop_unread(cell);
+                self.guest.count_cell(id);
                 cell.state.store(0, Ordering::SeqCst);
                 let rebinds = local.port != 0
                     && local.family == s.family

@@ -3,7 +3,7 @@
 use nk_device::bucket::Rate;
 use nk_device::kept::{KEPT_WORDS, KS_LISTENING, KeptSocket};
 use nk_device::sync::AtomicU32;
-use nk_device::{Addr, Device};
+use nk_device::{Addr, Device, SharedCounters};
 
 /// A guest. A number is not used again while an NSM's rings may hold elements of the guest before: the host counts up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -103,6 +103,8 @@ pub struct GuestSetup {
     pub limits: Limits,
     /// A VM: row 0 and queue set 0 are live from the start.
     pub vm: bool,
+    /// Where it is counted what the guest does: what stands there goes on.
+    pub counters: SharedCounters,
 }
 
 /// A row that was made, with its primary queue set.
@@ -233,7 +235,8 @@ pub struct Stats {
     pub from_guest: Box<[u64; 256]>,
     /// NQEs to guests by operation byte.
     pub to_guest: Box<[u64; 256]>,
-    /// Bytes taken from guests for sending: closed sockets as ServiceLib counted them, plus what the cells of open ones say.
+    /// Bytes taken from guests for sending: closed sockets as ServiceLib counted them (or, where it died, as their cells say), plus what
+    /// the cells of open ones say.
     pub bytes_sent: u64,
     /// Bytes handed to guests; as above.
     pub bytes_received: u64,

@@ -7,7 +7,7 @@ use nk_device::{Addr, Op, STREAM_SLOTS, WATCH_SLOTS};
 
 use crate::NsmId;
 use crate::engine::Parts;
-use crate::guest::{Guest, Listener, NONE, State};
+use crate::guest::{Guest, Listener, NONE, Socket, State};
 use crate::out::Out;
 
 const EPOLLIN: u64 = 0x001;
@@ -219,21 +219,25 @@ impl Parts<'_> {
 
     /// The stack is done with a socket: `op_data` and `data` are the bytes it sent and received.
     fn closed(&mut self, nqe: &Nqe, out: &mut Out<'_>) {
-        let is_closing = self
-            .guest
-            .socket(nqe.socket)
-            .is_some_and(|s| s.state() == State::Closing && s.generation == nqe.generation);
-        if !is_closing {
-            return;
+        let is_its = |s: &&Socket| s.state() == State::Closing && s.generation == nqe.generation;
+        let Some(s) = self.guest.socket(nqe.socket).filter(is_its) else { return };
+        if s.is_owed {
+            // The one that counted is dead.
+            return self.forget(nqe.socket, out);
         }
-        let (sent, received) = &mut self.guest.bytes;
-        *sent = sent.wrapping_add(nqe.op_data);
-        *received = received.wrapping_add(nqe.data);
-        self.forget(nqe.socket, out);
+        let c = &self.guest.counters.engine;
+        c.bytes_sent.add(nqe.op_data);
+        c.bytes_received.add(nqe.data);
+        self.free(nqe.socket, out);
     }
 
-    /// Frees the id of a socket that no stack has any more.
+    /// Frees the id of a socket whose stack is gone, and cannot say how many bytes it sent and received: its cell can.
     pub(crate) fn forget(&mut self, id: u32, out: &mut Out<'_>) {
+        self.guest.count_cell(id);
+        self.free(id, out);
+    }
+
+    fn free(&mut self, id: u32, out: &mut Out<'_>) {
         if let Some(port) = self.guest.socket(id).and_then(|s| s.local).map(|a| a.port) {
             self.ports.release(self.guest.space(id), self.guest.id, id, port);
         }
@@ -294,7 +298,7 @@ impl Parts<'_> {
             return;
         }
         // The stack chose a port that is another guest's: it lets sockets that ask for SO_REUSEADDR share one.
-        g.stats.ports_refused += 1;
+        g.counters.engine.ports_refused.add(1);
         let mut close = Nqe::new(Op::Close, nqe.socket, nqe.generation);
         close.guest = g.id.0;
         close.op_data = 1;
@@ -316,7 +320,7 @@ impl Parts<'_> {
         }
         // It is no connection, whatever was tried before.
         if core::mem::take(&mut s.connection) {
-            g.stats.connections_open = g.stats.connections_open.saturating_sub(1);
+            g.connections_open = g.connections_open.saturating_sub(1);
         }
         g.top_up_nsm(self.nsm);
     }

@@ -5,12 +5,12 @@ use std::collections::VecDeque;
 use nk_device::grant::GRANT_SLOTS;
 use nk_device::ring::{Consumer, Producer};
 use nk_device::sync::Ordering;
-use nk_device::{Addr, Cell, Device, HOLDER_WORDS, Nqe, Op};
+use nk_device::{Addr, Cell, Device, HOLDER_WORDS, Nqe, Op, SharedCounters};
 
 use crate::limits::{HeldConnect, Limiter};
 use crate::nsm::Nsm;
 use crate::ports::Space;
-use crate::{GuestId, GuestSetup, Limits, Listen, NsmId, Stats};
+use crate::{GuestId, GuestSetup, Limits, Listen, NsmId};
 
 /// No socket.
 pub(crate) const NONE: u32 = u32::MAX;
@@ -195,9 +195,9 @@ pub(crate) struct Guest {
     pub(crate) starved: Vec<u16>,
     pub(crate) live: [u64; HOLDER_WORDS],
     pub(crate) sweep_at: usize,
-    pub(crate) stats: Stats,
-    /// Bytes of closed sockets.
-    pub(crate) bytes: (u64, u64),
+    pub(crate) counters: SharedCounters,
+    /// Connections made or accepted and not yet gone.
+    pub(crate) connections_open: u64,
     /// Sockets in use (Open, Dead, Closing).
     pub(crate) open: u32,
 }
@@ -244,8 +244,8 @@ impl Guest {
                 live
             },
             sweep_at: 0,
-            stats: Stats::default(),
-            bytes: (0, 0),
+            counters: s.counters,
+            connections_open: 0,
             open: 0,
         }
     }
@@ -326,7 +326,7 @@ impl Guest {
             self.open = self.open.saturating_sub(1);
         }
         if s.connection {
-            self.stats.connections_open = self.stats.connections_open.saturating_sub(1);
+            self.connections_open = self.connections_open.saturating_sub(1);
         }
         if s.listener.is_some() {
             self.listeners = self.listeners.saturating_sub(1);
@@ -341,6 +341,17 @@ impl Guest {
             cell.reset(generation.checked_add(1).unwrap_or(1));
         }
         self.ids_free.push_back(id);
+    }
+
+    /// The bytes that a socket's cell tells of are counted as those of one that is gone: nobody else will tell.
+    pub(crate) fn count_cell(&self, id: u32) {
+        let Some(cell) = self.device.cell(id) else { return };
+        let c = &self.counters.engine;
+        for (word, sum) in [(&cell.tx_bytes, &c.bytes_sent), (&cell.rx_bytes, &c.bytes_received)] {
+            // The sum first: a kill between the two counts twice rather than not at all, and no counter ever falls.
+            sum.add(word.load(Ordering::Relaxed));
+            word.store(0, Ordering::Relaxed);
+        }
     }
 
     /// A granted id becomes a socket.
@@ -360,8 +371,8 @@ impl Guest {
         self.set_state(id, State::Open);
         self.open += 1;
         if connection {
-            self.stats.connections_open += 1;
-            self.stats.connections_total += 1;
+            self.connections_open += 1;
+            self.counters.engine.connections_total.add(1);
         }
     }
 
@@ -383,7 +394,7 @@ impl Guest {
         }
         self.ids_used += u32::from(state != State::Free);
         self.listeners += u32::from(s.listener.is_some());
-        self.stats.connections_open += u64::from(s.connection);
+        self.connections_open += u64::from(s.connection);
         self.sockets.push(s);
         self.open_generations.push(0);
         self.set_state(id, state);
@@ -423,7 +434,7 @@ impl Guest {
     pub(crate) fn top_up_nsm(&mut self, nsm: &mut Nsm) {
         let most = self.limiter.accepts(NSM_IDS);
         let is_held = self.listeners > 0 && self.nsm_granted == 0 && most == 0;
-        self.stats.accepts_held += u64::from(is_held && !self.limiter.accepts_held);
+        self.counters.engine.accepts_held.add((is_held && !self.limiter.accepts_held).into());
         self.limiter.accepts_held = is_held;
         if self.listeners == 0 || !nsm.up || self.is_paused || self.nsm_granted > most / 2 {
             return;
@@ -457,12 +468,5 @@ impl Guest {
             })
             .map(|(id, _)| id as u32)
             .collect()
-    }
-}
-
-/// Counts an operation.
-pub(crate) fn count(by_op: &mut [u64; 256], op: u8) {
-    if let Some(n) = by_op.get_mut(usize::from(op)) {
-        *n += 1;
     }
 }

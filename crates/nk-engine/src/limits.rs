@@ -115,7 +115,7 @@ impl Guest {
             Some(_) if self.limiter.is_held => 0,
             Some(b) if b.available() == 0 => {
                 self.limiter.is_held = true;
-                self.stats.nqes_held += 1;
+                self.counters.engine.nqes_held.add(1);
                 0
             }
             Some(b) => u32::try_from(b.available()).unwrap_or(u32::MAX).min(turn),
@@ -167,7 +167,7 @@ impl Parts<'_> {
             return true;
         }
         s.held = Some(Box::new(HeldConnect { nqe: *nqe, after: None }));
-        g.stats.connects_held += 1;
+        g.counters.engine.connects_held.add(1);
         if g.limiter.connects.len() > g.sockets.len() * 2 {
             // Most are of sockets that were closed.
             let sockets = &g.sockets;
@@ -229,7 +229,7 @@ impl Guest {
     /// Whether the guest's policy lets a socket bind there by number, or listen there; counted where it does not.
     pub(crate) fn may_listen(&mut self, addr: &Addr, v6only: bool) -> bool {
         let may = self.listen.as_ref().is_none_or(|all| all.iter().any(|l| l.allows(addr, v6only)));
-        self.stats.listens_refused += u64::from(!may);
+        self.counters.engine.listens_refused.add((!may).into());
         may
     }
 }

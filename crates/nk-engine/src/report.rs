@@ -9,8 +9,25 @@ use crate::{Flow, GuestId, Stats};
 
 impl Guest {
     fn snapshot(&self) -> Stats {
-        let mut s = self.stats.clone();
-        (s.bytes_sent, s.bytes_received) = self.bytes;
+        let c = &self.counters.engine;
+        let mut s = Stats {
+            from_guest: Box::new(c.from_guest.get()),
+            to_guest: Box::new(c.to_guest.get()),
+            bytes_sent: c.bytes_sent.get(),
+            bytes_received: c.bytes_received.get(),
+            connections_open: self.connections_open,
+            connections_total: c.connections_total.get(),
+            violations: c.violations.get(),
+            stale: c.stale.get(),
+            quarantined: c.quarantined.get(),
+            overflows: c.overflows.get(),
+            ports_refused: c.ports_refused.get(),
+            listens_refused: c.listens_refused.get(),
+            nqes_held: c.nqes_held.get(),
+            connects_held: c.connects_held.get(),
+            accepts_held: c.accepts_held.get(),
+            ..Stats::default()
+        };
         for (id, socket) in self.sockets.iter().enumerate() {
             match socket.state() {
                 State::Free => {}

@@ -6,7 +6,7 @@ use nk_device::ring::{Consumer, Producer};
 use nk_device::sync::{Ordering, fence};
 use nk_device::{Nqe, Op};
 
-use crate::guest::{Guest, QueueSet, Row, count};
+use crate::guest::{Guest, QueueSet, Row};
 use crate::nsm::Nsm;
 use crate::out::Out;
 use crate::{ControlError, NewRow};
@@ -217,9 +217,9 @@ impl Guest {
             return;
         };
         if state.receive.push(&shared.receive(), &Nqe { qset: q, ..*nqe }).is_ok() {
-            count(&mut self.stats.to_guest, nqe.op);
+            self.counters.engine.to_guest.add(nqe.op, 1);
         } else {
-            self.stats.overflows += 1;
+            self.counters.engine.overflows.add(1);
             shared.overflow.fetch_add(1, Ordering::SeqCst);
         }
     }
@@ -268,9 +268,9 @@ impl Guest {
         state.calls &= !(1u64 << (nqe.ticket & 63));
         self.old_calls.retain(|c| (c.qset, c.ticket) != (q, nqe.ticket));
         if state.completion.push(&shared.completion(), &Nqe { qset: q, ..*nqe }).is_ok() {
-            count(&mut self.stats.to_guest, nqe.op);
+            self.counters.engine.to_guest.add(nqe.op, 1);
         } else {
-            self.stats.overflows += 1;
+            self.counters.engine.overflows.add(1);
         }
         shared.completion_wake.fetch_add(1, Ordering::SeqCst);
         out.notify.futex_wake(&shared.completion_wake, u32::MAX);

@@ -7,7 +7,7 @@ use nk_device::sync::{Ordering, fence};
 use nk_device::{Addr, Op};
 
 use crate::engine::{DOZE_AFTER, Parts};
-use crate::guest::{Guest, Socket, State, count};
+use crate::guest::{Guest, Socket, State};
 use crate::limits::follows_connect;
 use crate::out::Out;
 
@@ -106,13 +106,13 @@ impl Guest {
     }
 
     fn violation(&mut self, q: u16) {
-        self.stats.violations += 1;
+        self.counters.engine.violations.add(1);
         let max = self.limits.violations_max;
         if let Some(s) = self.qsets.get_mut(usize::from(q)) {
             s.violations += 1;
             if s.violations > max && !s.quarantined {
                 s.quarantined = true;
-                self.stats.quarantined += 1;
+                self.counters.engine.quarantined.add(1);
             }
         }
     }
@@ -202,9 +202,7 @@ impl Parts<'_> {
                 self.take_from_guest(q, nqe.unpack(), true, out);
             }
         } else if n > 0 {
-            if let Some(count) = self.guest.stats.from_guest.get_mut(Op::Send as usize) {
-                *count += n as u64;
-            }
+            self.guest.counters.engine.from_guest.add(Op::Send as u8, n as u64);
             let (guest, row) = (self.guest.id.0, u64::from(row));
             self.nsm.push_sends(lot.iter().map(|nqe| nqe.stamped(guest, q, row)));
         }
@@ -219,7 +217,7 @@ impl Parts<'_> {
     }
 
     fn take_from_guest(&mut self, q: u16, mut nqe: Nqe, is_send: bool, out: &mut Out<'_>) {
-        count(&mut self.guest.stats.from_guest, nqe.op);
+        self.guest.counters.engine.from_guest.add(nqe.op, 1);
         nqe.guest = self.guest.id.0;
         nqe.qset = q;
         nqe.flags = if nqe.ticket == 0 { 0 } else { nqe.flags & FLAG_AGAIN };
@@ -239,7 +237,7 @@ impl Parts<'_> {
         }
         let Some(s) = self.guest.socket(nqe.socket) else { return self.guest.violation(q) };
         if s.generation != nqe.generation {
-            self.guest.stats.stale += 1;
+            self.guest.counters.engine.stale.add(1);
             return self.refuse(q, &nqe, EBADF, out);
         }
         match s.state() {
@@ -278,7 +276,7 @@ impl Parts<'_> {
             // Pushed before the close, on the ring that is read after it: the stack sends what was queued anyway.
             State::Closing if matches!(op, Op::Send | Op::RxRoom) => return,
             State::Closing | State::Free => {
-                self.guest.stats.stale += 1;
+                self.guest.counters.engine.stale.add(1);
                 return self.refuse(q, &nqe, EBADF, out);
             }
         }
@@ -316,8 +314,8 @@ impl Parts<'_> {
                         && s.listener.is_none()
                     {
                         s.connection = true;
-                        g.stats.connections_open += 1;
-                        g.stats.connections_total += 1;
+                        g.connections_open += 1;
+                        g.counters.engine.connections_total.add(1);
                     }
                     if !self.may_connect(q, &nqe, out) {
                         return;
@@ -432,7 +430,7 @@ impl Parts<'_> {
             }
         }
         if !self.ports.claim(space, g.id, nqe.socket, &addr, s.v6only) {
-            g.stats.ports_refused += 1;
+            g.counters.engine.ports_refused.add(1);
             return Err(EADDRINUSE);
         }
         if addr.port != 0 {

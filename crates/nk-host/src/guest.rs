@@ -6,12 +6,13 @@ use std::os::fd::OwnedFd;
 use std::time::Instant;
 
 use nk_attach::CREATE_VM;
+use nk_device::counters::{COUNTERS_VERSION, HostCounters};
 use nk_device::sync::Ordering;
-use nk_device::{Device, Layout, Ledger, Row, row};
+use nk_device::{Counters, Device, Layout, Ledger, Row, SharedCounters, row};
 use nk_engine::{GuestId, NsmId};
 
 use crate::limits::GuestLimits;
-use crate::names::Counters;
+use crate::names::Counters as NameCounters;
 use crate::server::Token;
 use crate::sys::{self, Mapping};
 
@@ -44,17 +45,8 @@ impl Region {
     /// # Errors
     /// Those of mmap; EINVAL when it is too small.
     pub fn map(memfd: OwnedFd, layout: Layout) -> io::Result<Region> {
-        use std::os::fd::AsRawFd;
         let len = layout.region_len();
-        // SAFETY: stat is plain data that the call fills.
-        let size = unsafe {
-            let mut st: libc::stat = std::mem::zeroed();
-            if libc::fstat(memfd.as_raw_fd(), &raw mut st) != 0 {
-                return Err(io::Error::last_os_error());
-            }
-            st.st_size
-        };
-        if size as usize != len {
+        if sys::len(&memfd)? != len {
             return Err(io::Error::from_raw_os_error(libc::EINVAL));
         }
         let mapping = Mapping::new(&memfd, len)?;
@@ -73,6 +65,43 @@ impl Region {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len == 0
+    }
+}
+
+/// A guest's counters, mapped by the daemon for as long as the value lives. The keeper has the memory too, so that they go on after a
+/// daemon's death.
+#[derive(Debug)]
+pub struct GuestCounters {
+    /// The memfd.
+    pub memfd: OwnedFd,
+    /// The counters in it.
+    pub shared: SharedCounters,
+    _mapping: Mapping,
+}
+
+impl GuestCounters {
+    /// Fresh ones: nothing was counted.
+    ///
+    /// # Errors
+    /// Those of memfd_create and mmap.
+    pub fn new(name: &str) -> io::Result<GuestCounters> {
+        GuestCounters::map(sys::region(&format!("nk-counters-{name}"), size_of::<Counters>())?)
+    }
+
+    /// Those that another daemon counted.
+    ///
+    /// # Errors
+    /// Those of mmap; when they are of another version.
+    pub fn map(memfd: OwnedFd) -> io::Result<GuestCounters> {
+        let len = size_of::<Counters>();
+        let version = |v| io::Error::other(format!("of version {v}, not {COUNTERS_VERSION}"));
+        if sys::len(&memfd)? < len {
+            return Err(io::Error::other("of another version: too short"));
+        }
+        let mapping = Mapping::new(&memfd, len)?;
+        // SAFETY: the mapping is page-aligned, as long as it must be, and lives as long as the value; the memfd is sealed.
+        let shared = unsafe { SharedCounters::new(mapping.base()) }.map_err(version)?;
+        Ok(GuestCounters { memfd, shared, _mapping: mapping })
     }
 }
 
@@ -161,8 +190,7 @@ pub(crate) struct Guest {
     pub(crate) was_attached: bool,
     /// Since when it has had no process.
     pub(crate) empty_since: Option<Instant>,
-    /// What its processes that ended had counted as not redirected.
-    pub(crate) missed: Missed,
+    pub(crate) counters: GuestCounters,
     /// Who answers its questions about names.
     pub(crate) names: Names,
 }
@@ -172,13 +200,9 @@ pub(crate) struct Guest {
 pub(crate) struct Names {
     pub(crate) resolver: Option<Resolver>,
     /// Shared with the resolver; there from the first question on.
-    pub(crate) counters: Option<Counters>,
+    pub(crate) counters: Option<NameCounters>,
     /// When the last one was started.
     pub(crate) started: Option<Instant>,
-    /// Connections asked for.
-    pub(crate) asked: u64,
-    /// Connections not given.
-    pub(crate) refused: u64,
 }
 
 /// A running resolver.
@@ -192,28 +216,22 @@ pub(crate) struct Resolver {
 
 /// Counts of what was not redirected, by kind and detail as processes count it in their rows: information that a guest can write,
 /// so there is a bound.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Missed(BTreeMap<u64, u64>);
+type Missed = BTreeMap<u64, u64>;
 
-/// Different things that are counted for one guest.
-const MISSED_MAX: usize = 256;
+/// What a process counted.
+fn missed(row: &Row) -> impl Iterator<Item = (u64, u64)> + '_ {
+    let all = row.missed_keys.iter().zip(&row.missed_counts);
+    let all = all.map(|(k, n)| (k.load(Ordering::Relaxed), n.load(Ordering::Relaxed).into()));
+    all.filter(|(key, _)| *key != 0)
+}
 
-impl Missed {
-    /// Adds what a process counted.
-    pub(crate) fn add(&mut self, row: &Row) {
-        for (key, count) in row.missed_keys.iter().zip(&row.missed_counts) {
-            let key = key.load(Ordering::Relaxed);
-            let count = u64::from(count.load(Ordering::Relaxed));
-            if key != 0 && (self.0.len() < MISSED_MAX || self.0.contains_key(&key)) {
-                let sum = self.0.entry(key).or_default();
-                *sum = sum.saturating_add(count);
-            }
-        }
-    }
-
-    /// Key and count of each.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
-        self.0.iter().map(|(k, n)| (*k, *n))
+/// Adds what a process that ended had counted.
+fn add_missed(counters: &HostCounters, row: &Row) {
+    for (key, count) in missed(row) {
+        let is_its = |k: u64| k == key || k == 0;
+        let Some((k, n)) = counters.missed.iter().find(|(k, _)| is_its(k.get())) else { continue };
+        n.set(n.get().saturating_add(count));
+        k.set(key);
     }
 }
 
@@ -241,13 +259,21 @@ impl Guest {
 
     /// What all its processes counted as not redirected, also those that ended.
     pub(crate) fn all_missed(&self) -> Missed {
-        let mut all = self.missed.clone();
-        for row in self.processes.keys() {
-            if let Some(r) = self.region.device.row(*row) {
-                all.add(r);
-            }
+        let ended = self.counters.shared.host.missed.iter().map(|(k, n)| (k.get(), n.get()));
+        let rows = self.processes.keys().filter_map(|row| self.region.device.row(*row));
+        let mut all = Missed::new();
+        for (key, count) in ended.filter(|(key, _)| *key != 0).chain(rows.flat_map(missed)) {
+            let sum = all.entry(key).or_default();
+            *sum = sum.saturating_add(count);
         }
         all
+    }
+
+    /// What a process that ended had counted as not redirected is the guest's from now on.
+    pub(crate) fn keep_missed(&self, row: u16) {
+        if let Some(r) = self.region.device.row(row) {
+            add_missed(&self.counters.shared.host, r);
+        }
     }
 
     /// The row of a process, by pid.

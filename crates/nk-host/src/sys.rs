@@ -40,6 +40,20 @@ pub fn region(name: &str, len: usize) -> io::Result<OwnedFd> {
     Ok(fd)
 }
 
+/// Bytes of a memfd.
+///
+/// # Errors
+/// Those of fstat.
+pub fn len(memfd: &impl AsRawFd) -> io::Result<usize> {
+    // SAFETY: stat is plain data that the call fills.
+    let size = unsafe {
+        let mut st: libc::stat = zeroed();
+        check(libc::fstat(memfd.as_raw_fd(), &raw mut st))?;
+        st.st_size
+    };
+    Ok(usize::try_from(size).unwrap_or(0))
+}
+
 /// A memfd with these bytes, at its start.
 ///
 /// # Errors

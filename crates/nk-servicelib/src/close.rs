@@ -60,7 +60,7 @@ impl<S: Stack> Ctx<'_, S> {
 
     /// The guest broke the protocol on this socket: it is reset, and what its ring names is not looked at again.
     pub(crate) fn break_off(&mut self, key: Key, cell: &Cell, s: &mut Taken<S>) {
-        self.guest.stats.violations += 1;
+        self.guest.counters.service.violations.add(1);
         self.free_tx(s);
         if let Some(h) = s.handle.take() {
             self.stack.close(h, true, None);

@@ -41,7 +41,8 @@ impl<S: Stack> Ctx<'_, S> {
     /// The guest's rate lets nothing be sent now: the socket has a turn when it does.
     pub(crate) fn wait_out(&mut self, key: Key, s: &mut Socket<S::Socket>) {
         s.waits_out = true;
-        self.guest.out.wait(key);
+        let counters = self.guest.counters;
+        self.guest.out.wait(key, &counters.service.out);
     }
 }
 
@@ -101,7 +102,7 @@ impl<S: Stack> Service<S> {
         if leave == 0 {
             if !socket.waits_out {
                 socket.waits_out = true;
-                guest.out.wait(key);
+                guest.out.wait(key, &guest.counters.service.out);
             }
             guest.put(key.socket, socket);
             return None;

@@ -2,7 +2,8 @@
 
 use std::collections::VecDeque;
 
-use nk_device::Device;
+use nk_device::counters::HeldCounters;
+use nk_device::{Device, SharedCounters};
 
 use crate::leases::Row;
 use crate::limits::{Gate, GuestLimits};
@@ -40,7 +41,7 @@ pub(crate) struct Guest<T> {
     pub(crate) out: Gate,
     pub(crate) input: Gate,
     pub(crate) turns: Turns,
-    pub(crate) stats: GuestStats,
+    pub(crate) counters: SharedCounters,
 }
 
 impl<T> Guest<T> {
@@ -66,20 +67,32 @@ impl<T> Guest<T> {
             out: Gate::default(),
             input: Gate::default(),
             turns: Turns::default(),
-            stats: GuestStats::default(),
+            counters: p.counters,
         }
     }
 
     pub(crate) fn snapshot(&self) -> GuestStats {
-        let mut s = self.stats;
+        let c = &self.counters.service;
+        let ms = |held: &HeldCounters| held.ns.get() / 1_000_000;
+        let mut s = GuestStats {
+            bytes_sent: c.bytes_sent.get(),
+            bytes_received: c.bytes_received.get(),
+            violations: c.violations.get(),
+            accept_failures: c.accept_failures.get(),
+            datagrams_refused: c.datagrams_refused.get(),
+            datagrams_dropped: c.datagrams_dropped.get(),
+            out_held: c.out.times.get(),
+            out_held_ms: ms(&c.out),
+            in_held: c.input.times.get(),
+            in_held_ms: ms(&c.input),
+            ..GuestStats::default()
+        };
         for socket in self.sockets.iter().flatten() {
             s.sockets += 1;
             s.orphans += u64::from(socket.closing);
         }
         s.chunks_free = u64::from(self.pool.available());
         [s.chunks_leased, s.chunks_tx, s.chunks_rx] = self.pool.counts().map(u64::from);
-        (s.out_held, s.out_held_ms) = (self.out.held, self.out.held_ms());
-        (s.in_held, s.in_held_ms) = (self.input.held, self.input.held_ms());
         s
     }
 

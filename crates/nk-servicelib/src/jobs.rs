@@ -410,7 +410,7 @@ impl<S: Stack> Ctx<'_, S> {
     /// meanwhile has taken it back.
     fn take_value(&mut self, chunk: u32, value: &mut [u8; 256]) -> Result<(), Errno> {
         let Some(row) = self.guest.pool.begin_tx(chunk) else {
-            self.guest.stats.violations += 1;
+            self.guest.counters.service.violations.add(1);
             return Err(Errno(libc::ENETDOWN));
         };
         self.guest.device.copy_from_chunk(chunk, value);

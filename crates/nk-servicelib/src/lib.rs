@@ -23,7 +23,7 @@ mod turns;
 mod tx;
 
 use core::ops::Range;
-use nk_device::{Device, Ledger};
+use nk_device::{Device, Ledger, SharedCounters};
 
 pub use limits::GuestLimits;
 pub use moves::{MovedAt, MovedSocket};
@@ -43,6 +43,8 @@ pub struct GuestPool {
     pub pool: Range<u32>,
     /// Where other services share them.
     pub ledger: Option<Ledger>,
+    /// Where it is counted what the guest does: what stands there goes on.
+    pub counters: SharedCounters,
 }
 
 /// What a poll did.

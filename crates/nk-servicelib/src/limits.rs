@@ -7,6 +7,7 @@
 use std::collections::VecDeque;
 
 use nk_device::bucket::{Bucket, Rate};
+use nk_device::counters::HeldCounters;
 
 use crate::Key;
 
@@ -41,11 +42,6 @@ pub(crate) struct Gate {
     bucket: Option<Bucket>,
     waiting: VecDeque<Key>,
     now_ns: u64,
-    /// Since when somebody waits.
-    since_ns: u64,
-    /// Times that a socket had to wait.
-    pub(crate) held: u64,
-    held_ns: u64,
 }
 
 fn lot(b: &Bucket) -> u64 {
@@ -100,16 +96,16 @@ impl Gate {
         }
     }
 
-    pub(crate) fn wait(&mut self, key: Key) {
-        if self.waiting.is_empty() {
-            self.since_ns = self.now_ns;
-        }
-        self.held += 1;
+    pub(crate) fn wait(&mut self, key: Key, held: &HeldCounters) {
+        held.times.add(1);
         self.waiting.push_back(key);
     }
 
     /// What time brought.
-    pub(crate) fn refill(&mut self, now_ns: u64) {
+    pub(crate) fn refill(&mut self, now_ns: u64, held: &HeldCounters) {
+        if self.has_waiting() {
+            held.ns.add(now_ns.saturating_sub(self.now_ns));
+        }
         self.now_ns = now_ns;
         if let Some(b) = &mut self.bucket {
             b.refill(now_ns);
@@ -120,11 +116,7 @@ impl Gate {
     pub(crate) fn next(&mut self, taken: u64) -> Option<Key> {
         let may =
             self.bucket.as_ref().is_none_or(|b| b.available() >= lot(b) && b.available() > taken);
-        let key = if may { self.waiting.pop_front() } else { None };
-        if key.is_some() && self.waiting.is_empty() {
-            self.held_ns += self.now_ns.saturating_sub(self.since_ns);
-        }
-        key
+        if may { self.waiting.pop_front() } else { None }
     }
 
     pub(crate) fn is_limited(&self) -> bool {
@@ -144,12 +136,6 @@ impl Gate {
         let b = self.bucket.as_ref().filter(|_| self.has_waiting())?;
         Some(b.due_ns(lot(b)))
     }
-
-    /// For how long somebody waited.
-    pub(crate) fn held_ms(&self) -> u64 {
-        let now = if self.has_waiting() { self.now_ns.saturating_sub(self.since_ns) } else { 0 };
-        (self.held_ns + now) / 1_000_000
-    }
 }
 
 #[cfg(test)]
@@ -160,45 +146,46 @@ mod tests {
 
     #[test]
     fn small_sends_pass_and_large_ones_wait_for_a_lot() {
-        let mut g = Gate::default();
+        let (mut g, held) = (Gate::default(), HeldCounters::default());
         assert_eq!(g.take(u64::MAX), u64::MAX, "no limit");
         // 1 MB/s: a lot is 2000 bytes.
         g.set(Some(Rate { per_s: 1_000_000, burst: 10_000 }));
-        g.refill(0);
+        g.refill(0, &held);
         assert_eq!(g.take(100_000), 10_000);
-        g.refill(1_000_000);
+        g.refill(1_000_000, &held);
         assert_eq!(g.take(100_000), 0, "1000 bytes are no lot");
         assert_eq!(g.take(300), 300);
         g.settle(300, 0);
-        g.wait(KEY);
+        g.wait(KEY, &held);
         assert_eq!((g.next(0), g.due_ns()), (None, Some(2_000_000)));
-        g.refill(2_000_000);
+        g.refill(2_000_000, &held);
         assert_eq!(g.next(0), Some(KEY));
-        assert_eq!((g.next(0), g.due_ns(), g.held_ms()), (None, None, 1));
+        assert_eq!((g.next(0), g.due_ns()), (None, None));
+        assert_eq!((held.times.get(), held.ns.get()), (1, 1_000_000));
         assert_eq!(g.take(100_000), 2000);
     }
 
     #[test]
     fn what_is_longer_than_a_burst_goes_when_the_bucket_is_full() {
-        let mut g = Gate::default();
+        let (mut g, held) = (Gate::default(), HeldCounters::default());
         g.set(Some(Rate { per_s: 1_000_000, burst: 10_000 }));
-        g.refill(0);
+        g.refill(0, &held);
         assert!(g.take_whole(60_000));
         assert!(!g.take_whole(1));
-        g.refill(59_000_000);
+        g.refill(59_000_000, &held);
         assert!(!g.take_whole(60_000));
-        g.refill(60_000_000);
+        g.refill(60_000_000, &held);
         assert!(g.take_whole(60_000));
     }
 
     #[test]
     fn without_a_limit_all_that_wait_go_on() {
-        let mut g = Gate::default();
+        let (mut g, held) = (Gate::default(), HeldCounters::default());
         g.set(Some(Rate { per_s: 1, burst: 1 }));
-        g.refill(0);
+        g.refill(0, &held);
         assert!(g.take_whole(1));
-        g.wait(KEY);
-        g.wait(KEY);
+        g.wait(KEY, &held);
+        g.wait(KEY, &held);
         assert_eq!(g.next(0), None);
         g.set(None);
         assert_eq!((g.next(9), g.next(9), g.next(9)), (Some(KEY), Some(KEY), None));

@@ -138,7 +138,7 @@ impl<S: Stack> Ctx<'_, S> {
             }
             libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::ENOBUFS => {
                 // No edge will tell when this is over: try again, ever less often.
-                self.guest.stats.accept_failures += 1;
+                self.guest.counters.service.accept_failures.add(1);
                 if let Some(l) = &mut s.listener {
                     let due_ms = self.now_ms + l.pause_ms;
                     l.paused_until_ms = due_ms;

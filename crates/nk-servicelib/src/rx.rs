@@ -52,7 +52,7 @@ impl<S: Stack> Ctx<'_, S> {
         }
         if got > 0 {
             s.rx_bytes = s.rx_bytes.wrapping_add(got);
-            self.guest.stats.bytes_received = self.guest.stats.bytes_received.wrapping_add(got);
+            self.guest.counters.service.bytes_received.add(got);
             self.guest.turns.charge(got);
             cell.rx_bytes.store(s.rx_bytes, Ordering::Relaxed);
             self.guest.enter_reap(key.socket, s);
@@ -95,7 +95,8 @@ impl<S: Stack> Ctx<'_, S> {
     /// The guest's rate lets nothing be received now: the socket is read when it does.
     pub(crate) fn wait_in(&mut self, key: Key, s: &mut Taken<S>) {
         s.waits_in = true;
-        self.guest.input.wait(key);
+        let counters = self.guest.counters;
+        self.guest.input.wait(key, &counters.service.input);
     }
 
     /// One call of the stack into these chunks, for `limit` bytes at most; bytes got. What was not filled goes back.

@@ -109,8 +109,9 @@ impl<S: Stack> Ctx<'_, S> {
     fn release(&mut self) -> u32 {
         let mut n = 0;
         let now_ns = self.now_ns;
-        self.guest.out.refill(now_ns);
-        self.guest.input.refill(now_ns);
+        let counters = self.guest.counters;
+        self.guest.out.refill(now_ns, &counters.service.out);
+        self.guest.input.refill(now_ns, &counters.service.input);
         let mut taken = 0;
         while let Some(key) = self.guest.out.next(taken) {
             self.with(key, |c, key, _, mut s| {

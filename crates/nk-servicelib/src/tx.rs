@@ -199,7 +199,7 @@ impl<S: Stack> Ctx<'_, S> {
             }
         }
         s.tx_bytes = s.tx_bytes.wrapping_add(bytes as u64);
-        self.guest.stats.bytes_sent = self.guest.stats.bytes_sent.wrapping_add(bytes as u64);
+        self.guest.counters.service.bytes_sent.add(bytes as u64);
         cell.tx_bytes.store(s.tx_bytes, Ordering::Relaxed);
         let head = s.tx_head;
         if cell.consume_tx(head, &mut s.tx_served) {

@@ -5,7 +5,7 @@ use nk_device::ring::Consumer;
 use nk_device::sync::{AtomicU32, Ordering};
 use nk_device::{Device, Layout, Nqe, Op};
 use nk_engine::{Engine, GuestId, GuestSetup, Limits, NewRow, Notify, NsmId};
-use nk_host::guest::Region;
+use nk_host::guest::{GuestCounters, Region};
 
 const NSM: NsmId = NsmId(0);
 /// family | type << 16: AF_INET, SOCK_STREAM.
@@ -99,7 +99,7 @@ pub(super) struct Peers {
 pub(super) struct World {
     pub(super) engine: Engine,
     pub(super) peers: Peers,
-    guests: Vec<Region>,
+    guests: Vec<(Region, GuestCounters)>,
     _nsm: Region,
 }
 
@@ -128,6 +128,7 @@ impl World {
         for number in 0..guests {
             let id = GuestId(number as u16 + 1);
             let region = Region::new("bench", layout, id.0)?;
+            let counted = GuestCounters::new("bench")?;
             engine.add_guest(GuestSetup {
                 id,
                 device: region.device,
@@ -135,12 +136,13 @@ impl World {
                 nsm: NSM,
                 limits: Limits::default(),
                 vm: false,
+                counters: counted.shared,
             })?;
             let row = engine.add_row(id, 1)?;
             let mut sockets = open_sockets(&mut engine, &mut end, region.device, row, each)?;
             shuffle(&mut sockets, number as u64 + 1);
             producers.push(Producer { device: region.device, qset: row.qset, sockets, at: 0 });
-            regions.push(region);
+            regions.push((region, counted));
         }
         Ok(World { engine, peers: Peers { producers, nsm: end }, guests: regions, _nsm: nsm })
     }
@@ -159,7 +161,7 @@ impl World {
 
     /// Cells of each guest's device.
     pub(super) fn cells(&self) -> u32 {
-        self.guests.first().map_or(0, |g| g.device.layout().cells)
+        self.guests.first().map_or(0, |g| g.0.device.layout().cells)
     }
 
     /// Nothing that was pushed was refused.

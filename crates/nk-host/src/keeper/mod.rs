@@ -24,7 +24,8 @@ pub(crate) use listeners::{format_addr, parse_addr};
 
 /// The attach socket.
 pub const CLASS_ATTACH: u64 = 1;
-/// A guest: key = its id; c, d = token; text = uid, flags, limits, name; memfd, engine's eventfd, namespace.
+/// A guest: key = its id; c, d = token; text = uid, flags, limits, name; memfd, engine's eventfd, namespace, counters,
+/// and, if it ever asked for a name, the resolver's counters.
 pub const CLASS_GUEST: u64 = 2;
 /// A process: key = guest << 16 | row; c = pid; control connection, pidfd.
 pub const CLASS_PROCESS: u64 = 3;

@@ -57,7 +57,11 @@ impl Counters {
         Counters::map(sys::region("nk-names", COUNTERS_LEN)?)
     }
 
-    fn map(memfd: OwnedFd) -> io::Result<Counters> {
+    /// Those that exist.
+    ///
+    /// # Errors
+    /// Those of mmap.
+    pub fn map(memfd: OwnedFd) -> io::Result<Counters> {
         let mapping = Mapping::new(&memfd, COUNTERS_LEN)?;
         Ok(Counters { memfd, mapping })
     }

@@ -3,13 +3,14 @@
 use std::collections::HashMap;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, TryRecvError};
 use std::time::{Duration, Instant};
 
 use nk_attach::{Fds, Kind, Message};
 use nk_device::patience::Patience;
-use nk_device::{Addr, Layout};
+use nk_device::{Addr, Counters, Layout, SharedCounters};
 use nk_servicelib::{Errno, GuestPool, Key, MovedAt, MovedSocket, Service, Stack};
 use nk_stack_kernel::{KernelStack, ListenerKeeper};
 
@@ -61,6 +62,8 @@ struct Worker {
     own: Region,
     /// Guests' regions, mapped for as long as the service knows the guest.
     regions: HashMap<u16, Region>,
+    /// What is counted of them, there as long.
+    counters: HashMap<u16, Box<Counters>>,
     /// Of guests that other NSMs serve too: how the pool is shared. Mapped for as long as the service looks at it.
     ledgers: HashMap<u16, SharedLedger>,
     /// By key: what sockets that will be adopted have received.
@@ -217,6 +220,7 @@ fn begin(
         service,
         own: region,
         regions: HashMap::new(),
+        counters: HashMap::new(),
         ledgers: HashMap::new(),
         unread: HashMap::new(),
         control: control.clone(),
@@ -288,6 +292,7 @@ impl Worker {
         let words = self.service.keep(region.device, now_ns());
         // Guests that it does not go on with.
         self.regions.retain(|guest, _| self.service.stats(*guest).is_some());
+        self.counters.retain(|guest, _| self.service.stats(*guest).is_some());
         self.ledgers.retain(|guest, _| self.service.stats(*guest).is_some());
         self.own = region;
         self.engine_bell = Arc::new(engine_bell);
@@ -314,12 +319,17 @@ impl Worker {
         let region = Region::map(memfd, layout(m.d))?;
         let device = region.device;
         let ledger = ledger.map(|fd| shared_ledger(m, fd, device.layout())).transpose()?;
+        let counters = NonNull::from(&**self.counters.entry(guest).or_default()).cast();
+        // SAFETY: the box stays until after the service has forgotten the guest, and is changed by atomics alone.
+        let counters = unsafe { SharedCounters::new(counters) };
+        let counters = counters.map_err(|_| os(libc::EINVAL))?;
         self.service.add_guest(GuestPool {
             guest,
             device,
             namespace: m.c,
             pool: 0..device.layout().chunks,
             ledger: ledger.as_ref().map(|l| l.ledger),
+            counters,
         });
         self.regions.insert(guest, region);
         match ledger {
@@ -397,6 +407,7 @@ impl Worker {
             (command::REMOVE_GUEST, _) => {
                 self.service.remove_guest(guest);
                 self.regions.remove(&guest);
+                self.counters.remove(&guest);
                 self.ledgers.remove(&guest);
                 0
             }

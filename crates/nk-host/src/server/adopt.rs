@@ -12,12 +12,13 @@ use nk_servicelib::{GuestPool, Key};
 use super::keep::{HAS_CONTROL, HAS_PIDFD};
 use super::nsm::Nsm;
 use super::{Role, Server, Source};
-use crate::guest::{Guest, Missed, Names, Process, Region, layout};
+use crate::guest::{Guest, GuestCounters, Names, Process, Region, layout};
 use crate::keeper::{
     CLASS_GUEST, CLASS_HOLD, CLASS_LISTENER, CLASS_NSM, CLASS_PROCESS, CLASS_QSET, Entry, Keeper,
     parse_addr,
 };
 use crate::limits::GuestLimits;
+use crate::names::Counters as NameCounters;
 use crate::sys;
 
 /// One guest's entries, sorted out.
@@ -64,6 +65,17 @@ fn parse_guest(text: &str) -> Option<(u32, u64, GuestLimits, String, String)> {
     let flags = w.next()?.parse().ok()?;
     let limits = GuestLimits::from_text(w.next()?)?;
     Some((uid, flags, limits, w.next()?.to_owned(), w.next()?.to_owned()))
+}
+
+/// A guest's counters as the last daemon left them. Where that was of another version they begin at 0, and it is said.
+fn kept_counters(guest: &str, memfd: Option<OwnedFd>) -> io::Result<GuestCounters> {
+    let why = match memfd.map(GuestCounters::map) {
+        Some(Ok(counters)) => return Ok(counters),
+        Some(Err(e)) => e.to_string(),
+        None => "of another version: the last daemon kept none".to_owned(),
+    };
+    tracing::warn!(guest, why, "the guest's counters cannot go on: they begin at 0");
+    GuestCounters::new(guest)
 }
 
 /// A guest of which the control thread knows again, and the engine not yet.
@@ -131,6 +143,8 @@ impl Server {
                 nk_device::header::VERSION
             )));
         }
+        let counters = kept_counters(&name, take().ok())?;
+        let names = take().ok().and_then(|fd| NameCounters::map(fd).ok());
         let namespace = self.broker.register(&netns)?;
         // Where it was, if there still is such an NSM.
         let nsm = match self.nsm_named(&nsm) {
@@ -159,8 +173,8 @@ impl Server {
             creator: None,
             was_attached: true,
             empty_since: None,
-            missed: Missed::default(),
-            names: Names::default(),
+            counters,
+            names: Names { counters: names, ..Names::default() },
         };
         let mut adoption = Adoption::default();
         let mut bells: Vec<(u16, OwnedFd)> = Vec::new();
@@ -172,6 +186,7 @@ impl Server {
             let own = qsets.remove(&row).unwrap_or_default();
             let ended = pidfd.as_ref().is_some_and(|p| sys::has_ended(p.as_raw_fd()));
             if ended || (control.is_none() && pidfd.is_none()) || own.is_empty() {
+                guest.keep_missed(row);
                 dead.push(row);
                 continue;
             }
@@ -244,14 +259,23 @@ impl Server {
         p.adoption.kept = kept;
         let Some(g) = self.guests.get(&id.0) else { return Ok(()) };
         let (device, namespace, nsm) = (g.region.device, g.namespace, g.nsm);
-        let setup =
-            GuestSetup { id, device, namespace, nsm, limits: g.limits.engine(), vm: g.is_vm() };
+        let counters = g.counters.shared;
+        let setup = GuestSetup {
+            id,
+            device,
+            namespace,
+            nsm,
+            limits: g.limits.engine(),
+            vm: g.is_vm(),
+            counters,
+        };
         let pool = GuestPool {
             guest: id.0,
             device,
             namespace,
             pool: 0..device.layout().chunks,
             ledger: None,
+            counters,
         };
         let bell = g.engine_bell.try_clone()?;
         let (name, processes) = (g.name.clone(), g.processes.len());

@@ -14,7 +14,7 @@ use super::names::end_resolver;
 use super::nsm::Nsm;
 use super::{GUESTS_MAX, Reply, Role, Server, Source, Token};
 use crate::config::{GuestConfig, is_name};
-use crate::guest::{Creator, Guest, Missed, Names, Region, layout};
+use crate::guest::{Creator, Guest, GuestCounters, Names, Region, layout};
 use crate::sys;
 
 /// Root, or the user that the daemon runs as.
@@ -174,19 +174,28 @@ impl Server {
         let flags = flags & (CREATE_SHARE_NET | CREATE_VM);
         let vm = flags & CREATE_VM != 0;
         let region = Region::new(name, layout(flags), id.0)?;
+        let counters = GuestCounters::new(name)?;
         let engine_bell = sys::eventfd()?;
         let pidfd = sys::pidfd(who.pid)?;
         let limits = rules.limits(who.uid);
         let nsm = self.choose_nsm(rules)?;
         let is_inline = self.nsm(nsm).is_some_and(Nsm::is_inline);
-        let setup =
-            GuestSetup { id, device: region.device, namespace, nsm, limits: limits.engine(), vm };
+        let setup = GuestSetup {
+            id,
+            device: region.device,
+            namespace,
+            nsm,
+            limits: limits.engine(),
+            vm,
+            counters: counters.shared,
+        };
         let pool = GuestPool {
             guest: id.0,
             device: region.device,
             namespace,
             pool: 0..region.device.layout().chunks,
             ledger: None,
+            counters: counters.shared,
         };
         let bell = engine_bell.try_clone()?;
         self.nsm_guest(nsm, &pool, flags, &region.memfd, None)?;
@@ -224,7 +233,7 @@ impl Server {
                 creator: Some(creator),
                 was_attached: false,
                 empty_since: None,
-                missed: Missed::default(),
+                counters,
                 names: Names::default(),
             },
         );

@@ -53,9 +53,7 @@ impl Server {
         let Some(g) = self.guests.get_mut(&id.0) else { return Ok(()) };
         let Some(p) = g.processes.remove(&row) else { return Ok(()) };
         tracing::debug!(guest = g.name, pid = p.pid, row, why, "process gone");
-        if let Some(r) = g.region.device.row(row) {
-            g.missed.add(r);
-        }
+        g.keep_missed(row);
         for t in [p.control, p.pidfd].into_iter().flatten() {
             self.drop_source(t);
         }

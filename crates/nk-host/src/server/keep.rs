@@ -91,7 +91,14 @@ impl Server {
 
     pub(super) fn note_guest(&self, id: GuestId) {
         let (Some(k), Some(g)) = (&self.keeper, self.guests.get(&id.0)) else { return };
-        let fds = [g.region.memfd.as_raw_fd(), g.engine_bell.as_raw_fd(), g.netns.as_raw_fd()];
+        let counters = g.counters.memfd.as_raw_fd();
+        let mut fds = vec![
+            g.region.memfd.as_raw_fd(),
+            g.engine_bell.as_raw_fd(),
+            g.netns.as_raw_fd(),
+            counters,
+        ];
+        fds.extend(g.names.counters.as_ref().map(|c| c.memfd.as_raw_fd()));
         let nsm = self.nsm(g.nsm).map_or("", |n| n.name.as_str());
         k.keep(CLASS_GUEST, id.0.into(), g.token, &guest_text(g, nsm), &fds);
     }

@@ -30,9 +30,9 @@ impl Server {
         let Some(g) = self.guests.get_mut(&id.0) else {
             return Reply::refused(libc::EINVAL, "the guest has ended");
         };
-        g.names.asked += 1;
+        g.counters.shared.host.names_asked.add(1);
         if self.config.guest.get(&g.name).is_some_and(|c| c.names == Some(false)) {
-            g.names.refused += 1;
+            g.counters.shared.host.names_refused.add(1);
             return Reply::refused(libc::EPERM, "the configuration gives this guest no names");
         }
         let reply = match self.connect_resolver(id) {
@@ -44,7 +44,7 @@ impl Server {
             }
         };
         if let Some(g) = self.guests.get_mut(&id.0) {
-            g.names.refused += 1;
+            g.counters.shared.host.names_refused.add(1);
         }
         reply
     }
@@ -83,7 +83,13 @@ impl Server {
         g.names.started = Some(Instant::now());
         if g.names.counters.is_none() {
             g.names.counters = Some(Counters::new().map_err(fail("no memory for counters"))?);
+            if !g.is_vm() {
+                self.note_guest(id);
+            }
         }
+        let Some(g) = self.guests.get(&id.0) else {
+            return Err(Refused::Later("the guest has ended"));
+        };
         let Some(counters) = &g.names.counters else { return Err(Refused::Later("no counters")) };
         let (control, theirs) = sys::seqpacket_pair().map_err(fail("cannot make a connection"))?;
         let mut m = Message::new(Kind::Names);
@@ -164,11 +170,11 @@ fn reap(pid: i32, flags: i32) -> i32 {
 
 /// For `nk guests`.
 pub(super) fn describe(g: &Guest) -> Value {
-    let n = &g.names;
+    let (n, own) = (&g.names, &g.counters.shared.host);
     let read = |c| n.counters.as_ref().map_or(0, |m| m.read(c));
     json!({
-        "asked": n.asked,
-        "refused": n.refused + read(Counter::Busy),
+        "asked": own.names_asked.get(),
+        "refused": own.names_refused.get() + read(Counter::Busy),
         "answered": read(Counter::Answered),
         "try_again": read(Counter::TryAgain),
         "malformed": read(Counter::Malformed),

@@ -456,6 +456,7 @@ impl Server {
             namespace: g.namespace,
             pool: 0..device.layout().chunks,
             ledger: g.ledger.as_ref().map(|l| l.ledger.of_service(nsm.0)),
+            counters: g.counters.shared,
         };
         let (memfd, flags) = (g.region.memfd.try_clone()?, g.flags);
         let ledger = g.ledger.as_ref().map(|l| l.memfd.try_clone()).transpose()?;

@@ -182,7 +182,7 @@ impl Server {
             .all_missed()
             .iter()
             .map(|(key, count)| {
-                json!({"kind": key >> 56, "detail": key & ((1 << 56) - 1), "count": count})
+                json!({"kind": *key >> 56, "detail": *key & ((1 << 56) - 1), "count": count})
             })
             .collect();
         Some(json!({"guest": guest.name, "pid": pid, "row": row, "missed": missed}))

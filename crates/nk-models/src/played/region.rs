@@ -3,7 +3,7 @@
 use core::ptr::NonNull;
 
 use nk_device::sync::AtomicU64;
-use nk_device::{Device, Layout, Ledger};
+use nk_device::{Counters, Device, Layout, Ledger, SharedCounters};
 
 const GUARD: usize = 4096;
 
@@ -14,6 +14,9 @@ pub struct Region {
     len: usize,
     /// The device.
     pub device: Device,
+    /// What is counted of its guest.
+    pub counters: SharedCounters,
+    _counters: Box<Counters>,
 }
 
 impl Region {
@@ -42,7 +45,9 @@ impl Region {
             assert_eq!(libc::mprotect(base.as_ptr().cast(), len - 2 * GUARD, rw), 0, "mprotect");
             let device = Device::with_layout(base, len - 2 * GUARD, layout).expect("layout");
             device.format(guest);
-            Region { start, len, device }
+            let memory = Box::<Counters>::default();
+            let counters = SharedCounters::new(NonNull::from(&*memory).cast()).expect("fresh");
+            Region { start, len, device, counters, _counters: memory }
         }
     }
 

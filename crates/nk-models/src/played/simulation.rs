@@ -81,6 +81,8 @@ pub(super) struct Tenant {
     pub(super) old: Option<usize>,
     /// While it is on both.
     pub(super) ledger: Option<SharedLedger>,
+    /// What the engine had counted when last looked: bytes sent and received, connections.
+    counted: [u64; 3],
 }
 
 impl Tenant {
@@ -189,7 +191,8 @@ impl Simulation {
         let first = self.w.add_guest(&region, id);
         let (open, flows) = (Vec::new(), HashMap::new());
         let processes = vec![first];
-        let tenant = Tenant { id, region, processes, open, flows, nsm: 0, old: None, ledger: None };
+        let (nsm, old, ledger, counted) = (0, None, None, [0; 3]);
+        let tenant = Tenant { id, region, processes, open, flows, nsm, old, ledger, counted };
         self.tenants.push(tenant);
     }
 
@@ -261,6 +264,18 @@ impl Simulation {
             if self.is_down[nsm] && self.random.below(6) == 0 {
                 self.nsm_returns(nsm);
             }
+        }
+        self.look_at_counters();
+    }
+
+    /// Whoever died, no counter falls.
+    fn look_at_counters(&mut self) {
+        for t in &mut self.tenants {
+            let s = self.w.engine.stats(Some(t.id));
+            let now = [s.bytes_sent, s.bytes_received, s.connections_total];
+            let falls = now.iter().zip(&t.counted).any(|(now, before)| now < before);
+            assert!(!falls, "guest {} counted {:?}, and now {now:?}", t.id.0, t.counted);
+            t.counted = now;
         }
     }
 
@@ -526,6 +541,10 @@ impl Simulation {
         for t in &self.tenants {
             let violations = self.w.engine.stats(Some(t.id)).violations;
             assert_eq!(violations, 0, "guest {} is an honest one", t.id.0);
+            // All services that there were counted here, too.
+            let (e, s) = (self.w.engine.stats(Some(t.id)), &t.region.counters.service);
+            let counted = [e.bytes_sent, e.bytes_received];
+            assert_eq!(counted, [s.bytes_sent.get(), s.bytes_received.get()], "guest {}", t.id.0);
             assert_eq!(self.w.engine.guest_sockets(t.id), 0, "sockets of guest {}", t.id.0);
             assert!(t.old.is_none() && t.ledger.is_none(), "guest {} is on two NSMs", t.id.0);
             let s = self.w.stats(t.id);

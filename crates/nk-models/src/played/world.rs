@@ -61,11 +61,13 @@ impl World {
     }
     pub(super) fn pool(region: &Region, id: GuestId) -> GuestPool {
         let (device, namespace) = (region.device, u64::from(id.0));
-        GuestPool { guest: id.0, device, namespace, pool: 0..device.layout().chunks, ledger: None }
+        let (pool, counters) = (0..device.layout().chunks, region.counters);
+        GuestPool { guest: id.0, device, namespace, pool, ledger: None, counters }
     }
     pub(super) fn setup(region: &Region, id: GuestId) -> GuestSetup {
         let (device, namespace) = (region.device, u64::from(id.0));
-        GuestSetup { id, device, namespace, nsm: NSM, limits: Limits::default(), vm: false }
+        let (limits, counters) = (Limits::default(), region.counters);
+        GuestSetup { id, device, namespace, nsm: NSM, limits, vm: false, counters }
     }
     pub(super) fn poll_engine(&mut self) {
         let r = self.engine.poll(self.now_ms * 1_000_000, 256, &mut self.bells);

@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
+use serde_json::Value;
 
+use crate::leaks::describe_guest;
 use crate::process::{Running, eventually, signal_pid};
 use crate::procfs;
 use crate::redis::Redis;
@@ -22,6 +24,7 @@ pub(super) fn tests() -> Vec<Test> {
         test("the daemon is killed and comes back", daemon_restarts),
         test("the keeper is killed, then the daemon", keeper_restarts),
         test("the NSM is killed and comes back", nsm_restarts),
+        test("counters go on", counters_go_on),
     ]
 }
 
@@ -146,6 +149,94 @@ fn nsm_restarts(world: &mut World, mode: Mode) -> Result<String> {
         guests.talks(round + 2)?;
     }
     guests.end(ROUNDS)
+}
+
+/// What `nk guests` counts of a guest, by path; what rises and falls is not among it.
+fn counters(world: &World, pid: u32) -> Result<Vec<(String, u64)>> {
+    const GAUGES: [&str; 6] =
+        ["connections_open", "sockets", "ids_granted", "rows", "queue_sets", "orphans"];
+    fn walk(path: &str, v: &Value, found: &mut Vec<(String, u64)>) {
+        match v {
+            Value::Object(map) => {
+                for (key, v) in map {
+                    if !GAUGES.contains(&key.as_str()) && !key.starts_with("chunks_") {
+                        walk(&format!("{path}/{key}"), v, found);
+                    }
+                }
+            }
+            v => found.extend(v.as_u64().map(|n| (path.to_owned(), n))),
+        }
+    }
+    let guest = describe_guest(world, pid)?;
+    let mut found = Vec::new();
+    for part in ["engine", "nsm", "names"] {
+        walk(part, guest.get(part).context(part)?, &mut found);
+    }
+    found.retain(|(path, _)| path != "names/resolver_pid");
+    Ok(found)
+}
+
+/// No counter of a guest at rest fell, and those of bytes, connections and names are what they were.
+fn compare(before: &[(String, u64)], after: &[(String, u64)]) -> Result<()> {
+    for (path, n) in before {
+        let now = after.iter().find(|(p, _)| p == path).map(|(_, n)| *n);
+        ensure!(now >= Some(*n), "{path} was {n} and is {now:?}: {after:?}");
+        let is_exact = ["bytes_", "connections_total", "names/"].iter().any(|w| path.contains(w));
+        ensure!(!is_exact || now == Some(*n), "{path} was {n} and is {now:?}");
+    }
+    Ok(())
+}
+
+/// Bytes that the guests of the first NSM sent.
+fn nsm_bytes(world: &World) -> Result<u64> {
+    let all: Value = serde_json::from_str(&world.control(&["nsm", "ls", "--json"])?)?;
+    let sent = all.pointer("/0/bytes_sent").and_then(Value::as_u64);
+    sent.with_context(|| format!("nk nsm ls: {all}"))
+}
+
+fn counters_go_on(world: &mut World, mode: Mode) -> Result<String> {
+    let redis = Redis::start(world, mode.server, None)?;
+    let pid = redis.running.pid();
+    let look_up = "import socket, time\nsocket.getaddrinfo('localhost', 80)\ntime.sleep(120)";
+    let asks = world.start("asks", mode.client, &[PYTHON, "-c", look_up])?;
+    eventually(RECOVERY, || {
+        let asked = counters(world, asks.pid())?;
+        ensure!(asked.contains(&("names/answered".into(), 1)), "no name asked: {asked:?}");
+        Ok(())
+    })?;
+    for round in 0..2 * ROUNDS {
+        redis.ask("SET a 0123456789")?;
+        ensure!(redis.ask("GET a")? == "0123456789", "redis lost its data");
+        // Until what was closed is counted as closed.
+        let mut before = counters(world, pid)?;
+        eventually(RECOVERY, || {
+            std::thread::sleep(Duration::from_millis(50));
+            let last = std::mem::replace(&mut before, counters(world, pid)?);
+            ensure!(last == before, "redis does not come to rest");
+            Ok(())
+        })?;
+        let (names, nsm) = (counters(world, asks.pid())?, nsm_bytes(world)?);
+        if round % 2 == 0 {
+            world.kill_daemon()?;
+            world.start_daemon()?;
+        } else {
+            world.replace_daemon()?;
+        }
+        let after = counters(world, pid)?;
+        compare(&before, &after)?;
+        let count = |path: &str| after.iter().find(|(p, _)| p == path).map_or(0, |(_, n)| *n);
+        ensure!(
+            ["engine/bytes_sent", "engine/connections_total", "nsm/bytes_received"]
+                .iter()
+                .all(|path| count(path) > 0),
+            "nothing is counted: {after:?}"
+        );
+        compare(&names, &counters(world, asks.pid())?)?;
+        ensure!(nsm_bytes(world)? >= nsm, "nk nsm ls: {nsm} bytes were sent");
+    }
+    asks.stop(Signal::TERM, Duration::from_secs(10))?;
+    redis.stop()?;
+    Ok(format!("{ROUNDS} kills, {ROUNDS} replacements: bytes and connections to the last one"))
 }
 
 /// The pid of a part of the daemon that is a process of its own.

@@ -57,7 +57,7 @@ impl<S: Stack> Ctx<'_, S> {
         }
         if count > 0 {
             s.rx_bytes = s.rx_bytes.wrapping_add(bytes);
-            self.guest.stats.bytes_received = self.guest.stats.bytes_received.wrapping_add(bytes);
+            self.guest.counters.service.bytes_received.add(bytes);
             self.guest.turns.charge(bytes);
             cell.rx_bytes.store(s.rx_bytes, Ordering::Relaxed);
             self.guest.enter_reap(key.socket, s);
@@ -172,7 +172,7 @@ impl<S: Stack> Ctx<'_, S> {
             let news = header.dropped.wrapping_sub(d.dropped);
             if header.dropped != 0 && news < u32::MAX / 2 {
                 d.dropped = header.dropped;
-                self.guest.stats.datagrams_dropped += u64::from(news);
+                self.guest.counters.service.datagrams_dropped.add(news.into());
             }
         }
         header.len.into()

@@ -67,7 +67,7 @@ impl<S: Stack> Ctx<'_, S> {
     pub(crate) fn enter_datagram(&mut self, s: &mut Taken<S>, span: Option<Span>) {
         let header = span.and_then(|span| self.begin_datagram(span));
         if header.is_none() {
-            self.guest.stats.violations += 1;
+            self.guest.counters.service.violations.add(1);
         }
         // A place of no bytes in the queue keeps its order, and its index.
         let none = Span { chunk: u32::MAX, offset: 0, len: 0 };
@@ -111,7 +111,7 @@ impl<S: Stack> Ctx<'_, S> {
         }
         self.answer_reports(s);
         s.tx_bytes = s.tx_bytes.wrapping_add(bytes);
-        self.guest.stats.bytes_sent = self.guest.stats.bytes_sent.wrapping_add(bytes);
+        self.guest.counters.service.bytes_sent.add(bytes);
         self.guest.turns.charge(bytes);
         cell.tx_bytes.store(s.tx_bytes, Ordering::Relaxed);
         let head = s.tx_head;
@@ -169,7 +169,7 @@ impl<S: Stack> Ctx<'_, S> {
             }
             return;
         }
-        self.guest.stats.datagrams_refused += 1;
+        self.guest.counters.service.datagrams_refused.add(1);
         cell.tx_refused.fetch_add(1, Ordering::SeqCst);
         if s.has(SF_CONNECTED) {
             s.post_error(cell, errno);

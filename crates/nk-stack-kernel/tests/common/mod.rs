@@ -10,7 +10,7 @@ use nk_device::nqe::FLAG_ERROR;
 use nk_device::ring::Consumer;
 use nk_device::stream::AcceptedSocket;
 use nk_device::sync::{AtomicU32, Ordering};
-use nk_device::{Addr, Cell, Device, Layout, Nqe, Op};
+use nk_device::{Addr, Cell, Counters, Device, Layout, Nqe, Op, SharedCounters};
 use nk_engine::{Engine, GuestId, GuestSetup, Limits, Notify, NsmId};
 use nk_guestlib::accept::{Accepted, accept};
 use nk_guestlib::recv::{Received, Sink, recv};
@@ -28,6 +28,8 @@ pub struct Region {
     base: NonNull<u8>,
     len: usize,
     pub device: Device,
+    pub counters: SharedCounters,
+    _counters: Box<Counters>,
 }
 
 impl Region {
@@ -47,7 +49,9 @@ impl Region {
             let base = NonNull::new(p.cast()).expect("mapping");
             let device = Device::with_layout(base, len, layout).expect("layout");
             device.format(guest);
-            Region { base, len, device }
+            let memory = Box::<Counters>::default();
+            let counters = SharedCounters::new(NonNull::from(&*memory).cast()).expect("fresh");
+            Region { base, len, device, counters, _counters: memory }
         }
     }
     pub fn base(&self) -> NonNull<u8> {
@@ -135,6 +139,7 @@ impl Host {
             nsm: NSM,
             limits,
             vm: false,
+            counters: region.counters,
         }
     }
 
@@ -150,6 +155,7 @@ impl Host {
             namespace,
             pool: 0..region.device.layout().chunks,
             ledger: None,
+            counters: region.counters,
         }
     }
 
