@@ -11,8 +11,8 @@ use crate::guest::Guest;
 use crate::pool::{Lease, Owner};
 use crate::port::Port;
 
-/// Chunks leased to a row ahead of need, at first and at most: a process that uses most of them between two looks gets twice as many. Few where few are
-/// enough: each is a page at least, once it was used.
+/// Chunks leased to a row ahead of need, at first and at most: a process that has taken most of them off its ring when it is given more gets twice as
+/// many, since it runs out of them while the service looks at what it sent. Few where few are enough: each is a page at least, once it was used.
 const FIRST_CHUNKS: u32 = 16;
 const ROW_CHUNKS: u32 = 128;
 
@@ -94,14 +94,19 @@ impl<T> Guest<T> {
         }
     }
 
-    /// How many chunks a row is to have: more, for who leases, when it has used most of them since the last look.
+    /// How many chunks a row is to have: more, for who leases, when few are left on its ring.
     fn target(&mut self, row: u16) -> u32 {
         let (ledger, leased) = (self.pool.ledger(), self.leased(row));
+        let device = self.device;
         let Some(r) = self.rows.get_mut(usize::from(row)) else { return 0 };
         let before = ledger.map_or(r.target, |l| l.target(row));
+        // A line that the guest writes: read only where something may come of it.
+        let has_few = |n: u32| {
+            leased <= n / 2 && device.row(row).is_some_and(|s| s.chunk_grants.available() <= n / 4)
+        };
         let target = match before {
             0 => FIRST_CHUNKS,
-            n if leased <= n / 4 => (n * 2).min(ROW_CHUNKS),
+            n if n < ROW_CHUNKS && has_few(n) => (n * 2).min(ROW_CHUNKS),
             n => n.min(ROW_CHUNKS),
         };
         if !self.leases {
