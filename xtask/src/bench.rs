@@ -7,7 +7,7 @@
 //! | [`store`] | `redis` |
 //! | [`trip`] | `trip`: 64-byte round trips |
 //! | [`idle`] | `idle`, `memory`: connections on which nothing happens |
-//! | [`isolation`] | several guests at once |
+//! | [`isolation`] | `caps`, `isolation`: several guests at once |
 //! | [`multiplex`] | `multiplex`: three gateways on one NSM or on three |
 //! | [`guests`] | `guests`: a busy guest beside many idle ones |
 //! | [`table`] | both sides in turn, and the lines of the tables |
@@ -61,10 +61,11 @@ const SUITES: &[Suite] = &[
     Suite { name: "trip", about: "64-byte round trips on one connection", body: trip::trip },
     Suite { name: "memory", about: "memory per idle connection", body: idle::memory },
     Suite { name: "idle", about: "CPU of 1,000 idle connections", body: idle::idle },
+    Suite { name: "caps", about: "three guests at once, two of them with a limit", body: isolation::caps },
     Suite {
         name: "isolation",
-        about: "guests beside each other: caps, and latency beside busy neighbours",
-        body: isolation::isolation,
+        about: "a guest's latency beside busy neighbours",
+        body: isolation::neighbours,
     },
     Suite {
         name: "guests",

@@ -1,4 +1,4 @@
-//! Several guests at once: `isolation`, the paper's experiment with caps, and what a guest's neighbours do to its latency.
+//! Several guests at once: `caps`, the paper's experiment, and `isolation`: what a guest's neighbours do to its latency.
 //!
 //! On few cores a busy neighbour takes CPU time whatever serves it. So each neighbour also runs natively beside the same guest: what is more than
 //! that is NetKernel's.
@@ -27,13 +27,8 @@ const CONFIG: &str = "[guest.capped]\nout = \"1Gbit/s\"\nin = \"1Gbit/s\"\n\
 /// Requests per second of the guest that is watched.
 const RATE: &str = "2000";
 
-pub(super) fn isolation(plan: &Plan) -> Result<()> {
-    caps(plan)?;
-    neighbours(plan)
-}
-
 /// Three guests send (or receive) at once, each to a native peer of its own.
-fn caps(plan: &Plan) -> Result<()> {
+pub(super) fn caps(plan: &Plan) -> Result<()> {
     let world = plan.world_with(CONFIG)?;
     println!("Three guests at once, one iperf3 stream each, without its first second:\n");
     println!("| direction | guest | limit, Gbit/s | Gbit/s | off by |");
@@ -107,7 +102,7 @@ const NEIGHBOURS: [(Neighbour, &str); 4] = [
 ];
 
 /// A guest serves small requests, an open loop of them; somebody else is busy, natively or as another guest.
-fn neighbours(plan: &Plan) -> Result<()> {
+pub(super) fn neighbours(plan: &Plan) -> Result<()> {
     let world = plan.world_with("[guest.neighbour]\n")?;
     let flood = world.compile("flood", include_str!("flood.c"))?;
     let server = Nginx::start(&world, Side::Guest)?;
