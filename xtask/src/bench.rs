@@ -61,7 +61,11 @@ const SUITES: &[Suite] = &[
     Suite { name: "trip", about: "64-byte round trips on one connection", body: trip::trip },
     Suite { name: "memory", about: "memory per idle connection", body: idle::memory },
     Suite { name: "idle", about: "CPU of 1,000 idle connections", body: idle::idle },
-    Suite { name: "caps", about: "three guests at once, two of them with a limit", body: isolation::caps },
+    Suite {
+        name: "caps",
+        about: "three guests at once, two of them with a limit",
+        body: isolation::caps,
+    },
     Suite {
         name: "isolation",
         about: "a guest's latency beside busy neighbours",

@@ -238,7 +238,12 @@ impl Engine {
                 .awake
                 .iter()
                 .filter_map(|id| self.guest(*id))
-                .any(|g| !g.active.is_empty() && !g.limiter.is_held && !self.is_stuck(g))
+                .any(|g| self.has_turn(g) && !g.limiter.is_held && !self.is_stuck(g))
+    }
+
+    fn has_turn(&self, g: &Guest) -> bool {
+        let has_room = |n: &Nsm| n.id == g.nsm && n.has_room_for_costly();
+        !g.active.is_empty() || (!g.waiting.is_empty() && self.nsms.iter().any(has_room))
     }
 
     /// Whether nothing is taken from a guest now.
@@ -263,7 +268,11 @@ impl Engine {
             idle &= is_held || h.prepare_sleep(words);
         }
         for n in &self.nsms {
-            let why = if n.is_congested() { WANTS_ROOM } else { 1 };
+            let waits = |id: &GuestId| {
+                self.guest(*id).is_some_and(|g| g.nsm == n.id && !g.waiting.is_empty())
+            };
+            let wants_room = n.is_congested() || self.awake.iter().any(waits);
+            let why = if wants_room { WANTS_ROOM } else { 1 };
             n.device.header().engine_sleeping.store(why, Ordering::SeqCst);
         }
         fence(Ordering::SeqCst);

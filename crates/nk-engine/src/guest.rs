@@ -117,7 +117,7 @@ pub(crate) struct QueueSet {
     pub(crate) receive: Producer,
     pub(crate) violations: u32,
     pub(crate) quarantined: bool,
-    /// On the guest's list of those with work.
+    /// On one of the guest's lists of those with work.
     pub(crate) active: bool,
     /// The poll in which its doorbell was last rung.
     pub(crate) rung_in: u64,
@@ -185,6 +185,8 @@ pub(crate) struct Guest {
     pub(crate) nsm_granted: u32,
     pub(crate) listeners: u32,
     pub(crate) active: VecDeque<u16>,
+    /// Queue sets with work, whose next element waits for the NSM to take what is costly ([`crate::costly`]).
+    pub(crate) waiting: VecDeque<u16>,
     /// Words of the bell bitmap that can name a queue set ever used.
     pub(crate) bell_words: usize,
     /// It has not rung for long: no poll looks at it, and its header goes on to say that the engine sleeps.
@@ -232,6 +234,7 @@ impl Guest {
             nsm_granted: 0,
             listeners: 0,
             active: VecDeque::new(),
+            waiting: VecDeque::new(),
             bell_words: 0,
             dozes: false,
             rang_in: round,

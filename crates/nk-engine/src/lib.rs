@@ -26,6 +26,7 @@
 mod adopt;
 mod api;
 mod control;
+mod costly;
 mod deliver;
 mod end;
 mod engine;

@@ -7,6 +7,7 @@ use nk_device::ring::{Consumer, Producer};
 use nk_device::sync::{Ordering, fence};
 use nk_device::{Device, Op};
 
+use crate::costly::{Ahead, is_costly};
 use crate::{Notify, NsmId};
 
 /// `engine_sleeping` on an NSM's device while the engine waits for room on its rings: ring after popping.
@@ -31,6 +32,7 @@ pub(crate) struct Nsm {
     ahead: VecDeque<Nqe>,
     /// Something was pushed since its doorbell was last looked at.
     dirty: bool,
+    costly: Ahead,
 }
 
 impl Nsm {
@@ -54,6 +56,7 @@ impl Nsm {
             backlog: VecDeque::new(),
             ahead: VecDeque::new(),
             dirty: false,
+            costly: Ahead::default(),
         }
     }
 
@@ -100,8 +103,20 @@ impl Nsm {
         if nqe.op == Op::Send as u8 {
             self.send.push(&q.send(), nqe).is_ok()
         } else {
-            self.job.push(&q.job(), nqe).is_ok()
+            let place = self.job.tail();
+            let is_pushed = self.job.push(&q.job(), nqe).is_ok();
+            if is_pushed && is_costly(nqe.op) {
+                self.costly.add(place, q.job_head.load(Ordering::Acquire));
+            }
+            is_pushed
         }
+    }
+
+    /// Whether it may be given one more operation that is costly.
+    pub(crate) fn has_room_for_costly(&self) -> bool {
+        self.device
+            .qset(0)
+            .is_some_and(|q| self.costly.has_room(q.job_head.load(Ordering::Acquire)))
     }
 
     /// How many SENDs it takes now, `wanted` at most; 0 while it is stuck.

@@ -6,6 +6,7 @@ use nk_device::nqe::{FLAG_AGAIN, FLAG_ERROR, Nqe, PackedNqe, unpack_option};
 use nk_device::sync::{Ordering, fence};
 use nk_device::{Addr, Op};
 
+use crate::costly::{self, is_costly};
 use crate::engine::{DOZE_AFTER, Parts};
 use crate::guest::{Guest, Socket, State};
 use crate::limits::follows_connect;
@@ -54,6 +55,7 @@ impl Guest {
     /// Whether nothing is to be done for it and it has not rung for long.
     pub(crate) fn may_doze(&self, round: u64) -> bool {
         self.active.is_empty()
+            && self.waiting.is_empty()
             && self.limiter.is_quiet()
             && round.saturating_sub(self.rang_in) > DOZE_AFTER
     }
@@ -84,6 +86,12 @@ impl Guest {
         let device = self.device;
         let shared = device.qset(q)?;
         self.qsets.get_mut(usize::from(q))?.job.pop(&shared.job())
+    }
+
+    /// Whether the job that comes next, if there is one, is costly.
+    fn is_next_costly(&self, q: u16) -> Option<bool> {
+        let shared = self.device.qset(q)?;
+        self.qsets.get(usize::from(q))?.job.next_op(&shared.job()).map(is_costly)
     }
 
     /// Whether a job that was just popped is from before this engine and not to be done: who waits for its reply asks again, or the
@@ -118,21 +126,33 @@ impl Guest {
     }
 }
 
+/// What a queue set's turn left on its rings for a reason of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Left {
+    Nothing,
+    /// For the guest's next turn.
+    More,
+    /// Until the NSM has taken some of what is costly.
+    ForNsm,
+}
+
 impl Parts<'_> {
     /// Serves the guest's queue sets in turn.
     pub(crate) fn serve(&mut self, budget: u32, out: &mut Out<'_>) -> u32 {
         let mut worked = 0;
+        let mut costly = costly::TURN.saturating_mul(self.guest.limits.weight.max(1));
         for _ in 0..self.guest.active.len() {
             if worked >= budget || self.is_stuck() {
                 break;
             }
             let Some(q) = self.guest.active.pop_front() else { break };
             let turn = self.guest.limits.nqes_per_turn_max.min(budget - worked).max(1);
-            let n = self.serve_qset(q, turn, out);
+            let (n, left) = self.serve_qset(q, turn, &mut costly, out);
             worked += n;
-            let more = (n >= turn || self.is_stuck())
-                && self.guest.qsets.get(usize::from(q)).is_some_and(|s| !s.quarantined);
-            if more {
+            let is_served = self.guest.qsets.get(usize::from(q)).is_some_and(|s| !s.quarantined);
+            if is_served && left == Left::ForNsm {
+                self.guest.waiting.push_back(q);
+            } else if is_served && (left == Left::More || n >= turn || self.is_stuck()) {
                 self.guest.active.push_back(q);
             } else if let Some(s) = self.guest.qsets.get_mut(usize::from(q)) {
                 s.active = false;
@@ -141,17 +161,38 @@ impl Parts<'_> {
         worked
     }
 
-    /// Takes at most `turn` elements of a queue set, control before data.
-    pub(crate) fn serve_qset(&mut self, q: u16, turn: u32, out: &mut Out<'_>) -> u32 {
+    /// Takes at most `turn` elements of a queue set, control before data, and no more of the costly than `costly`.
+    fn serve_qset(
+        &mut self,
+        q: u16,
+        turn: u32,
+        costly: &mut u32,
+        out: &mut Out<'_>,
+    ) -> (u32, Left) {
         let mut n = 0;
+        let mut left = Left::Nothing;
         while n < turn && self.is_served(q) {
+            let Some(is_costly) = self.guest.is_next_costly(q) else { break };
+            if is_costly && !self.nsm.has_room_for_costly() {
+                left = Left::ForNsm;
+                break;
+            }
+            if is_costly && *costly == 0 {
+                left = Left::More;
+                break;
+            }
+            *costly -= u32::from(is_costly);
             let Some(nqe) = self.guest.pop_job(q) else { break };
             n += 1;
-            if !self.guest.is_over(q, &nqe) {
+            if costly::is_costly(nqe.op) && !is_costly {
+                // It became so between two looks.
+                self.guest.violation(q);
+            } else if !self.guest.is_over(q, &nqe) {
                 self.take_from_guest(q, nqe, false, out);
             }
         }
-        while n < turn && self.is_served(q) {
+        // What was sent after a job stays behind it.
+        while left == Left::Nothing && n < turn && self.is_served(q) {
             let taken = self.serve_sends(q, turn - n, out);
             if taken == 0 {
                 break;
@@ -167,7 +208,7 @@ impl Parts<'_> {
                 self.guest.commit(q);
             }
         }
-        n
+        (n, left)
     }
 
     fn is_served(&self, q: u16) -> bool {

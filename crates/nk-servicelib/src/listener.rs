@@ -11,6 +11,7 @@ use nk_device::{Addr, Cell, Nqe, Op, STREAM_SLOTS};
 
 use crate::service::{Ctx, Due, IN, Taken};
 use crate::socket::{Listener, PAUSE_MS_MIN, Socket};
+use crate::turns::TURN;
 use crate::{Errno, Key, Stack};
 
 /// Connections accepted in one turn.
@@ -118,6 +119,7 @@ impl<S: Stack> Ctx<'_, S> {
                         l.pause_ms = PAUSE_MS_MIN;
                     }
                     self.enter_accepted(key, cell, s, id, new, &peer);
+                    self.guest.turns.charge(TURN.unsigned_abs());
                 }
                 Err(e) => {
                     self.guest.ids.push_front(id);

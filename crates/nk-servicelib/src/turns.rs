@@ -1,16 +1,16 @@
 //! Whose turn it is: guests by weight (deficit round robin), and within a guest its sockets in the order in which they asked. A turn
-//! costs what it does and the bytes that it moves, so that a guest with many sockets, or much to move, gets no more than its part while others
-//! wait; and a poll is bounded, so that those who come meanwhile are seen soon.
+//! costs the bytes that it moves, and no less than what its calls of the stack cost, so that a guest with many sockets, or much to move, gets no
+//! more than its part while others wait; and a poll is bounded, so that those who come meanwhile are seen soon.
 
 use std::collections::VecDeque;
 
 use crate::service::Ctx;
 use crate::{Key, Service, Stack};
 
-/// What a turn costs besides its bytes, in bytes.
-const TURN: i64 = 2 * 1024;
+/// What a turn costs at least, in bytes: the stack moves about as many in the time that it takes for a few.
+pub(crate) const TURN: i64 = 64 * 1024;
 /// What a guest of weight 1 may spend each time round.
-const QUANTUM: i64 = 32 * 1024;
+const QUANTUM: i64 = TURN;
 /// What all may spend in one poll.
 const POLL: i64 = 1024 * 1024;
 
@@ -93,7 +93,7 @@ impl<S: Stack> Ctx<'_, S> {
             });
             let turns = &mut self.guest.turns;
             turns.in_turn = false;
-            turns.credit -= TURN;
+            turns.credit = turns.credit.min(before - TURN);
             spent += before - turns.credit;
         }
         let turns = &mut self.guest.turns;

@@ -232,6 +232,42 @@ fn elements_wait_on_their_ring() {
 }
 
 #[test]
+fn what_is_costly_is_few_before_the_nsm_and_by_turns() {
+    let (mut host, _region, mut p) = host(Limits::default(), GuestLimits::default());
+    let other = host.add_guest(2, 0, Limits::default());
+    let mut q = host.process(2, other.device);
+    settle(&mut host);
+    let nsm = host.nsm.device;
+    let ahead = || {
+        let q = nsm.qset(0).expect("qset");
+        let [tail, head] = [&q.job_tail, &q.job_head].map(|w| w.load(Ordering::SeqCst));
+        tail.wrapping_sub(head)
+    };
+    let sockets = |host: &Host, guest: u16| {
+        host.engine.stats(Some(GuestId(guest))).from_guest[Op::Socket as usize]
+    };
+    let many: Vec<Id> = (0..24).map(|_| p.socket(2)).collect();
+    let one = q.socket(2);
+    for _ in 0..3 {
+        host.engine.poll(0, 1024, &mut host.log);
+        assert_eq!(ahead(), 8, "the rest waits on its ring");
+    }
+    assert_eq!(sockets(&host, 2), 1, "who asks for little does not wait for who asks for much");
+    assert!(host.engine.prepare_sleep(), "what waits for the NSM is no reason to stay awake");
+    let asked = nsm.header().engine_sleeping.load(Ordering::SeqCst);
+    assert_eq!(asked, 2, "the NSM is to say when it has taken some");
+    let mut rang = false;
+    host.service.poll(0, 0, &mut || rang = true);
+    assert!(rang);
+    host.engine.finish_sleep();
+    host.until("sockets", |host| (sockets(host, 1) == 24).then_some(()));
+    many.iter().for_each(|id| p.close(*id));
+    q.close(one);
+    assert_quiet(&mut host, 1);
+    assert_quiet(&mut host, 2);
+}
+
+#[test]
 fn connects_wait_and_keep_their_order() {
     let connections = Some(Rate { per_s: 100, burst: 2 });
     let (mut host, _region, mut p) =

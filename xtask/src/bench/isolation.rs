@@ -118,18 +118,24 @@ pub(super) fn neighbours(plan: &Plan) -> Result<()> {
         "\nA guest's nginx answers {RATE} small requests/s (open loop, 16 connections) while a neighbour is busy, natively or as another \
          guest of the same daemon:\n"
     );
-    println!("| neighbour | figure | it is native | it is a guest | guest/native |");
-    println!("|---|---|---|---|---|");
+    println!(
+        "| neighbour | figure | it is native | it is a guest | guest/native | native/nobody | guest/nobody |"
+    );
+    println!("|---|---|---|---|---|---|---|");
+    // Beside nobody both sides are the same.
+    let alone: Vec<[f64; 2]> = samples.iter().take(2).flatten().copied().collect();
     for ((_, name), both) in NEIGHBOURS.iter().zip(samples.chunks(2)) {
         let [native, guest] = both else { continue };
         for (index, figure) in ["p50, µs", "p99, µs"].iter().enumerate() {
             let of = |all: &[[f64; 2]]| spread(all.iter().filter_map(|l| l.get(index).copied()));
-            let (native, guest) = (of(native)?, of(guest)?);
-            let ratio = guest.median / native.median;
+            let (native, guest, alone) = (of(native)?, of(guest)?, of(&alone)?);
             println!(
-                "| {name} | {figure} | {} | {} | {ratio:.2} |",
+                "| {name} | {figure} | {} | {} | {:.2} | {:.2} | {:.2} |",
                 show(native, 0),
-                show(guest, 0)
+                show(guest, 0),
+                guest.median / native.median,
+                native.median / alone.median,
+                guest.median / alone.median,
             );
         }
     }

@@ -1,0 +1,78 @@
+//! Operations that cost an NSM far more than an element does: a socket to make, a handshake, a close. A turn of elements bounds what the
+//! engine does for a guest, not what the NSM then has to do; fifty connects in one poll are milliseconds in which nobody else is served.
+//!
+//! So an NSM has few of them before it at any time, a guest adds few in its turn, and the others wait on their guests' own rings, with what
+//! stands behind them there. The queue sets that wait have their turn when the NSM has taken some.
+
+use std::collections::VecDeque;
+
+use nk_device::Op;
+
+/// Before an NSM at once, of all guests: a few hundred microseconds' worth.
+const AHEAD: usize = 8;
+/// A guest of weight 1 adds in its turn.
+pub(crate) const TURN: u32 = 4;
+
+/// Whether an operation is one of them.
+pub(crate) fn is_costly(op: u8) -> bool {
+    matches!(
+        Op::from_u8(op),
+        Some(
+            Op::Socket
+                | Op::Bind
+                | Op::Listen
+                | Op::Connect
+                | Op::Disconnect
+                | Op::Shutdown
+                | Op::Close
+        )
+    )
+}
+
+/// Those that an NSM was given and has not taken, by their places on its job ring.
+#[derive(Debug, Default)]
+pub(crate) struct Ahead(VecDeque<u32>);
+
+fn is_taken(place: u32, head: u32) -> bool {
+    (head.wrapping_sub(place) as i32) > 0
+}
+
+impl Ahead {
+    /// One more, at this place; the NSM's head says what it took.
+    pub(crate) fn add(&mut self, place: u32, head: u32) {
+        while self.0.front().is_some_and(|at| is_taken(*at, head)) {
+            self.0.pop_front();
+        }
+        self.0.push_back(place);
+    }
+
+    /// Whether there is room for more.
+    pub(crate) fn has_room(&self, head: u32) -> bool {
+        // In order, so the one that must be taken for room to be is known.
+        let last = self.0.len().checked_sub(AHEAD).and_then(|n| self.0.get(n));
+        last.is_none_or(|at| is_taken(*at, head))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn there_is_room_as_the_nsm_takes_some() {
+        let start = u32::MAX - 3;
+        let mut ahead = Ahead::default();
+        for n in 0..AHEAD as u32 {
+            assert!(ahead.has_room(start), "{n}");
+            ahead.add(start.wrapping_add(n), start);
+        }
+        assert!(!ahead.has_room(start));
+        assert!(ahead.has_room(start.wrapping_add(1)));
+        // Pushed all the same (sockets of a process that died): as many must be taken before others are.
+        ahead.add(start.wrapping_add(16), start);
+        assert!(!ahead.has_room(start.wrapping_add(1)));
+        assert!(ahead.has_room(start.wrapping_add(2)));
+        ahead.add(start.wrapping_add(17), start.wrapping_add(17));
+        assert_eq!(ahead.0.len(), 1);
+    }
+}
