@@ -29,7 +29,7 @@ pub(super) struct Placement {
 const ZERO: Option<&str> = Some("0");
 const ONE: Option<&str> = Some("1");
 
-const ALL: [Placement; 4] = [
+const ALL: [Placement; 5] = [
     Placement { name: "unpinned", program: None, peer: None, daemon: None, for_guests_only: false },
     Placement { name: "one CPU", program: ZERO, peer: ZERO, daemon: ZERO, for_guests_only: false },
     Placement {
@@ -43,6 +43,14 @@ const ALL: [Placement; 4] = [
         name: "two CPUs, daemon beside the peer",
         program: ZERO,
         peer: ONE,
+        daemon: ONE,
+        for_guests_only: true,
+    },
+    // Native's counterpart is "one CPU".
+    Placement {
+        name: "two CPUs, daemon alone",
+        program: ZERO,
+        peer: ZERO,
         daemon: ONE,
         for_guests_only: true,
     },
