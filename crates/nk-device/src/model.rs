@@ -6,7 +6,8 @@ use core::ptr::NonNull;
 use std::alloc::{Layout as Memory, alloc_zeroed, dealloc};
 
 use crate::header::Header;
-use crate::{Cell, Device, Layout, Qset, Row};
+use crate::sync::AtomicU64;
+use crate::{Cell, Device, Layout, Ledger, Qset, Row};
 
 /// Owns the memory of a device. Make one inside the model: loom's words belong to one run of it.
 #[derive(Debug)]
@@ -67,6 +68,52 @@ impl Drop for ModelDevice {
     fn drop(&mut self) {
         // SAFETY: made by alloc_zeroed with the same layout. The words of loom have no destructor of their own.
         unsafe { dealloc(self.device.base().as_ptr(), self.memory) };
+    }
+}
+
+/// Owns the memory of a ledger, in the same way.
+#[derive(Debug)]
+pub struct ModelLedger {
+    ledger: Ledger,
+    base: NonNull<u8>,
+    memory: Memory,
+}
+
+// SAFETY: all access to the memory goes through the ledger's atomics.
+unsafe impl Send for ModelLedger {}
+// SAFETY: as above.
+unsafe impl Sync for ModelLedger {}
+
+impl ModelLedger {
+    /// An empty ledger.
+    ///
+    /// # Panics
+    /// When memory runs out.
+    #[must_use]
+    pub fn new(layout: Layout) -> ModelLedger {
+        let len = Ledger::bytes(layout);
+        let memory = Memory::from_size_align(len, 4096).expect("layout");
+        // SAFETY: the size is not 0; the memory is page-aligned and freed in drop, after the last use of the ledger; it is words of one
+        // kind, which nobody else has yet.
+        let (base, ledger) = unsafe {
+            let base = NonNull::new(alloc_zeroed(memory)).expect("memory");
+            fill::<AtomicU64>(base, 0, (len / size_of::<AtomicU64>()) as u32);
+            (base, Ledger::new(base, len, layout, 0).expect("fits"))
+        };
+        ModelLedger { ledger, base, memory }
+    }
+
+    /// The ledger.
+    #[must_use]
+    pub fn ledger(&self) -> Ledger {
+        self.ledger
+    }
+}
+
+impl Drop for ModelLedger {
+    fn drop(&mut self) {
+        // SAFETY: made by alloc_zeroed with the same layout. The words of loom have no destructor of their own.
+        unsafe { dealloc(self.base.as_ptr(), self.memory) };
     }
 }
 

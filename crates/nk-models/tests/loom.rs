@@ -1,7 +1,7 @@
 //! The models, as they are.
 #![cfg(loom)]
 
-use nk_models::models::{rings, sockets, streams, wakeups};
+use nk_models::models::{rings, shared, sockets, streams, wakeups};
 
 macro_rules! models {
     ($($module:ident::$name:ident,)*) => {
@@ -21,6 +21,9 @@ models! {
     streams::two_readers_and_reuse,
     streams::appended_bytes_are_taken_once,
     streams::two_append,
+    shared::each_takes_its_own,
+    shared::a_send_and_the_death_of_its_process,
+    shared::what_was_sent_is_named_no_more,
     sockets::handover_is_never_seen_as_unheld,
     sockets::one_of_two_last_holders_closes,
     sockets::the_closer_sees_what_was_sent,

@@ -6,7 +6,7 @@
 use std::process::Command;
 
 use nk_device::sync::modelled::{Mutation, mutate};
-use nk_models::models::{rings, sockets, streams, wakeups};
+use nk_models::models::{rings, shared, sockets, streams, wakeups};
 
 const MUTATED: &str = "NK_MODEL_MUTATED";
 
@@ -41,6 +41,7 @@ caught! {
     // What these do wrong is in the model.
     None:
         streams::reuse_without_looking,
+        shared::freed_before_the_head_moves,
     ;
     NoFences:
         wakeups::engine_sleep_and_bell,
@@ -57,6 +58,7 @@ caught! {
         streams::publishers_help_and_wrap,
         streams::two_readers_and_reuse,
         streams::appended_bytes_are_taken_once,
+        shared::what_was_sent_is_named_no_more,
         sockets::handover_is_never_seen_as_unheld,
         sockets::one_of_two_last_holders_closes,
         sockets::the_closer_sees_what_was_sent,

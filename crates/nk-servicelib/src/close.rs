@@ -61,7 +61,7 @@ impl<S: Stack> Ctx<'_, S> {
     /// The guest broke the protocol on this socket: it is reset, and what its ring names is not looked at again.
     pub(crate) fn break_off(&mut self, key: Key, cell: &Cell, s: &mut Taken<S>) {
         self.guest.counters.service.violations.add(1);
-        self.free_tx(s);
+        self.free_tx(cell, s);
         if let Some(h) = s.handle.take() {
             self.stack.close(h, true, None);
         }
@@ -112,7 +112,7 @@ impl<S: Stack> Ctx<'_, S> {
     /// The last of a socket: chunks come back, the stack closes, the engine may use the id again.
     pub(crate) fn end(&mut self, key: Key, cell: &Cell, mut s: Taken<S>, abort: bool) {
         self.free_rx(&mut s);
-        self.free_tx(&mut s);
+        self.free_tx(cell, &mut s);
         let _ = cell.tx().help();
         // What was published and not yet copied, with a slot that was filled and not published.
         let first = s.tx_next;
@@ -122,11 +122,12 @@ impl<S: Stack> Ctx<'_, S> {
             let Some(span) = Span::from_payload(taken.payload) else { break };
             if s.datagram.is_some() {
                 self.enter_datagram(&mut s, Some(span));
-                self.free_tx(&mut s);
+                self.free_tx(cell, &mut s);
                 continue;
             }
             match self.guest.pool.begin_tx(span.chunk) {
                 Some(row) => {
+                    cell.tx_head.store(index.wrapping_add(1), Ordering::SeqCst);
                     if taken.appending {
                         self.share(key, span.chunk);
                     }

@@ -272,6 +272,7 @@ impl<S: Stack> Ctx<'_, S> {
             let header = span.filter(|_| cell.is_datagram());
             let header = header.and_then(|s| self.guest.device.header_of(s.chunk).map(|h| (s, h)));
             let more = header.iter().filter_map(|(s, h)| h.chunks_of(*s)).flatten();
+            cell.tx_head.store(index.wrapping_add(1), Ordering::SeqCst);
             for chunk in span.iter().map(|s| &s.chunk).chain(more) {
                 if let Some(row) = self.guest.pool.begin_tx(*chunk) {
                     if taken.is_some_and(|t| t.appending) {

@@ -45,7 +45,7 @@ impl<S: Stack> Ctx<'_, S> {
                 return false;
             }
             if s.tx_broken {
-                self.discard(cell, s);
+                self.free_tx(cell, s);
             }
             if s.tx.is_empty() {
                 // Even: kick from now on; then look whether somebody published before seeing that.
@@ -126,23 +126,21 @@ impl<S: Stack> Ctx<'_, S> {
         }
     }
 
-    /// Takes back what will never be sent.
-    fn discard(&mut self, cell: &Cell, s: &mut Taken<S>) {
-        self.free_tx(s);
+    /// Gives back what was taken from the ring, and will never be sent.
+    ///
+    /// The ring's head moves before its chunks are free, here and wherever one is freed that a ring names: else another service may lease one to a
+    /// process, hear that this died, find the chunk on the ring as if somebody had yet to take it there, and keep it out for ever.
+    pub(crate) fn free_tx(&mut self, cell: &Cell, s: &mut Taken<S>) {
         if s.tx_head != s.tx_next {
-            s.tx_head = s.tx_next;
-            cell.tx_head.store(s.tx_head, Ordering::SeqCst);
+            cell.tx_head.store(s.tx_next, Ordering::SeqCst);
         }
-    }
-
-    /// Gives back what was taken from the ring.
-    pub(crate) fn free_tx(&mut self, s: &mut Taken<S>) {
         if s.datagram.is_some() {
-            while self.datagram_done(s).is_some() {}
+            while self.datagram_done(cell, s).is_some() {}
         }
         while let Some(span) = s.tx.pop_front() {
             self.guest.pool.free(span.chunk);
         }
+        s.tx_head = s.tx_next;
     }
 
     /// What the stack said to a send of so many bytes.
@@ -186,23 +184,29 @@ impl<S: Stack> Ctx<'_, S> {
 
     fn consumed(&mut self, key: Key, cell: &Cell, s: &mut Taken<S>, bytes: usize) {
         let mut left = bytes;
-        while left > 0 {
-            let Some(front) = s.tx.front_mut() else { break };
-            let n = left.min(front.len as usize);
+        let mut done = 0;
+        for span in &mut s.tx {
+            let n = left.min(span.len as usize);
             left -= n;
-            front.offset += n as u32;
-            front.len -= n as u32;
-            if front.len == 0 {
-                self.guest.pool.free(front.chunk);
-                s.tx.pop_front();
-                s.tx_head = s.tx_head.wrapping_add(1);
+            span.offset += n as u32;
+            span.len -= n as u32;
+            if span.len > 0 {
+                break;
             }
+            done += 1;
         }
+        s.tx_head = s.tx_head.wrapping_add(done);
         s.tx_bytes = s.tx_bytes.wrapping_add(bytes as u64);
         self.guest.counters.service.bytes_sent.add(bytes as u64);
         cell.tx_bytes.store(s.tx_bytes, Ordering::Relaxed);
         let head = s.tx_head;
-        if cell.consume_tx(head, &mut s.tx_served) {
+        let has_room = cell.consume_tx(head, &mut s.tx_served);
+        for _ in 0..done {
+            if let Some(span) = s.tx.pop_front() {
+                self.guest.pool.free(span.chunk);
+            }
+        }
+        if has_room {
             self.tell(key, cell, OUT);
         }
     }

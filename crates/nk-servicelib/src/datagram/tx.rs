@@ -51,14 +51,18 @@ impl<S: Stack> Ctx<'_, S> {
         Some(header)
     }
 
-    /// Gives back the chunks of the datagram that is next to be sent, and moves on.
-    pub(crate) fn datagram_done(&mut self, s: &mut Taken<S>) -> Option<Header> {
+    /// Moves on from the datagram that is next to be sent, and gives back its chunks ([`Ctx::free_tx`]). Who waits for room is told by
+    /// [`Cell::consume_tx`].
+    pub(crate) fn datagram_done(&mut self, cell: &Cell, s: &mut Taken<S>) -> Option<Header> {
         let span = s.tx.pop_front()?;
         let header = s.datagram.as_mut()?.tx.pop_front()?;
+        s.tx_head = s.tx_head.wrapping_add(1);
+        if self.guest.pool.ledger().is_some() {
+            cell.tx_head.store(s.tx_head, Ordering::SeqCst);
+        }
         for chunk in [span.chunk].iter().chain(more_of(&header)) {
             self.guest.pool.free(*chunk);
         }
-        s.tx_head = s.tx_head.wrapping_add(1);
         Some(header)
     }
 
@@ -104,7 +108,7 @@ impl<S: Stack> Ctx<'_, S> {
                     }
                 }
             }
-            self.datagram_done(s);
+            self.datagram_done(cell, s);
         }
         if s.datagram.as_ref().is_some_and(|d| !d.has_port) {
             self.refresh_local(key, cell, s);
