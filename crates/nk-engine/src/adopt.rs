@@ -156,6 +156,14 @@ impl Engine {
         })
     }
 
+    /// Whether a socket is in use on a stack.
+    #[must_use]
+    pub fn is_open(&self, guest: GuestId, socket: u32, generation: u16) -> bool {
+        self.guest(guest).and_then(|g| g.socket(socket)).is_some_and(|s| {
+            s.generation == generation && matches!(s.state(), State::Open | State::Closing)
+        })
+    }
+
     /// Adds a guest that another engine served until it died. Everything is rebuilt from the device, and `header.epoch` is bumped. Where
     /// the service is a new one connections become dead with ECONNRESET, and kept listeners live on (give each to ServiceLib with
     /// `adopt_listener`); where it lives on ([`Adoption::kept`]) all goes on. Sockets that nobody holds are closed.
@@ -489,7 +497,9 @@ impl Parts<'_> {
                 nqe.guest = self.guest.id.0;
                 nqe.op_data = kind;
                 let (local, peer) = (cell.local.load(), cell.peer.load());
-                if adoption.kept.is_some() {
+                // Else it was an NSM's that died, and the next one, which lives, was not yet told of it.
+                let is_new = local.port == 0 && state & SF_CONNECTED == 0;
+                if adoption.kept.is_some() && is_new {
                     self.guest.insert_adopted(id, s, becomes);
                     self.nsm.push(&nqe);
                     return;

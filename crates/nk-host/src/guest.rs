@@ -257,6 +257,11 @@ impl Guest {
         [self.nsm].into_iter().chain(self.old_nsms.iter().copied()).collect()
     }
 
+    /// Whether an NSM has sockets of its, or may.
+    pub(crate) fn is_on(&self, nsm: NsmId) -> bool {
+        self.nsm == nsm || self.old_nsms.contains(&nsm)
+    }
+
     /// What all its processes counted as not redirected, also those that ended.
     pub(crate) fn all_missed(&self) -> Missed {
         let ended = self.counters.shared.host.missed.iter().map(|(k, n)| (k.get(), n.get()));

@@ -49,11 +49,15 @@ pub mod command {
     pub const ALONE: u64 = 11;
     /// b = key, text = chunks of some datagrams that wait to be read ([`super::unread_to_texts`]).
     pub const UNREAD: u64 = 12;
+    /// b = key of a datagram socket that another NSM had, text = an option that it is to have again (`keeper::option_to_text`).
+    pub const OPTION: u64 = 13;
+    /// b = guest: of its datagram sockets there are no options but those that are told from now on.
+    pub const OPTIONS: u64 = 14;
 }
 
 /// What daemon and NSM process say to each other, on the control socket and over the device. A daemon goes on only with a process that
 /// speaks as it does.
-pub const PROTOCOL: u64 = 2;
+pub const PROTOCOL: u64 = 3;
 
 /// What the NSM reports unasked.
 pub mod note {
@@ -65,6 +69,10 @@ pub mod note {
     pub const MOVED: u64 = 102;
     /// b = key, text = chunks of some datagrams that wait to be read; the socket's [`MOVED`] follows.
     pub const UNREAD: u64 = 103;
+    /// b = key of a datagram socket, text = an option that it has from now on.
+    pub const OPTION: u64 = 104;
+    /// b = key of a datagram socket that was closed.
+    pub const OPTIONS_GONE: u64 = 105;
 }
 
 /// The kernel stack over a broker; listeners are offered to the keeper where there is one.

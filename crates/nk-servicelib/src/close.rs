@@ -143,6 +143,9 @@ impl<S: Stack> Ctx<'_, S> {
         if let Some(h) = s.handle.take() {
             self.stack.close(h, abort, s.listener.is_some().then_some(key));
         }
+        if s.datagram.as_ref().is_some_and(|d| d.has_options) {
+            self.stack.forget_options(key);
+        }
         if let Some(d) = s.drain.take() {
             let mut nqe = Nqe::new(Op::Drain, key.socket, key.generation);
             (nqe.guest, nqe.qset, nqe.ticket) = (key.guest, d.qset, d.ticket);

@@ -1,6 +1,6 @@
 //! One guest as the service knows it: its sockets, its pool, what it has received.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 
 use nk_device::counters::HeldCounters;
 use nk_device::{Device, SharedCounters};
@@ -10,7 +10,7 @@ use crate::limits::{Gate, GuestLimits};
 use crate::pool::Pool;
 use crate::socket::Socket;
 use crate::turns::Turns;
-use crate::{GuestPool, GuestStats, Key};
+use crate::{GuestPool, GuestStats, Key, SetOption};
 
 #[derive(Debug)]
 pub(crate) struct Guest<T> {
@@ -41,6 +41,8 @@ pub(crate) struct Guest<T> {
     pub(crate) out: Gate,
     pub(crate) input: Gate,
     pub(crate) turns: Turns,
+    /// By [`Key::to_word`]: what datagram sockets that are still to be renewed had been set to.
+    pub(crate) kept_options: HashMap<u64, Vec<SetOption>>,
     pub(crate) counters: SharedCounters,
 }
 
@@ -67,6 +69,7 @@ impl<T> Guest<T> {
             out: Gate::default(),
             input: Gate::default(),
             turns: Turns::default(),
+            kept_options: HashMap::new(),
             counters: p.counters,
         }
     }

@@ -12,7 +12,7 @@ use nk_guestlib::options::{Policy, lookup};
 use crate::listener::behind;
 use crate::service::{ALL, Ctx, Due, HUP, IN, OUT, RDHUP, Taken};
 use crate::socket::{Drain, Socket};
-use crate::{Connect, Errno, How, Key, Kind, Stack};
+use crate::{Connect, Errno, How, Key, Kind, SetOption, Stack};
 
 /// Flag in `data` of [`Op::RowDead`] (`nk_engine::ROW_EXECED`).
 const ROW_EXECED: u64 = 1 << 32;
@@ -148,7 +148,12 @@ impl<S: Stack> Ctx<'_, S> {
             if nqe.data & OWED != 0 {
                 self.free_published(key_of(nqe), cell);
             }
-            self.begin_datagrams(key, cell, &mut s, nqe.data & SOCKET_RENEWED != 0);
+            let renewed = nqe.data & SOCKET_RENEWED != 0;
+            self.begin_datagrams(key, cell, &mut s, renewed);
+            for option in self.guest.kept_options.remove(&key.to_word()).into_iter().flatten() {
+                // One that cannot be had any more, as a group on an interface that is gone, would have ended with that as well.
+                let _ = self.apply_option(&mut s, &option);
+            }
         }
         self.guest.put(key.socket, s);
     }
@@ -381,7 +386,24 @@ impl<S: Stack> Ctx<'_, S> {
                 *to = from;
             }
         }
-        let r = match (lookup(level, name).map(|o| o.policy), value.get(..usize::from(length))) {
+        let r = match value.get(..usize::from(length)) {
+            Some(value) => {
+                let option = SetOption { level, name, value: value.to_vec() };
+                let r = self.apply_option(&mut s, &option);
+                if r.is_ok() && s.datagram.is_some() {
+                    self.stack.note_option(key_of(nqe), &option);
+                }
+                r
+            }
+            None => Err(Errno(libc::EINVAL)),
+        };
+        self.reply(nqe, r.map(|()| 0));
+        s
+    }
+
+    fn apply_option(&mut self, s: &mut Taken<S>, o: &SetOption) -> Result<(), Errno> {
+        let (level, name, value) = (o.level, o.name, &o.value);
+        match lookup(level, name).map(|o| o.policy) {
             // A datagram socket's port is chosen at its bind or first send, by rules that a choice of the kernel's own at a later
             // time would pass by.
             _ if s.datagram.is_some()
@@ -389,21 +411,17 @@ impl<S: Stack> Ctx<'_, S> {
             {
                 Err(Errno(libc::ENOPROTOOPT))
             }
-            (Some(Policy::Forward | Policy::ForwardSync), Some(value)) => {
-                self.on(&s, |stack, h| stack.set_option(h, level, name, value))
+            Some(Policy::Forward | Policy::ForwardSync) => {
+                self.on(s, |stack, h| stack.set_option(h, level, name, value))
             }
-            (Some(Policy::ReadOnly(e) | Policy::Off(e) | Policy::Refuse(e)), _) => Err(Errno(e)),
-            (Some(Policy::Local) | None, _) => Err(Errno(libc::ENOPROTOOPT)),
-            (_, None) => Err(Errno(libc::EINVAL)),
-        };
-        if r.is_ok() {
-            if (level, name) == (libc::IPPROTO_IPV6, libc::IPV6_V6ONLY) && !s.is_claimed {
-                s.is_v6only = value.iter().take(4).any(|b| *b != 0);
-            }
-            Self::note_option(&mut s, level, name, &value);
+            Some(Policy::ReadOnly(e) | Policy::Off(e) | Policy::Refuse(e)) => Err(Errno(e)),
+            Some(Policy::Local) | None => Err(Errno(libc::ENOPROTOOPT)),
+        }?;
+        if (level, name) == (libc::IPPROTO_IPV6, libc::IPV6_V6ONLY) && !s.is_claimed {
+            s.is_v6only = value.iter().take(4).any(|b| *b != 0);
         }
-        self.reply(nqe, r.map(|()| 0));
-        s
+        Self::note_option(s, level, name, value);
+        Ok(())
     }
 
     /// Copies an option's value out of the leased chunk that it came in. ENETDOWN where it is not leased: a service that started

@@ -28,7 +28,9 @@ use nk_device::{Device, Ledger, SharedCounters};
 pub use limits::GuestLimits;
 pub use moves::{MovedAt, MovedSocket};
 pub use service::Service;
-pub use stack::{Connect, Datagram, Errno, How, Key, Kind, RawSpan, Sending, Stack, StackEvent};
+pub use stack::{
+    Connect, Datagram, Errno, How, Key, Kind, RawSpan, Sending, SetOption, Stack, StackEvent,
+};
 
 /// A guest to serve.
 #[derive(Clone, Debug)]

@@ -12,7 +12,7 @@ use crate::guest::Guest;
 use crate::limits::GuestLimits;
 use crate::port::Port;
 use crate::socket::Socket;
-use crate::{Errno, GuestPool, GuestStats, Key, PollResult, Stack, StackEvent};
+use crate::{Errno, GuestPool, GuestStats, Key, PollResult, SetOption, Stack, StackEvent};
 
 /// Jobs, and sends, taken in one poll.
 const NQES: u32 = 512;
@@ -147,6 +147,20 @@ impl<S: Stack> Service<S> {
         self.remove_guest(pool.guest);
         if let Some(slot) = self.guests.get_mut(at) {
             *slot = Some(Box::new(Guest::new(pool)));
+        }
+    }
+
+    /// What is told of options ([`Service::renew_option`]) begins anew.
+    pub fn renew_options(&mut self, guest: u16) {
+        if let Some(Some(g)) = self.guests.get_mut(usize::from(guest)) {
+            g.kept_options.clear();
+        }
+    }
+
+    /// A datagram socket, which another service had and the engine is going to tell of, is to have this option again.
+    pub fn renew_option(&mut self, key: Key, option: SetOption) {
+        if let Some(Some(g)) = self.guests.get_mut(usize::from(key.guest)) {
+            g.kept_options.entry(key.to_word()).or_default().push(option);
         }
     }
 

@@ -34,6 +34,17 @@ impl Key {
     }
 }
 
+/// A socket option as a guest set it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SetOption {
+    /// Level.
+    pub level: i32,
+    /// Number.
+    pub name: i32,
+    /// Value.
+    pub value: Vec<u8>,
+}
+
 /// Bytes of a device's chunk that a stack reads or fills. The guest may change them at any time, so only the kernel, a device
 /// or raw copies may touch them; it has the layout of `struct iovec`.
 #[derive(Clone, Copy, Debug)]
@@ -160,6 +171,10 @@ pub trait Stack {
     fn take(&mut self, _fd: OwnedFd) -> Result<Self::Socket, Errno> {
         Err(Errno(libc::EOPNOTSUPP))
     }
+    /// A datagram socket has this option from now on: for who keeps it over the NSM's death.
+    fn note_option(&mut self, _key: Key, _option: &SetOption) {}
+    /// The datagram socket was closed.
+    fn forget_options(&mut self, _key: Key) {}
     /// Binds.
     fn bind(&mut self, socket: &Self::Socket, addr: &Addr) -> Result<(), Errno>;
     /// Listens with the given kernel backlog. `key` names the listener for who keeps it over the NSM's death.

@@ -21,7 +21,7 @@ mod sys;
 use std::os::fd::{BorrowedFd, OwnedFd};
 
 use nk_device::Addr;
-use nk_servicelib::{Errno, Key, Kind};
+use nk_servicelib::{Errno, Key, Kind, SetOption};
 
 pub use stack::KernelStack;
 
@@ -34,12 +34,16 @@ pub trait Broker: core::fmt::Debug {
     fn open(&mut self, namespace: u64, family: u16, kind: Kind) -> Result<OwnedFd, Errno>;
 }
 
-/// Is offered each listener, so that it outlives the NSM.
+/// Is offered what outlives the NSM: each listener, and the options of datagram sockets.
 pub trait ListenerKeeper: core::fmt::Debug {
     /// A listener came to be (or changed its backlog). The descriptor is borrowed: duplicate it.
     fn keep(&mut self, key: Key, fd: BorrowedFd<'_>, local: &Addr, backlog: u32);
     /// The listener was closed by its guest.
     fn forget(&mut self, key: Key);
+    /// A datagram socket has this option from now on: the next NSM is to set it again.
+    fn keep_option(&mut self, key: Key, option: &SetOption);
+    /// The datagram socket was closed.
+    fn forget_options(&mut self, key: Key);
 }
 
 /// A broker that opens sockets in the namespace of the calling thread, whatever is asked for: for tests, and for a daemon whose

@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use nk_device::Addr;
 use nk_device::datagram::Header;
 use nk_servicelib::{
-    Connect, Datagram, Errno, How, Key, Kind, RawSpan, Sending, Stack, StackEvent,
+    Connect, Datagram, Errno, How, Key, Kind, RawSpan, Sending, SetOption, Stack, StackEvent,
 };
 
 use crate::address::SockAddr;
@@ -115,6 +115,18 @@ impl Stack for KernelStack {
 
     fn take(&mut self, fd: OwnedFd) -> Result<OwnedFd, Errno> {
         Ok(fd)
+    }
+
+    fn note_option(&mut self, key: Key, option: &SetOption) {
+        if let Some(k) = &mut self.keeper {
+            k.keep_option(key, option);
+        }
+    }
+
+    fn forget_options(&mut self, key: Key) {
+        if let Some(k) = &mut self.keeper {
+            k.forget_options(key);
+        }
     }
 
     fn bind(&mut self, socket: &OwnedFd, addr: &Addr) -> Result<(), Errno> {

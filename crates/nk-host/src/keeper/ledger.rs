@@ -6,7 +6,7 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 use nk_attach::Message;
 
-use super::{CLASS_GUEST, CLASS_HOLD, CLASS_LISTENER, CLASS_PROCESS, CLASS_QSET};
+use super::{CLASS_GUEST, CLASS_HOLD, CLASS_LISTENER, CLASS_OPTIONS, CLASS_PROCESS, CLASS_QSET};
 
 /// One entry: the message that made it, and its descriptors.
 #[derive(Debug)]
@@ -32,7 +32,7 @@ impl Ledger {
             CLASS_GUEST => self.0.retain(|(c, k), _| match *c {
                 CLASS_PROCESS => k >> 16 != key,
                 CLASS_QSET => k >> 32 != key,
-                CLASS_HOLD | CLASS_LISTENER => k >> 48 != key,
+                CLASS_HOLD | CLASS_LISTENER | CLASS_OPTIONS.. => k >> 48 != key,
                 _ => true,
             }),
             CLASS_PROCESS => {
@@ -40,6 +40,11 @@ impl Ledger {
             }
             _ => {}
         }
+    }
+
+    /// Whether there is such an entry.
+    pub(super) fn has(&self, class: u64, key: u64) -> bool {
+        self.0.contains_key(&(class, key))
     }
 
     /// The entries of a class, with their keys.
@@ -78,12 +83,15 @@ mod tests {
             }
             enter(CLASS_HOLD, guest << 48 | 7);
             enter(CLASS_LISTENER, guest << 48 | 8);
+            enter(CLASS_OPTIONS + 1, guest << 48 | 8);
         }
         ledger.drop_entry(CLASS_PROCESS, 2 << 16 | 3);
         assert_eq!(ledger.of(CLASS_PROCESS).count(), 3);
         assert_eq!(ledger.of(CLASS_QSET).count(), 3);
         ledger.drop_entry(CLASS_GUEST, 1);
-        for class in [CLASS_GUEST, CLASS_PROCESS, CLASS_QSET, CLASS_HOLD, CLASS_LISTENER] {
+        let of_guests =
+            [CLASS_GUEST, CLASS_PROCESS, CLASS_QSET, CLASS_HOLD, CLASS_LISTENER, CLASS_OPTIONS + 1];
+        for class in of_guests {
             assert_eq!(ledger.of(class).count(), 1, "class {class}");
         }
         ledger.drop_entry(CLASS_GUEST, 2);

@@ -1,9 +1,9 @@
-//! What the kernel stack tells of its listeners goes straight to the keeper.
+//! What the kernel stack tells of its listeners and of options goes straight to the keeper.
 
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use nk_device::Addr;
-use nk_servicelib::Key;
+use nk_servicelib::{Key, SetOption};
 use nk_stack_kernel::ListenerKeeper;
 
 use super::{CLASS_LISTENER, Keeper};
@@ -25,6 +25,12 @@ impl ListenerKeeper for ListenerNotes {
     }
     fn forget(&mut self, key: Key) {
         self.0.drop_entry(CLASS_LISTENER, key.to_word());
+    }
+    fn keep_option(&mut self, key: Key, option: &SetOption) {
+        self.0.keep_option(key, option);
+    }
+    fn forget_options(&mut self, key: Key) {
+        self.0.forget_options(key);
     }
 }
 

@@ -6,6 +6,7 @@
 
 mod ledger;
 mod listeners;
+mod options;
 pub mod process;
 
 use std::ffi::CString;
@@ -21,6 +22,9 @@ use crate::sys;
 use ledger::Ledger;
 pub use listeners::ListenerNotes;
 pub(crate) use listeners::{format_addr, parse_addr};
+use nk_servicelib::{Key, SetOption};
+use options::Options;
+pub(crate) use options::{option_from_text, option_to_text};
 
 /// The attach socket.
 pub const CLASS_ATTACH: u64 = 1;
@@ -39,6 +43,9 @@ pub const CLASS_LISTENER: u64 = 6;
 /// An NSM process: key = its pid; c, d = what the daemon counted of it, and how it speaks; text = its name; the daemon's end of its
 /// control socket, its pidfd.
 pub const CLASS_NSM: u64 = 7;
+
+/// Options of a datagram socket, one of some classes from here on: key as a listener's; text = some of them.
+const CLASS_OPTIONS: u64 = 16;
 
 /// The NSM in the text of a guest's entry.
 fn nsm_of(text: &str) -> &str {
@@ -90,6 +97,7 @@ struct Shared {
 struct Link {
     connection: OwnedFd,
     ledger: Ledger,
+    options: Options,
 }
 
 impl Keeper {
@@ -135,7 +143,13 @@ impl Keeper {
     }
 
     fn new(path: &Path, private: Option<&Path>, connection: OwnedFd, ledger: Ledger) -> Keeper {
-        let link = Mutex::new(Link { connection, ledger });
+        let mut options = Options::default();
+        for class in CLASS_OPTIONS..CLASS_OPTIONS + options::PARTS {
+            for (key, kept) in ledger.of(class) {
+                options.read(key, kept.message.text().unwrap_or(""));
+            }
+        }
+        let link = Mutex::new(Link { connection, ledger, options });
         let private = private.map(Path::to_owned);
         Keeper(Arc::new(Shared { path: path.to_owned(), private, link }))
     }
@@ -160,15 +174,64 @@ impl Keeper {
 
     /// Keeps an entry no more.
     pub fn drop_entry(&self, class: u64, key: u64) {
-        let mut m = Message::new(Kind::Drop);
-        (m.a, m.b) = (class, key);
         let mut link = self.link();
-        link.ledger.drop_entry(class, key);
-        link.send(&m, &[]);
+        if class == CLASS_GUEST {
+            link.options.forget_guest(key as u16);
+        }
+        link.drop_entry(class, key);
+    }
+
+    /// Keeps an option of a datagram socket.
+    pub fn keep_option(&self, key: Key, option: &SetOption) {
+        let mut link = self.link();
+        let Some(texts) = link.options.set(key, option) else {
+            tracing::warn!(?key, ?option, "there is no room to keep an option of a UDP socket");
+            return;
+        };
+        for (part, class) in (CLASS_OPTIONS..CLASS_OPTIONS + options::PARTS).enumerate() {
+            match texts.get(part) {
+                Some(text) => {
+                    let mut m = Message::new(Kind::Keep).with_text(text);
+                    (m.a, m.b) = (class, key.to_word());
+                    link.ledger.keep(m, Vec::new());
+                    link.send(&m, &[]);
+                }
+                None if link.ledger.has(class, key.to_word()) => {
+                    link.drop_entry(class, key.to_word());
+                }
+                None => break,
+            }
+        }
+    }
+
+    /// Keeps the options of a datagram socket no more.
+    pub fn forget_options(&self, key: Key) {
+        let mut link = self.link();
+        if link.options.forget(key) {
+            for class in CLASS_OPTIONS..CLASS_OPTIONS + options::PARTS {
+                if !link.ledger.has(class, key.to_word()) {
+                    break;
+                }
+                link.drop_entry(class, key.to_word());
+            }
+        }
+    }
+
+    /// The options of a guest's datagram sockets.
+    #[must_use]
+    pub fn options_of(&self, guest: u16) -> Vec<(Key, Vec<SetOption>)> {
+        self.link().options.of_guest(guest)
     }
 }
 
 impl Link {
+    fn drop_entry(&mut self, class: u64, key: u64) {
+        let mut m = Message::new(Kind::Drop);
+        (m.a, m.b) = (class, key);
+        self.ledger.drop_entry(class, key);
+        self.send(&m, &[]);
+    }
+
     fn send(&self, m: &Message, fds: &[RawFd]) {
         if let Err(e) = nk_attach::send(self.connection.as_raw_fd(), m, fds) {
             tracing::debug!(errno = e, "the keeper is gone; the next one is told");

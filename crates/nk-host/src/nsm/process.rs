@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use nk_attach::{Fds, Kind, Message};
 use nk_device::patience::Patience;
 use nk_device::{Addr, Counters, Layout, SharedCounters};
-use nk_servicelib::{Errno, GuestPool, Key, MovedAt, MovedSocket, Service, Stack};
+use nk_servicelib::{Errno, GuestPool, Key, MovedAt, MovedSocket, Service, SetOption, Stack};
 use nk_stack_kernel::{KernelStack, ListenerKeeper};
 
 use super::broker::{RemoteBroker, Way};
@@ -20,6 +20,7 @@ use super::{
 };
 use crate::config::Io;
 use crate::guest::{Region, SharedLedger, layout};
+use crate::keeper::{option_from_text, option_to_text};
 use crate::poll::{now_ns, wait_ms};
 use crate::sys;
 
@@ -39,6 +40,16 @@ impl ListenerKeeper for Notes {
     fn forget(&mut self, key: Key) {
         let mut m = Message::new(Kind::Nsm);
         (m.a, m.b) = (note::LISTENER_GONE, key.to_word());
+        let _ = nk_attach::send(self.0.as_raw_fd(), &m, &[]);
+    }
+    fn keep_option(&mut self, key: Key, option: &SetOption) {
+        let mut m = Message::new(Kind::Nsm).with_text(&option_to_text(option));
+        (m.a, m.b) = (note::OPTION, key.to_word());
+        let _ = nk_attach::send(self.0.as_raw_fd(), &m, &[]);
+    }
+    fn forget_options(&mut self, key: Key) {
+        let mut m = Message::new(Kind::Nsm);
+        (m.a, m.b) = (note::OPTIONS_GONE, key.to_word());
         let _ = nk_attach::send(self.0.as_raw_fd(), &m, &[]);
     }
 }
@@ -393,6 +404,17 @@ impl Worker {
             (command::UNREAD, _) => match m.text().and_then(unread_from_text) {
                 Some(mut more) => {
                     self.unread.entry(m.b).or_default().append(&mut more);
+                    0
+                }
+                None => libc::EINVAL,
+            },
+            (command::OPTIONS, _) => {
+                self.service.renew_options(guest);
+                0
+            }
+            (command::OPTION, _) => match m.text().and_then(option_from_text) {
+                Some(option) => {
+                    self.service.renew_option(Key::from_word(m.b), option);
                     0
                 }
                 None => libc::EINVAL,

@@ -253,6 +253,10 @@ impl Server {
             // What it left on others ended with the last daemon.
             self.nsm_alone(id)?;
             self.nsm_limits(id)?;
+            if let Some(nsm) = self.guests.get(&id.0).map(|g| g.nsm) {
+                // Of sockets that it was not yet told of.
+                self.give_options(nsm, id)?;
+            }
         } else if let Some(nsm) = self.guests.get(&id.0).map(|g| g.nsm) {
             self.nsm_add_guest(nsm, id)?;
         }
@@ -280,6 +284,7 @@ impl Server {
         let bell = g.engine_bell.try_clone()?;
         let (name, processes) = (g.name.clone(), g.processes.len());
         let is_inline = self.nsm(nsm).is_some_and(Nsm::is_inline);
+        let options = self.keeper.as_ref().map(|k| k.options_of(id.0)).unwrap_or_default();
         let Prepared { adoption, bells, holds, dead, .. } = p;
         let count = there.len() + lacking.len();
         self.ask(move |s| {
@@ -289,11 +294,15 @@ impl Server {
             s.add_waker(&bell, Some(id))?;
             if let Some(service) = s.service.as_mut().filter(|_| is_inline) {
                 service.add_guest(pool);
+                for (key, options) in options {
+                    options.into_iter().for_each(|o| service.renew_option(key, o));
+                }
             }
             s.engine.adopt_guest(setup, &adoption, &mut s.notify).map_err(io::Error::other)
         })??;
         self.limit_bytes(id)?;
         self.set_listen(id)?;
+        self.drop_stale_options(id)?;
         self.remember_listeners(nsm, there)?;
         self.give_listeners(lacking)?;
         // Tokens are new ones, and with them the holds' keys.

@@ -14,7 +14,7 @@ use nk_servicelib::{GuestPool, Key};
 use super::{Server, Source, Token};
 use crate::config::{GuestConfig, NsmConfig, Placement};
 use crate::guest::Region;
-use crate::keeper::{CLASS_LISTENER, CLASS_NSM};
+use crate::keeper::{CLASS_LISTENER, CLASS_NSM, option_from_text, option_to_text};
 use crate::limits::GuestLimits;
 use crate::nsm::{Leave, command, note};
 use crate::sys;
@@ -303,20 +303,28 @@ impl Server {
                     k.drop_entry(CLASS_LISTENER, m.b);
                 }
             }
+            (note::OPTION | note::OPTIONS_GONE, _) => {
+                let key = Key::from_word(m.b);
+                let is_its = self.guests.get(&key.guest).is_some_and(|g| g.is_on(id));
+                let option = m.text().and_then(option_from_text);
+                match (keeper.filter(|_| is_its), option) {
+                    (Some(k), Some(option)) if m.a == note::OPTION => k.keep_option(key, &option),
+                    (Some(k), _) if m.a == note::OPTIONS_GONE => k.forget_options(key),
+                    _ => {}
+                }
+            }
             _ => tracing::warn!(nsm = nsm.name, what = m.a, "an odd message from an NSM"),
         }
     }
 
     pub(super) fn nsm_event(&mut self, id: NsmId, part: Part) -> io::Result<()> {
         let Some(child) = self.nsm(id).and_then(|n| n.child.as_ref()) else { return Ok(()) };
-        if part == Part::End {
-            return self.nsm_died(id);
-        }
         let raw = child.control.as_raw_fd();
         loop {
             match nk_attach::recv(raw, true) {
                 Ok((m, mut fds, _)) => self.nsm_note(id, &m, fds.take(0).map(sys::own)),
-                Err(RecvError::Os(libc::EAGAIN)) => return Ok(()),
+                // What it said last, and is in force, is heard before its end.
+                Err(RecvError::Os(libc::EAGAIN)) if part == Part::Control => return Ok(()),
                 Err(_) => return self.nsm_died(id),
             }
         }
@@ -348,6 +356,11 @@ impl Server {
             how,
             "an NSM process died; its connections are reset"
         );
+        // What it had of a guest that was moved from it is renewed at once, where the guest is.
+        let moved = self.guests.values().filter(|g| g.old_nsms.contains(&id));
+        for (nsm, guest) in moved.map(|g| (g.nsm, g.id)).collect::<Vec<_>>() {
+            self.give_options(nsm, guest)?;
+        }
         let listeners = self.ask(move |s| {
             s.notify.set_nsm(id, None);
             s.engine.nsm_dead(id, &mut s.notify).map_err(io::Error::other)
@@ -422,6 +435,7 @@ impl Server {
         let its: Vec<GuestId> =
             self.guests.values().filter(|g| g.nsm == id).map(|g| g.id).collect();
         for guest in its {
+            self.drop_stale_options(guest)?;
             self.nsm_add_guest(id, guest)?;
         }
         let listeners =
@@ -468,7 +482,58 @@ impl Server {
             });
         }
         self.nsm_guest(nsm, &pool, flags, &memfd, ledger.as_ref())?;
+        self.give_options(nsm, id)?;
         self.nsm_limits(id)
+    }
+
+    /// Tells an NSM which options the guest's datagram sockets are to have again when they are made again there.
+    pub(super) fn give_options(&mut self, nsm: NsmId, id: GuestId) -> io::Result<()> {
+        let all = self.keeper.as_ref().map(|k| k.options_of(id.0)).unwrap_or_default();
+        let Some(n) = self.nsm(nsm).filter(|_| !all.is_empty()) else { return Ok(()) };
+        if n.is_inline() {
+            return self.ask(move |s| {
+                let Some(service) = &mut s.service else { return };
+                service.renew_options(id.0);
+                for (key, options) in all {
+                    options.into_iter().for_each(|o| service.renew_option(key, o));
+                }
+            });
+        }
+        if n.child.is_none() {
+            // The next one is told of every guest.
+            return Ok(());
+        }
+        let mut begin = Message::new(Kind::Nsm);
+        (begin.a, begin.b) = (command::OPTIONS, id.0.into());
+        let told = all.into_iter().flat_map(|(key, options)| {
+            options.into_iter().map(move |option| {
+                let mut m = Message::new(Kind::Nsm).with_text(&option_to_text(&option));
+                (m.a, m.b) = (command::OPTION, key.to_word());
+                m
+            })
+        });
+        for m in [begin].into_iter().chain(told) {
+            if self.nsm_command(nsm, &m, &[]).is_err() {
+                // It died, and its end is in the queue: the next one is told of every guest.
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Options of sockets that the guest closed while no NSM could tell are not kept any more.
+    pub(super) fn drop_stale_options(&self, id: GuestId) -> io::Result<()> {
+        let Some(k) = &self.keeper else { return Ok(()) };
+        let mut keys: Vec<Key> = k.options_of(id.0).into_iter().map(|(key, _)| key).collect();
+        if keys.is_empty() {
+            return Ok(());
+        }
+        let stale = self.ask(move |s| {
+            keys.retain(|k| !s.engine.is_open(id, k.socket, k.generation));
+            keys
+        })?;
+        stale.into_iter().for_each(|key| k.forget_options(key));
+        Ok(())
     }
 
     /// Tells the guest's NSM processes of its limits.

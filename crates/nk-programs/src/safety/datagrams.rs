@@ -1,5 +1,6 @@
 //! UDP sockets outlive the daemon and the NSM; senders that are killed leave nothing.
 
+use std::io::Write;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use crate::cases::says;
 use crate::leaks::describe_guest;
 use crate::process::{Running, eventually};
 use crate::suite::{GUESTS_ONLY, Group, Test};
-use crate::world::{Mode, Nsm, World, free_port};
+use crate::world::{Mode, Nsm, World, free_port, free_ports};
 
 const PYTHON: &str = "/usr/bin/python3";
 
@@ -19,6 +20,7 @@ pub(super) fn tests() -> Vec<Test> {
     let test = Test::alone(Group::Safety, GUESTS_ONLY);
     vec![
         test("UDP sockets outlive the daemon and the NSM", survive),
+        test("UDP sockets keep their options", keep_options),
         test("killed senders of datagrams leave nothing", kills),
     ]
 }
@@ -59,6 +61,44 @@ fn survive(world: &mut World, mode: Mode) -> Result<String> {
     }
     server.stop(Signal::TERM, Duration::from_secs(10))?;
     Ok(format!("{ROUNDS} times"))
+}
+
+fn keep_options(world: &mut World, mode: Mode) -> Result<String> {
+    let script = world.write("udp_options.py", include_str!("../../programs/udp_options.py"))?;
+    let port = free_ports(3)?.to_string();
+    let mut guest = world.start_piped("options", mode.server, &[PYTHON, &script, &port])?;
+    let mut input = guest.input().context("no pipe")?;
+    let mut asked = 0;
+    let mut ask = |guest: &mut Running| -> Result<String> {
+        writeln!(input, "ask")?;
+        asked += 1;
+        says(guest, "first:", asked).with_context(|| guest.err())?;
+        Ok(guest.out().lines().last().unwrap_or_default().to_owned())
+    };
+    let before = ask(&mut guest)?;
+    ensure!(before.ends_with("joined:True long:True left:False"), "{before}");
+    for round in 0..ROUNDS {
+        if world.options.nsm == Nsm::Separate {
+            kill_nsm(world)?;
+        } else {
+            world.kill_daemon()?;
+            world.start_daemon()?;
+        }
+        if round == 1 && world.options.nsm == Nsm::Separate {
+            // What the next daemon knows of them it has from the keeper.
+            world.kill_daemon()?;
+            world.start_daemon()?;
+            kill_nsm(world)?;
+        }
+        // A datagram that comes before the next NSM has the socket is lost.
+        eventually(RECOVERY, || {
+            let now = ask(&mut guest)?;
+            ensure!(now == before, "they were {before}, and are {now}");
+            Ok(())
+        })?;
+    }
+    guest.stop(Signal::TERM, Duration::from_secs(10))?;
+    Ok(format!("{ROUNDS} deaths: {before}"))
 }
 
 fn kills(world: &mut World, mode: Mode) -> Result<String> {

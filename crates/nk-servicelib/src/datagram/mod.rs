@@ -42,12 +42,14 @@ pub(crate) struct Datagrams {
     reuse: [bool; 2],
     /// Some that are queued go elsewhere than their headers on the ring say.
     has_kept_peer: bool,
+    /// Somebody may keep its options.
+    pub(crate) has_options: bool,
 }
 
 impl Datagrams {
     /// Those of a socket that another service gave away; `set` says which options are.
     pub(crate) fn moved(has_port: bool, set: impl FnMut(i32) -> bool) -> Datagrams {
-        Datagrams { has_port, reuse: REUSE.map(set), ..Datagrams::default() }
+        Datagrams { has_port, reuse: REUSE.map(set), has_options: true, ..Datagrams::default() }
     }
 
     /// Whether nobody waits to be told what became of a datagram, and what is queued is as it stands on the ring.
@@ -192,6 +194,9 @@ impl<S: Stack> Ctx<'_, S> {
 
     /// Notes an option that was set.
     pub(crate) fn note_option(s: &mut Taken<S>, level: i32, name: i32, value: &[u8]) {
+        if let Some(d) = &mut s.datagram {
+            d.has_options = true;
+        }
         let on = value.iter().take(4).any(|b| *b != 0);
         if let (Some(d), libc::SOL_SOCKET) = (&mut s.datagram, level)
             && let Some(i) = REUSE.iter().position(|r| *r == name)
