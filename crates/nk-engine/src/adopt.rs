@@ -241,6 +241,8 @@ impl Parts<'_> {
             match s.state() {
                 State::GrantedNsm => {
                     self.guest.nsm_granted = self.guest.nsm_granted.saturating_sub(1);
+                    // It may have been accepted into, and a process have sent, before this engine heard of it.
+                    self.guest.count_cell(id);
                     self.guest.free_id(id);
                 }
                 State::Closing => self.forget(id, out),
