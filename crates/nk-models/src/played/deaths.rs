@@ -132,7 +132,8 @@ impl Simulation {
         let row = |p: &Shell| AdoptedRow { row: p.row, pid: 100, qsets: vec![p.qset] };
         let rows = t.processes.iter().map(row).collect();
         let adoption = Adoption { rows, listeners, holds: Vec::new(), kept };
-        let setup = GuestSetup { nsm: NsmId(t.nsm as u8), ..World::setup(&t.region, t.id) };
+        let (nsm, limits) = (NsmId(t.nsm as u8), t.limits);
+        let setup = GuestSetup { nsm, limits, ..World::setup(&t.region, t.id) };
         self.w.engine.adopt_guest(setup, &adoption, &mut self.w.bells).expect("adopt");
     }
 
