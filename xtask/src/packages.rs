@@ -37,6 +37,7 @@ pub(crate) const FOR_BENCH: &[Needed] = &[
 /// For the tests, in addition. What the VM test needs, it installs itself.
 pub(crate) const FOR_TESTS: &[Needed] = &[
     ("/usr/sbin/nft", "nftables"),
+    ("/usr/bin/systemd-analyze", "systemd"),
     ("/usr/bin/tcpdump", "tcpdump"),
     ("/usr/bin/ss", "iproute2"),
     ("/usr/bin/nsenter", "util-linux"),

@@ -6,6 +6,7 @@ mod datagrams;
 mod exhaust;
 mod hostile;
 mod kills;
+mod manager;
 mod restart;
 
 use std::io::{Read, Write};
@@ -25,6 +26,7 @@ pub(crate) fn tests() -> Vec<Test> {
         datagrams::tests(),
         chaos::tests(),
         kills::tests(),
+        manager::tests(),
     ]
     .concat()
 }

@@ -54,6 +54,8 @@ fn nsm_of(text: &str) -> &str {
 
 /// Word a of a [`Kind::Kept`] that asks for nothing: the keeper has been told everything, and acts on this daemon's death from now on.
 const KEPT_COMPLETE: u64 = 1;
+/// As above: no other daemon is to follow.
+const KEPT_END: u64 = 2;
 
 /// What is kept.
 #[derive(Debug)]
@@ -179,6 +181,13 @@ impl Keeper {
             link.options.forget_guest(key as u16);
         }
         link.drop_entry(class, key);
+    }
+
+    /// When this daemon ends none is to follow: the keeper tells the guests, and ends.
+    pub fn end(&self) {
+        let mut m = Message::new(Kind::Kept);
+        m.a = KEPT_END;
+        self.link().send(&m, &[]);
     }
 
     /// Keeps an option of a datagram socket.

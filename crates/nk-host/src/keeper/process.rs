@@ -14,7 +14,7 @@ use nk_device::sync::{Ordering, fence};
 use nk_device::{Cell, Qset, Row};
 
 use super::ledger::Ledger;
-use super::{CLASS_GUEST, CLASS_NSM, CLASS_PROCESS, CLASS_QSET, KEPT_COMPLETE, nsm_of};
+use super::{CLASS_GUEST, CLASS_NSM, CLASS_PROCESS, CLASS_QSET, KEPT_COMPLETE, KEPT_END, nsm_of};
 use crate::guest::{Region, layout};
 use crate::{sys, watchdog};
 
@@ -25,6 +25,8 @@ struct State {
     /// The daemon has told everything. One that gives up before is not dead: it starts another keeper.
     is_complete: bool,
     private: Option<PathBuf>,
+    /// No daemon will follow this one.
+    is_last: bool,
 }
 
 /// Runs until there is nothing left to keep.
@@ -35,7 +37,13 @@ pub fn run(path: PathBuf, private: Option<PathBuf>) -> io::Result<()> {
     sys::name_thread(c"nk-keeper");
     sys::raise_fd_limit();
     let listener = sys::own(crate::spawn::PASSED_FD);
-    let mut s = State { ledger: Ledger::default(), daemon: None, is_complete: false, private };
+    let mut s = State {
+        ledger: Ledger::default(),
+        daemon: None,
+        is_complete: false,
+        is_last: private.is_some(),
+        private,
+    };
     // The daemon that started this one connects at once.
     let mut served = false;
     loop {
@@ -63,7 +71,7 @@ pub fn run(path: PathBuf, private: Option<PathBuf>) -> io::Result<()> {
         }
         if ready(1) {
             s.messages();
-            if s.daemon.is_none() && (s.private.is_some() || !s.is_complete) {
+            if s.daemon.is_none() && (s.is_last || !s.is_complete) {
                 break;
             }
         }
@@ -134,6 +142,7 @@ impl State {
             }
             Some(Kind::Drop) => self.ledger.drop_entry(m.a, m.b),
             Some(Kind::Kept) if m.a == KEPT_COMPLETE => self.is_complete = true,
+            Some(Kind::Kept) if m.a == KEPT_END => self.is_last = true,
             Some(Kind::Kept) => {
                 let _ = sys::set_blocking(daemon);
                 let _ = self.ledger.send(daemon);
@@ -151,10 +160,9 @@ impl State {
             .filter(|(_, e)| e.fds.last().is_some_and(|p| !sys::has_ended(p.as_raw_fd())))
             .filter_map(|(_, e)| e.message.text())
             .collect();
-        let is_private = self.private.is_some();
         self.mark(|nsm| {
             Some(match living.contains(&nsm) {
-                _ if is_private => ENGINE_GONE,
+                _ if self.is_last => ENGINE_GONE,
                 true => ENGINE_AWAY,
                 false => ENGINE_DOWN,
             })

@@ -80,12 +80,10 @@ impl Server {
             | Source::Pidfd { fd, .. }
             | Source::CreatorPidfd { fd, .. }
             | Source::Hold { fd, .. }
+            | Source::Hangup(fd)
+            | Source::Quit(fd)
             | Source::Listener(fd) => Some(fd.as_raw_fd()),
-            Source::Bell
-            | Source::Keeper
-            | Source::Hangup(_)
-            | Source::Nsm(..)
-            | Source::Resolver { .. } => None,
+            Source::Bell | Source::Keeper | Source::Nsm(..) | Source::Resolver { .. } => None,
         }
     }
 

@@ -65,7 +65,9 @@ impl Server {
                 let (guest, nsm) = (words.next().unwrap_or(""), words.next().unwrap_or(""));
                 self.order_move(guest, nsm)
             }
-            Some("hand-over") => Ok(self.order_hand_over(words.next())),
+            Some("hand-over") => {
+                Ok(self.order_hand_over(words.next(), credentials.map_or(0, |c| c.pid)))
+            }
             _ => Ok(Reply::refused(
                 libc::EINVAL,
                 "the orders are: limit GUEST KEY=N..., move GUEST NSM, hand-over",

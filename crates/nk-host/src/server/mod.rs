@@ -33,6 +33,7 @@ use nk_attach::{Credentials, Fds, Kind, Message, RecvError};
 use nk_device::Layout;
 use nk_engine::{Engine, GuestId, NsmId};
 use nk_servicelib::Service;
+use sd_notify::NotifyState;
 
 use crate::broker::Broker;
 use crate::config::{Config, Placement};
@@ -83,6 +84,8 @@ pub(crate) enum Source {
     Keeper,
     /// The configuration is to be read again.
     Hangup(OwnedFd),
+    /// All is to end.
+    Quit(OwnedFd),
     /// An NSM process: its control socket or its end.
     Nsm(NsmId, nsm::Part),
     /// A guest's resolver.
@@ -131,8 +134,8 @@ pub struct Server {
     next_guest: u16,
     config: Config,
     private: bool,
-    /// Another daemon takes over.
-    is_replaced: bool,
+    /// Another daemon takes over, or none is to.
+    is_done: bool,
     listener: Token,
     accept_rests_until: Option<Instant>,
     started: Instant,
@@ -156,6 +159,7 @@ impl Server {
     pub fn new(setup: Setup) -> io::Result<Server> {
         // Before there is any other thread, which would take the signal.
         let hangup = setup.config.file.as_ref().map(|_| sys::signals(libc::SIGHUP)).transpose()?;
+        let quit = (!setup.private).then(|| sys::signals(libc::SIGQUIT)).transpose()?;
         let epoll = Epoll::new()?;
         let mut sources = Slab::new();
         let bell = Arc::new(sys::eventfd()?);
@@ -198,7 +202,7 @@ impl Server {
             next_guest: 1,
             config: setup.config,
             private: setup.private,
-            is_replaced: false,
+            is_done: false,
             listener,
             accept_rests_until: None,
             started: Instant::now(),
@@ -213,7 +217,10 @@ impl Server {
         };
         server.watch_keeper()?;
         if let Some(fd) = hangup {
-            server.watch_hangup(fd)?;
+            server.watch(Source::Hangup(fd), libc::EPOLLIN)?;
+        }
+        if let Some(fd) = quit {
+            server.watch(Source::Quit(fd), libc::EPOLLIN)?;
         }
         if let (Some(k), Some(fd)) = (&server.keeper, server.raw(Some(server.listener))) {
             k.keep(CLASS_ATTACH, 0, (0, 0), "", &[fd]);
@@ -223,20 +230,21 @@ impl Server {
         Ok(server)
     }
 
-    /// Serves until a private daemon's guest is gone, or another daemon takes over: then this process is to end at once, and to undo
-    /// nothing.
+    /// Serves until a private daemon's guest is gone, another daemon takes over, or SIGQUIT comes: then this process is to end at once, and to
+    /// undo nothing.
     ///
     /// # Errors
     /// When epoll fails or the poll thread has ended.
     pub fn run(&mut self) -> io::Result<()> {
         let mut events = Vec::new();
+        self.tell_manager(&[NotifyState::Ready]);
         loop {
             let wait = self.timers()?;
             let Some(wait) = wait else { return Ok(()) };
             self.epoll.wait(&mut events, wait)?;
             for (word, bits) in &events {
                 self.event(Token::from_word(*word), *bits)?;
-                if self.is_replaced {
+                if self.is_done {
                     return Ok(());
                 }
             }
@@ -282,6 +290,10 @@ impl Server {
             Some(Source::Hangup(fd)) => {
                 sys::drain_signals(fd.as_raw_fd());
                 self.reload();
+                Ok(())
+            }
+            Some(Source::Quit(_)) => {
+                self.end();
                 Ok(())
             }
             Some(Source::Resolver { .. }) => {
@@ -342,7 +354,11 @@ impl Server {
             | Source::CreatorPidfd { fd, .. }
             | Source::Hold { fd, .. }
             | Source::Resolver { fd, .. } => fd.as_raw_fd(),
-            Source::Bell | Source::Keeper | Source::Hangup(_) | Source::Nsm(..) => return,
+            Source::Bell
+            | Source::Keeper
+            | Source::Hangup(_)
+            | Source::Quit(_)
+            | Source::Nsm(..) => return,
         };
         if let Source::Connection { role: Role::Stranger, .. } = source {
             self.strangers -= 1;

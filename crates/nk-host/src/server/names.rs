@@ -155,6 +155,14 @@ pub(super) fn end_resolver(names: &Names) {
     }
 }
 
+/// As above, and waits until it is gone.
+pub(super) fn end_resolver_now(names: &Names) {
+    if let Some(r) = &names.resolver {
+        kill(r.pid);
+        reap(r.pid, 0);
+    }
+}
+
 fn kill(pid: i32) {
     // SAFETY: a child of ours that was not waited for.
     unsafe { libc::kill(pid, libc::SIGKILL) };

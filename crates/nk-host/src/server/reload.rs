@@ -1,13 +1,13 @@
 //! The configuration read again (SIGHUP), and the hand-over to another daemon (`nk daemon --replace`).
 
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
 
 use nk_device::Layout;
 use nk_engine::{GuestId, NsmId};
+use sd_notify::NotifyState;
 
 use super::nsm::Nsm;
-use super::{Reply, Server, Source};
+use super::{Reply, Server};
 use crate::config::{Config, NsmConfig, Placement};
 use crate::guest::Region;
 use crate::limits::GuestLimits;
@@ -20,8 +20,47 @@ pub fn common_version() -> String {
 }
 
 impl Server {
+    /// Tells the service manager, where it started this daemon, how it fares. A private daemon has inherited its address from the guest.
+    pub(super) fn tell_manager(&self, state: &[NotifyState<'_>]) {
+        if self.private {
+            return;
+        }
+        if let Err(e) = sd_notify::notify(state) {
+            tracing::warn!(error = %e, "the service manager was not told");
+        }
+    }
+
+    /// Ends for good: NSMs end, guests' calls give errors from now on, the networks that were made are taken away.
+    pub(super) fn end(&mut self) {
+        tracing::info!("ends, and all that it started with it");
+        self.tell_manager(&[NotifyState::Stopping]);
+        for at in 0..self.nsms.len() {
+            let child = self.nsms.get_mut(at).and_then(|n| n.child.take());
+            if let Some(c) = child {
+                self.forget_child(&c);
+            }
+        }
+        if let Some(k) = &self.keeper {
+            k.end();
+        }
+        // They are in the networks.
+        self.guests.values().for_each(|g| super::names::end_resolver_now(&g.names));
+        for (guest, namespace) in &self.networks {
+            match crate::netns::remove(namespace, guest) {
+                Ok(true) => tracing::info!(guest, namespace, "network removed"),
+                Ok(false) => tracing::warn!(
+                    guest,
+                    namespace,
+                    "a network stays: processes are in its namespace"
+                ),
+                Err(e) => tracing::error!(guest, error = %e, "a network cannot be removed"),
+            }
+        }
+        self.is_done = true;
+    }
+
     /// Another daemon is ready to take over: this one ends when the answer is sent.
-    pub(super) fn order_hand_over(&mut self, version: Option<&str>) -> Reply {
+    pub(super) fn order_hand_over(&mut self, version: Option<&str>, to: i32) -> Reply {
         let ours = common_version();
         if version != Some(&*ours) {
             let why = format!(
@@ -33,20 +72,23 @@ impl Server {
         if self.keeper.is_none() || self.keeper_restart_at.is_some() {
             return Reply::refused(libc::EAGAIN, "its keeper is being replaced; try again");
         }
-        tracing::info!("another daemon takes over");
-        self.is_replaced = true;
+        tracing::info!(pid = to, "another daemon takes over");
+        // A service manager would take this one's end for the service's.
+        self.tell_manager(&[NotifyState::MainPid(to.unsigned_abs())]);
+        self.is_done = true;
         Reply::ok(0, 0, 0, 0)
-    }
-
-    /// Where there is a file to read again, SIGHUP is what asks for it.
-    pub(super) fn watch_hangup(&mut self, fd: OwnedFd) -> io::Result<()> {
-        let raw = fd.as_raw_fd();
-        let token = self.sources.insert(Source::Hangup(fd));
-        self.epoll.add(raw, libc::EPOLLIN, token.word())
     }
 
     /// Reads the configuration again. A wrong one, or one that cannot be had now, changes nothing.
     pub(super) fn reload(&mut self) {
+        let now = NotifyState::monotonic_usec_now().ok();
+        let state: Vec<_> = [NotifyState::Reloading].into_iter().chain(now).collect();
+        self.tell_manager(&state);
+        self.read_again();
+        self.tell_manager(&[NotifyState::Ready]);
+    }
+
+    fn read_again(&mut self) {
         let Some(file) = self.config.file.clone() else { return };
         let changed = Config::read(&file)
             .map_err(io::Error::other)

@@ -1,0 +1,133 @@
+//! What a service manager sees of the daemon: the unit file, and the words of sd_notify, heard on a socket of the test's own.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::net::UnixDatagram;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use rustix::process::Signal;
+
+use super::restart::RECOVERY;
+use crate::process::eventually;
+use crate::suite::{Group, Test};
+use crate::world::{Mode, Side, World};
+
+const PYTHON: &str = "/usr/bin/python3";
+const UNIT: &str = include_str!("../../../../contrib/systemd/netkernel.service");
+/// Waits for bytes that never come, and says how that ended.
+const GUEST: &str = "
+import errno, socket
+near, far = socket.socket(), socket.socket()
+far.bind(('127.0.0.1', 0)); far.listen(1)
+near.connect(far.getsockname())
+print('waits', flush=True)
+try:
+    print('got', near.recv(1), flush=True)
+except OSError as e:
+    print('got', errno.errorcode[e.errno], flush=True)
+";
+
+pub(super) fn tests() -> Vec<Test> {
+    let test = Test::alone(Group::Safety, &[Mode::GUEST_SERVER]);
+    vec![
+        test("the systemd unit is right", unit),
+        test("a service manager is told how the daemon fares", told),
+    ]
+}
+
+fn unit(world: &mut World, _: Mode) -> Result<String> {
+    let line = "/usr/local/bin/nk daemon";
+    ensure!(UNIT.contains(line), "the unit does not start {line:?}");
+    let mut text = UNIT.replace("/usr/local/bin/nk", world.nk()?);
+    let verify = |world: &World, text: &str| -> Result<(bool, String)> {
+        let file = world.write("netkernel.service", text)?;
+        let output = Command::new("/usr/bin/systemd-analyze")
+            .args(["verify", "--man=no", &file])
+            .output()
+            .context("systemd-analyze, of Debian's package systemd")?;
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        let own = said.lines().filter(|l| l.contains("netkernel.service"));
+        let own: Vec<&str> = own.collect();
+        Ok((output.status.success() && own.is_empty(), own.join("; ")))
+    };
+    let (is_right, said) = verify(world, &text)?;
+    ensure!(is_right, "{said}");
+    text = text.replace("KillMode=process", "KillMode=moon");
+    let (is_right, _) = verify(world, &text)?;
+    ensure!(!is_right, "systemd-analyze finds no mistake in {text}");
+    Ok("systemd-analyze verify has nothing to say".to_owned())
+}
+
+/// The words of one message.
+fn words(manager: &UnixDatagram) -> Result<BTreeSet<String>> {
+    let mut bytes = [0; 1024];
+    let n = manager.recv(&mut bytes).context("the manager hears nothing")?;
+    let text = std::str::from_utf8(bytes.get(..n).unwrap_or_default())?;
+    Ok(text.lines().map(str::to_owned).collect())
+}
+
+fn told(world: &mut World, _: Mode) -> Result<String> {
+    let (socket, notify) = (world.path("told.sock"), world.path("notify"));
+    let config = world.write("told.toml", "[nsm.kernel]\nplacement = \"process\"\n")?;
+    let manager = UnixDatagram::bind(&notify)?;
+    manager.set_read_timeout(Some(Duration::from_secs(10)))?;
+    let before: BTreeSet<u32> = world.nk_pids()?.into_iter().collect();
+    let start = |more: &[&str]| {
+        let all = ["daemon", "--socket", &socket, "--config", &config];
+        let all = [&[world.nk()?], &all[..], more].concat();
+        world.start_with("told", Side::Plain, &all, |c| {
+            c.env("NOTIFY_SOCKET", &notify);
+        })
+    };
+    let is = |want: &[&str]| -> Result<()> {
+        let said = words(&manager)?;
+        ensure!(want.iter().all(|w| said.contains(*w)), "{want:?} expected: {said:?}");
+        Ok(())
+    };
+    let first = start(&[])?;
+    is(&["READY=1"])?;
+    // Its words are the last daemon's, not those of a private one below a service of its own.
+    let run = [world.nk()?, "run", "--engine", &socket, "--", PYTHON, "-c", GUEST];
+    let mut guest = world.start("waits", Side::Plain, &run)?;
+    crate::cases::says(&mut guest, "waits", 1)?;
+    first.signal(Signal::HUP)?;
+    let said = words(&manager)?;
+    let when = said.iter().find_map(|w| w.strip_prefix("MONOTONIC_USEC=")).map(str::parse::<u64>);
+    ensure!(said.contains("RELOADING=1") && matches!(when, Some(Ok(1..))), "{said:?}");
+    is(&["READY=1"])?;
+    // A wrong one is not the end of reloading either.
+    fs::write(&config, "[nsm.kernel]\nplacement = \"moon\"\n")?;
+    first.signal(Signal::HUP)?;
+    is(&["RELOADING=1"])?;
+    is(&["READY=1"])?;
+    fs::write(&config, "[nsm.kernel]\nplacement = \"process\"\n")?;
+    let second = start(&["--replace"])?;
+    is(&[&format!("MAINPID={}", second.pid())])?;
+    is(&["READY=1"])?;
+    ensure!(first.finish_alone(RECOVERY)?.status.success(), "the first daemon failed");
+    let left = |world: &World| -> Result<Vec<u32>> {
+        let now = world.nk_pids()?.into_iter();
+        Ok(now.filter(|pid| !before.contains(pid) && *pid != guest.pid()).collect())
+    };
+    ensure!(left(world)?.len() == 3, "daemon, keeper and NSM: {:?}", left(world)?);
+    // As KillMode=process does it, and nothing else is signalled.
+    let begun = Instant::now();
+    second.signal(Signal::QUIT)?;
+    is(&["STOPPING=1"])?;
+    ensure!(second.finish_alone(RECOVERY)?.status.success(), "SIGQUIT is no clean end");
+    let took = begun.elapsed();
+    eventually(RECOVERY, || {
+        let pids = left(world)?;
+        ensure!(pids.is_empty(), "processes are left: {pids:?}");
+        Ok(())
+    })?;
+    let said = guest.ok(RECOVERY)?;
+    ensure!(said.contains("got E"), "the guest was not told: {said:?}");
+    let got = said.lines().last().unwrap_or_default().to_owned();
+    Ok(format!(
+        "ready, reloading, main pid, stopping; ended in {} ms; the guest {got}",
+        took.as_millis()
+    ))
+}
