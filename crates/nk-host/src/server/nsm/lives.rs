@@ -1,0 +1,305 @@
+//! The lives of NSM processes: each is started, told what it is, and started again when it dies, after ever longer rests where it dies again
+//! and again.
+
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use nk_attach::{Kind, Message};
+use nk_device::Layout;
+use nk_engine::{GuestId, NsmId};
+use nk_servicelib::Key;
+
+use super::{Child, Nsm, Part, Server, Source};
+use crate::guest::Region;
+use crate::keeper::CLASS_NSM;
+use crate::nsm::command;
+use crate::sys;
+
+/// How long an NSM process may take to answer.
+const ANSWER_MAX_S: i64 = 10;
+/// How long the end of a killed process is waited for.
+const END_MAX_MS: i32 = 5_000;
+/// How long an NSM process must have run for its death not to count as one of a row.
+const RAN_WELL: Duration = Duration::from_secs(10);
+/// Of a row of deaths the first is mended at once; before each further restart the rest doubles, from this...
+const REST_MIN: Duration = Duration::from_millis(100);
+/// ...to this.
+const REST_MAX: Duration = Duration::from_secs(10);
+
+/// How long to rest before the restart after so many deaths in a row.
+fn rest(deaths: u32) -> Duration {
+    match deaths.checked_sub(2) {
+        None => Duration::ZERO,
+        Some(doublings) => REST_MIN.saturating_mul(1 << doublings.min(16)).min(REST_MAX),
+    }
+}
+
+impl Server {
+    /// Starts the processes of all NSMs that are processes and have none. One that cannot work is a mistake of the configuration's.
+    pub(in crate::server) fn start_nsms(&mut self) -> io::Result<()> {
+        for at in 0..self.nsms.len() {
+            let lacks_one = |n: &&Nsm| !n.is_inline() && n.child.is_none();
+            let Some(nsm) = self.nsms.get(at).filter(lacks_one) else { continue };
+            let (id, name) = (nsm.id, nsm.name.clone());
+            self.start_nsm(id)
+                .map_err(|e| io::Error::new(e.kind(), format!("NSM {name:?}: {e}")))?;
+        }
+        Ok(())
+    }
+
+    /// Starts an NSM's process over the NSM's device, and waits until it can serve. The engine knows the device already.
+    pub(in crate::server) fn start_nsm(&mut self, id: NsmId) -> io::Result<()> {
+        let (control, theirs) = sys::seqpacket_pair()?;
+        let (broker, their_broker) = sys::seqpacket_pair()?;
+        let nsm_bell = sys::eventfd()?;
+        let bell = self.engine_bell(id)?;
+        let engine_bell = bell.as_raw_fd();
+        let server_broker = self.broker.clone();
+        let Some(nsm) = self.nsm_mut(id) else { return Ok(()) };
+        let name = std::ffi::CString::new(nsm.name.as_str())?;
+        let argv =
+            [c"nk".as_ptr(), c"nsm".as_ptr(), c"serve".as_ptr(), name.as_ptr(), std::ptr::null()];
+        // It dies along with a daemon that leaves no keeper behind: by the end of its control socket.
+        let pid = crate::spawn::child(crate::spawn::THIS, theirs.as_raw_fd(), &argv, false)?;
+        drop(theirs);
+        let started = nsm.greet(&control, [nsm_bell.as_raw_fd(), engine_bell], &their_broker);
+        nsm.engine_bell = Some(bell);
+        if let Err(e) = started {
+            end_child(pid);
+            return Err(e);
+        }
+        crate::nsm::serve_broker(server_broker, nsm.leave.clone(), broker)?;
+        let name = nsm.name.clone();
+        self.nsm_serves(id, pid, true, control, sys::pidfd(pid)?, nsm_bell)?;
+        tracing::info!(nsm = name, pid, "NSM process started");
+        Ok(())
+    }
+
+    /// What the NSM rings for the engine.
+    pub(in crate::server) fn engine_bell(&self, id: NsmId) -> io::Result<OwnedFd> {
+        if let Some(bell) = self.nsm(id).and_then(|n| n.engine_bell.as_ref()) {
+            return bell.try_clone();
+        }
+        let bell = sys::eventfd()?;
+        let waker = bell.try_clone()?;
+        self.ask(move |s| s.add_waker(&waker, None))??;
+        Ok(bell)
+    }
+
+    /// An NSM has a process from now on.
+    pub(in crate::server) fn nsm_serves(
+        &mut self,
+        id: NsmId,
+        pid: i32,
+        is_ours: bool,
+        control: OwnedFd,
+        pidfd: OwnedFd,
+        bell: OwnedFd,
+    ) -> io::Result<()> {
+        let control_token = self.sources.insert(Source::Nsm(id, Part::Control));
+        self.epoll.add(control.as_raw_fd(), libc::EPOLLIN, control_token.word())?;
+        let pidfd_token = self.sources.insert(Source::Nsm(id, Part::End));
+        self.epoll.add(pidfd.as_raw_fd(), libc::EPOLLIN, pidfd_token.word())?;
+        self.ask(move |s| s.notify.set_nsm(id, Some(bell)))?;
+        if let Some(nsm) = self.nsm_mut(id) {
+            let child = Child { pid, is_ours, control, control_token, pidfd, pidfd_token };
+            nsm.child = Some(child);
+            nsm.started = Instant::now();
+        }
+        self.note_nsm(id);
+        Ok(())
+    }
+
+    pub(super) fn nsm_died(&mut self, id: NsmId) -> io::Result<()> {
+        let Some(nsm) = self.nsm_mut(id) else { return Ok(()) };
+        let Some(c) = nsm.child.take() else { return Ok(()) };
+        if nsm.started.elapsed() >= RAN_WELL {
+            nsm.deaths = 0;
+        }
+        let name = nsm.name.clone();
+        let status = self.forget_child(&c);
+        let by =
+            |signal| status.is_some_and(|s| libc::WIFSIGNALED(s) && libc::WTERMSIG(s) == signal);
+        let violation = by(libc::SIGSYS);
+        if violation && let Some(nsm) = self.nsm_mut(id) {
+            nsm.violations += 1;
+            tracing::error!(
+                nsm = name,
+                pid = c.pid,
+                "an NSM made a system call that it must not make: it was taken over, or its filter lacks one"
+            );
+        }
+        let how = status.map_or_else(|| "not known".to_owned(), describe_end);
+        tracing::error!(
+            nsm = name,
+            pid = c.pid,
+            how,
+            "an NSM process died; its connections are reset"
+        );
+        // What it had of a guest that was moved from it is renewed at once, where the guest is.
+        let moved = self.guests.values().filter(|g| g.old_nsms.contains(&id));
+        for (nsm, guest) in moved.map(|g| (g.nsm, g.id)).collect::<Vec<_>>() {
+            self.give_options(nsm, guest)?;
+        }
+        let listeners = self.ask(move |s| {
+            s.notify.set_nsm(id, None);
+            s.engine.nsm_dead(id, &mut s.notify).map_err(io::Error::other)
+        })??;
+        self.after_death(id, &listeners)?;
+        self.try_restart(id)
+    }
+
+    /// Ends a process, if it lives, and all that is known of it; its wait status. Of one that another daemon started nobody here can
+    /// learn how it ended.
+    pub(in crate::server) fn forget_child(&mut self, c: &Child) -> Option<i32> {
+        for (fd, token) in [(&c.control, c.control_token), (&c.pidfd, c.pidfd_token)] {
+            self.epoll.remove(fd.as_raw_fd());
+            self.sources.remove(token);
+        }
+        if let Some(k) = &self.keeper {
+            k.drop_entry(CLASS_NSM, c.pid as u64);
+        }
+        if c.is_ours {
+            return Some(end_child(c.pid));
+        }
+        end_stranger(&c.pidfd);
+        None
+    }
+
+    /// Starts a dead NSM again, now or after the rest that is due.
+    fn try_restart(&mut self, id: NsmId) -> io::Result<()> {
+        let Some(nsm) = self.nsm_mut(id) else { return Ok(()) };
+        nsm.deaths = nsm.deaths.saturating_add(1);
+        let rest = rest(nsm.deaths);
+        if rest.is_zero() {
+            return self.restart_nsm(id);
+        }
+        tracing::warn!(
+            nsm = nsm.name,
+            deaths = nsm.deaths,
+            rest_ms = rest.as_millis() as u64,
+            "an NSM dies again and again: it rests before it is started"
+        );
+        nsm.restart_at = Some(Instant::now() + rest);
+        Ok(())
+    }
+
+    /// When the next restart is due; does what is.
+    pub(in crate::server) fn nsm_timer(&mut self, now: Instant) -> io::Result<Option<Instant>> {
+        for at in 0..self.nsms.len() {
+            let Some(nsm) = self.nsms.get_mut(at) else { continue };
+            if nsm.restart_at.is_some_and(|t| t <= now) {
+                nsm.restart_at = None;
+                let id = nsm.id;
+                self.restart_nsm(id)?;
+            }
+        }
+        Ok(self.nsms.iter().filter_map(|n| n.restart_at).min())
+    }
+
+    fn restart_nsm(&mut self, id: NsmId) -> io::Result<()> {
+        let region = Region::new("nsm", Layout::NSM, 0)?;
+        let device = region.device;
+        let Some(nsm) = self.nsm_mut(id) else { return Ok(()) };
+        nsm.restarts += 1;
+        let old = std::mem::replace(&mut nsm.region, region);
+        if let Err(e) = self.start_nsm(id) {
+            let Some(nsm) = self.nsm_mut(id) else { return Ok(()) };
+            // The engine still has the old one.
+            nsm.region = old;
+            tracing::error!(nsm = nsm.name, error = %e, "an NSM cannot be started");
+            nsm.deaths = nsm.deaths.max(1);
+            return self.try_restart(id);
+        }
+        // Until the engine has the new device it does not look at the old one; the old one goes when it has.
+        let its: Vec<GuestId> =
+            self.guests.values().filter(|g| g.nsm == id).map(|g| g.id).collect();
+        for guest in its {
+            self.drop_stale_options(guest)?;
+            self.nsm_add_guest(id, guest)?;
+        }
+        let listeners =
+            self.ask(move |s| s.engine.nsm_back(id, device).map_err(io::Error::other))??;
+        drop(old);
+        for (guest, l) in listeners {
+            let key = Key { guest: guest.0, socket: l.socket, generation: l.generation };
+            let kept = self.nsm(id).and_then(|n| n.listeners.get(&key.to_word()));
+            match kept.and_then(|k| k.0.try_clone().ok()) {
+                Some(fd) => self.nsm_adopt_listener(key, fd, l.backlog)?,
+                None => self.listener_lost(key)?,
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Nsm {
+    /// Tells a process that was just started what it is, and waits for its word.
+    fn greet(&self, control: &OwnedFd, bells: [i32; 2], broker: &OwnedFd) -> io::Result<()> {
+        let mut m = Message::new(Kind::Nsm);
+        (m.a, m.b, m.c) = (command::START, self.config.io.to_word(), self.config.grace_s().into());
+        let cores: Vec<String> =
+            self.config.cores.iter().map(|c| c.get_ref().to_string()).collect();
+        let m = m.with_text(&cores.join(","));
+        let [bell, engine_bell] = bells;
+        let fds = [self.region.memfd.as_raw_fd(), bell, engine_bell, broker.as_raw_fd()];
+        let raw = control.as_raw_fd();
+        nk_attach::send(raw, &m, &fds).map_err(io::Error::from_raw_os_error)?;
+        sys::set_receive_timeout(raw, ANSWER_MAX_S)?;
+        let (reply, ..) = nk_attach::recv(raw, false)
+            .map_err(|e| io::Error::other(format!("its process did not start ({e:?})")))?;
+        match reply.status {
+            0 => Ok(()),
+            e => {
+                let kind = io::Error::from_raw_os_error(e).kind();
+                Err(io::Error::new(kind, reply.text().unwrap_or("").to_owned()))
+            }
+        }
+    }
+}
+
+/// Ends a child, which may hang instead of having ended; its wait status.
+fn end_child(pid: i32) -> i32 {
+    let mut status = 0;
+    // SAFETY: our own child, not yet waited for.
+    unsafe {
+        libc::kill(pid, libc::SIGKILL);
+        libc::waitpid(pid, &raw mut status, 0);
+    }
+    status
+}
+
+/// Ends an NSM process that another daemon started.
+pub(in crate::server) fn end_stranger(pidfd: &OwnedFd) {
+    let mut p = libc::pollfd { fd: pidfd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+    // SAFETY: plain numbers, no information for the signal, and one entry of ours. Where it does not end nobody waits for it for ever.
+    unsafe {
+        let none = std::ptr::null::<libc::siginfo_t>();
+        libc::syscall(libc::SYS_pidfd_send_signal, p.fd, libc::SIGKILL, none, 0);
+        libc::poll(&raw mut p, 1, END_MAX_MS);
+    }
+}
+
+fn describe_end(status: i32) -> String {
+    if libc::WIFSIGNALED(status) {
+        format!("signal {}", libc::WTERMSIG(status))
+    } else {
+        format!("status {}", libc::WEXITSTATUS(status))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_row_of_deaths_rests_ever_longer_and_a_single_one_not() {
+        assert_eq!(rest(1), Duration::ZERO);
+        assert_eq!(rest(2), REST_MIN);
+        assert_eq!(rest(3), REST_MIN * 2);
+        assert_eq!(rest(8), REST_MIN * 64);
+        assert_eq!(rest(9), REST_MAX);
+        assert_eq!(rest(u32::MAX), REST_MAX);
+    }
+}

@@ -1,0 +1,240 @@
+//! NSMs as the control thread sees them: nothing to do for an inline one; a child process each otherwise.
+
+mod guests;
+mod lives;
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::time::Instant;
+
+use nk_attach::{Message, RecvError};
+use nk_engine::{GuestId, NsmId};
+use nk_servicelib::Key;
+
+pub(super) use lives::end_stranger;
+
+use super::{Server, Source, Token};
+use crate::config::{GuestConfig, NsmConfig, Placement};
+use crate::guest::Region;
+use crate::keeper::{CLASS_LISTENER, option_from_text};
+use crate::nsm::{Leave, note};
+use crate::sys;
+
+/// What of an NSM process reports in the epoll.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Part {
+    /// Its control socket.
+    Control,
+    /// Its pidfd.
+    End,
+}
+
+/// An NSM.
+#[derive(Debug)]
+pub(crate) struct Nsm {
+    pub(super) id: NsmId,
+    pub(super) name: String,
+    pub(super) config: NsmConfig,
+    /// Its own device; kept mapped as long as the engine uses it.
+    pub(super) region: Region,
+    /// Where its process may have sockets opened.
+    pub(super) leave: Leave,
+    pub(super) child: Option<Child>,
+    /// Rung by the NSM for the engine.
+    pub(super) engine_bell: Option<OwnedFd>,
+    /// Listeners that it reported: descriptor and backlog.
+    pub(super) listeners: HashMap<u64, (OwnedFd, u32)>,
+    started: Instant,
+    restart_at: Option<Instant>,
+    /// Times that it was started again.
+    pub(super) restarts: u64,
+    /// Times that it did what it must not do, and was killed for it.
+    pub(super) violations: u64,
+    /// Deaths since it last ran well.
+    deaths: u32,
+}
+
+#[derive(Debug)]
+pub(super) struct Child {
+    pub(super) pid: i32,
+    /// Not of one that another daemon started.
+    is_ours: bool,
+    pub(super) control: OwnedFd,
+    control_token: Token,
+    pub(super) pidfd: OwnedFd,
+    pidfd_token: Token,
+}
+
+impl Nsm {
+    pub(super) fn new(
+        id: NsmId,
+        name: String,
+        config: NsmConfig,
+        region: Region,
+        leave: Leave,
+    ) -> Nsm {
+        Nsm {
+            id,
+            name,
+            config,
+            region,
+            leave,
+            child: None,
+            engine_bell: None,
+            listeners: HashMap::new(),
+            started: Instant::now(),
+            restart_at: None,
+            restarts: 0,
+            violations: 0,
+            deaths: 0,
+        }
+    }
+
+    pub(super) fn is_inline(&self) -> bool {
+        self.config.placement == Placement::Inline
+    }
+
+    /// The pid of its process.
+    pub(super) fn pid(&self) -> Option<i32> {
+        self.child.as_ref().map(|c| c.pid)
+    }
+
+    /// Whether it serves now.
+    pub(super) fn is_up(&self) -> bool {
+        self.is_inline() || self.child.is_some()
+    }
+
+    /// Sends a command and waits for its answer; returns it and what the NSM reported meanwhile.
+    pub(super) fn ask(&self, m: &Message, fds: &[i32]) -> io::Result<(Message, Vec<Note>)> {
+        let child = self.child.as_ref().ok_or_else(gone)?;
+        exchange(&child.control, m, fds, |reply| reply.a == m.a)
+    }
+}
+
+fn gone() -> io::Error {
+    io::Error::other("the NSM process is gone")
+}
+
+/// Sends a command to an NSM process and waits for its answer; returns it and what the NSM reported meanwhile. Answers to other
+/// commands, which a dead daemon gave, are dropped.
+pub(super) fn exchange(
+    control: &OwnedFd,
+    m: &Message,
+    fds: &[i32],
+    is_answer: impl Fn(&Message) -> bool,
+) -> io::Result<(Message, Vec<Note>)> {
+    let raw = control.as_raw_fd();
+    nk_attach::send(raw, m, fds).map_err(io::Error::from_raw_os_error)?;
+    let mut notes = Vec::new();
+    loop {
+        let (reply, mut fds, _) = nk_attach::recv(raw, false).map_err(|_| gone())?;
+        if is_answer(&reply) {
+            return Ok((reply, notes));
+        }
+        if reply.a >= note::LISTENER {
+            notes.push((reply, fds.take(0).map(sys::own)));
+        }
+    }
+}
+
+/// What an NSM process reported unasked, with its descriptor.
+pub(super) type Note = (Message, Option<OwnedFd>);
+
+impl Server {
+    pub(super) fn nsm(&self, id: NsmId) -> Option<&Nsm> {
+        self.nsms.iter().find(|n| n.id == id)
+    }
+
+    pub(super) fn nsm_mut(&mut self, id: NsmId) -> Option<&mut Nsm> {
+        self.nsms.iter_mut().find(|n| n.id == id)
+    }
+
+    /// The NSM of a name.
+    pub(super) fn nsm_named(&self, name: &str) -> Option<NsmId> {
+        self.nsms.iter().find(|n| n.name == name).map(|n| n.id)
+    }
+
+    /// The NSM of a new guest: the configured one, else of those that are for all that with the fewest guests, and of these that
+    /// with the fewest sockets.
+    pub(super) fn choose_nsm(&self, rules: &GuestConfig) -> io::Result<NsmId> {
+        if let Some(id) = rules.nsm.as_ref().and_then(|n| self.nsm_named(n.get_ref())) {
+            return Ok(id);
+        }
+        let any_default = self.nsms.iter().any(|n| n.config.default);
+        let candidates: Vec<NsmId> =
+            self.nsms.iter().filter(|n| n.config.default || !any_default).map(|n| n.id).collect();
+        if let [only] = candidates[..] {
+            return Ok(only);
+        }
+        let guests: Vec<(GuestId, NsmId)> = self.guests.values().map(|g| (g.id, g.nsm)).collect();
+        let sockets = self.ask(move |s| {
+            guests.into_iter().map(|(g, n)| (n, s.engine.guest_sockets(g))).collect::<Vec<_>>()
+        })?;
+        let load = |id: &NsmId| {
+            let its = sockets.iter().filter(|(n, _)| n == id);
+            (its.clone().count(), its.map(|(_, n)| u64::from(*n)).sum::<u64>())
+        };
+        candidates.into_iter().min_by_key(load).ok_or_else(|| io::Error::other("there is no NSM"))
+    }
+
+    /// Sends a command and waits for its answer; what the NSM reports meanwhile is taken in.
+    pub(super) fn nsm_command(
+        &mut self,
+        id: NsmId,
+        m: &Message,
+        fds: &[i32],
+    ) -> io::Result<Message> {
+        let nsm = self.nsm(id).ok_or_else(|| io::Error::other("no such NSM"))?;
+        let (reply, notes) = nsm.ask(m, fds)?;
+        for (m, fd) in notes {
+            self.nsm_note(id, &m, fd);
+        }
+        Ok(reply)
+    }
+
+    /// A listener came or went.
+    pub(super) fn nsm_note(&mut self, id: NsmId, m: &Message, fd: Option<OwnedFd>) {
+        let keeper = self.keeper.clone();
+        let Some(nsm) = self.nsm_mut(id) else { return };
+        match (m.a, fd) {
+            (note::LISTENER, Some(fd)) => {
+                if let Some(k) = &keeper {
+                    let text = m.text().unwrap_or("");
+                    k.keep(CLASS_LISTENER, m.b, (m.c, 0), text, &[fd.as_raw_fd()]);
+                }
+                nsm.listeners.insert(m.b, (fd, m.c as u32));
+            }
+            (note::LISTENER_GONE, _) => {
+                nsm.listeners.remove(&m.b);
+                if let Some(k) = &keeper {
+                    k.drop_entry(CLASS_LISTENER, m.b);
+                }
+            }
+            (note::OPTION | note::OPTIONS_GONE, _) => {
+                let key = Key::from_word(m.b);
+                let is_its = self.guests.get(&key.guest).is_some_and(|g| g.is_on(id));
+                let option = m.text().and_then(option_from_text);
+                match (keeper.filter(|_| is_its), option) {
+                    (Some(k), Some(option)) if m.a == note::OPTION => k.keep_option(key, &option),
+                    (Some(k), _) if m.a == note::OPTIONS_GONE => k.forget_options(key),
+                    _ => {}
+                }
+            }
+            _ => tracing::warn!(nsm = nsm.name, what = m.a, "an odd message from an NSM"),
+        }
+    }
+
+    pub(super) fn nsm_event(&mut self, id: NsmId, part: Part) -> io::Result<()> {
+        let Some(child) = self.nsm(id).and_then(|n| n.child.as_ref()) else { return Ok(()) };
+        let raw = child.control.as_raw_fd();
+        loop {
+            match nk_attach::recv(raw, true) {
+                Ok((m, mut fds, _)) => self.nsm_note(id, &m, fds.take(0).map(sys::own)),
+                // What it said last, and is in force, is heard before its end.
+                Err(RecvError::Os(libc::EAGAIN)) if part == Part::Control => return Ok(()),
+                Err(_) => return self.nsm_died(id),
+            }
+        }
+    }
+}
