@@ -53,6 +53,8 @@ pub mod command {
     pub const OPTION: u64 = 13;
     /// b = guest: of its datagram sockets there are no options but those that are told from now on.
     pub const OPTIONS: u64 = 14;
+    /// Never sent: what the process's own threads say to each other when daemon and keeper are gone.
+    pub const END: u64 = 15;
 }
 
 /// What daemon and NSM process say to each other, on the control socket and over the device. A daemon goes on only with a process that

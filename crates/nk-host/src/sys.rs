@@ -54,6 +54,15 @@ pub fn len(memfd: &impl AsRawFd) -> io::Result<usize> {
     Ok(usize::try_from(size).unwrap_or(0))
 }
 
+/// Whether all other ends of a socket are closed.
+#[must_use]
+pub fn is_hung_up(fd: RawFd) -> bool {
+    let mut p = libc::pollfd { fd, events: 0, revents: 0 };
+    // SAFETY: one entry of ours.
+    unsafe { libc::poll(&raw mut p, 1, 0) };
+    p.revents & libc::POLLHUP != 0
+}
+
 /// A memfd with these bytes, at its start.
 ///
 /// # Errors

@@ -208,9 +208,13 @@ fn call_inner(p: &Process, nqe: Nqe, interruptible: bool) -> Result<Nqe, i32> {
                 continue;
             }
         }
-        if let Err(libc::EINTR) = sys::futex_wait(&q.completion_wake, wake, Some(&slice))
-            && interruptible
-        {
+        let waited = sys::futex_wait(&q.completion_wake, wake, Some(&slice));
+        // Daemon and keeper died together: nobody is left who could tell, or follow.
+        if waited == Err(libc::ETIMEDOUT) && sys::is_hung_up(p.control_fd()) {
+            ticket.state.store(FREE, Ordering::Release);
+            return Err(libc::ENETDOWN);
+        }
+        if waited == Err(libc::EINTR) && interruptible {
             if ticket
                 .state
                 .compare_exchange(WAITING, ABANDONED, Ordering::AcqRel, Ordering::Acquire)

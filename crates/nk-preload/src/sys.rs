@@ -336,6 +336,15 @@ pub fn wait_readable(fd: c_int, timeout_ms: u32) -> bool {
     unsafe { system_call!(libc::SYS_ppoll, &raw mut p, 1usize, &raw const t, 0usize, 8usize) > 0 }
 }
 
+/// Whether all other ends of a socket are closed.
+pub fn is_hung_up(fd: c_int) -> bool {
+    let mut p = libc::pollfd { fd, events: 0, revents: 0 };
+    let t = timespec_us(0);
+    // SAFETY: one pollfd, one timespec, no mask.
+    unsafe { system_call!(libc::SYS_ppoll, &raw mut p, 1usize, &raw const t, 0usize, 8usize) };
+    p.revents & libc::POLLHUP != 0
+}
+
 /// An eventfd that does not block, or -errno.
 pub fn eventfd() -> Result<c_int, c_int> {
     // SAFETY: no memory is involved.

@@ -143,6 +143,11 @@ pub(crate) fn stack_lives(p: &Process) -> bool {
     matches!(p.device().header().engine_state.load(Ordering::Acquire), ENGINE_UP | ENGINE_AWAY)
 }
 
+/// Whether no engine serves, and none will.
+pub(crate) fn is_gone(p: &Process) -> bool {
+    p.device().header().engine_state.load(Ordering::Acquire) == ENGINE_GONE
+}
+
 /// Waits until an engine serves.
 ///
 /// # Errors

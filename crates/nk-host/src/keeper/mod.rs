@@ -15,6 +15,7 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use nk_attach::{Kind, Message};
 
@@ -54,6 +55,8 @@ fn nsm_of(text: &str) -> &str {
 
 /// Word a of a [`Kind::Kept`] that asks for nothing: the keeper has been told everything, and acts on this daemon's death from now on.
 const KEPT_COMPLETE: u64 = 1;
+/// How long a keeper that closes connections without a word may take to end.
+const ENDING_MAX: Duration = Duration::from_secs(1);
 /// As above: no other daemon is to follow.
 const KEPT_END: u64 = 2;
 
@@ -108,15 +111,24 @@ impl Keeper {
     /// # Errors
     /// EADDRINUSE when a living daemon has it.
     pub fn find(path: &Path) -> io::Result<Option<(Keeper, Vec<Entry>)>> {
-        let Ok(fd) = nk_attach::connect(path.as_os_str().as_bytes()) else { return Ok(None) };
-        let connection = sys::own(fd);
-        let mut ledger = Ledger::default();
-        match take_back(&connection, &mut ledger) {
-            Ok(entries) => Ok(Some((Keeper::new(path, None, connection, ledger), entries))),
-            Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => {
-                Err(io::Error::from_raw_os_error(libc::EADDRINUSE))
+        let end = Instant::now() + ENDING_MAX;
+        loop {
+            let Ok(fd) = nk_attach::connect(path.as_os_str().as_bytes()) else { return Ok(None) };
+            let connection = sys::own(fd);
+            let mut ledger = Ledger::default();
+            match take_back(&connection, &mut ledger) {
+                Ok(entries) => {
+                    return Ok(Some((Keeper::new(path, None, connection, ledger), entries)));
+                }
+                // It had nothing to keep and was about to end when this came: its path goes in a moment.
+                Err(e) if e.kind() == io::ErrorKind::UnexpectedEof && Instant::now() < end => {
+                    std::thread::sleep(Duration::from_millis(2));
+                }
+                Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => {
+                    return Err(io::Error::from_raw_os_error(libc::EADDRINUSE));
+                }
+                Err(e) => return Err(e),
             }
-            Err(e) => Err(e),
         }
     }
 
@@ -255,22 +267,42 @@ impl AsRawFd for Keeper {
     }
 }
 
+/// Tells a second daemon that the first lives. Closed without a word it would look as if the keeper were ending.
+fn refuse_second(daemon: RawFd) {
+    let mut m = Message::new(Kind::Kept);
+    m.status = libc::EADDRINUSE;
+    let _ = nk_attach::try_send(daemon, &m, &[]);
+}
+
 /// Takes everything back from a keeper; the ledger gets a copy.
 fn take_back(keeper: &OwnedFd, ledger: &mut Ledger) -> io::Result<Vec<Entry>> {
     let os = io::Error::from_raw_os_error;
     let fd = keeper.as_raw_fd();
-    nk_attach::send(fd, &Message::new(Kind::Kept), &[]).map_err(|e| match e {
-        libc::EPIPE | libc::ECONNRESET => io::ErrorKind::UnexpectedEof.into(),
-        e => os(e),
-    })?;
+    match nk_attach::send(fd, &Message::new(Kind::Kept), &[]) {
+        // One that has a daemon says so and closes, perhaps before it is asked.
+        Ok(()) | Err(libc::EPIPE | libc::ECONNRESET) => {}
+        Err(e) => return Err(os(e)),
+    }
     let mut entries = Vec::new();
+    let mut was_reset = false;
     loop {
-        let (m, mut fds, _) = nk_attach::recv(fd, false).map_err(|e| match e {
+        let (m, mut fds, _) = match nk_attach::recv(fd, false) {
+            // It closed without having read the question; what it said before is there.
+            Err(nk_attach::RecvError::Os(libc::ECONNRESET)) if !was_reset => {
+                was_reset = true;
+                continue;
+            }
+            r => r,
+        }
+        .map_err(|e| match e {
             nk_attach::RecvError::Closed | nk_attach::RecvError::Os(libc::ECONNRESET) => {
                 io::ErrorKind::UnexpectedEof.into()
             }
             other => io::Error::other(format!("{other:?}")),
         })?;
+        if m.status != 0 {
+            return Err(os(m.status));
+        }
         if m.a == 0 {
             return Ok(entries);
         }
@@ -320,4 +352,40 @@ fn spawn(listener: &OwnedFd, path: &Path, private: Option<&Path>) -> io::Result<
     argv.push(std::ptr::null());
     // Not our stderr: whoever waits for its end must not wait for the keeper.
     crate::spawn::detached(listener.as_raw_fd(), &argv, Some(c"/dev/null"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_keeper_that_ends_is_told_from_one_that_has_a_daemon() {
+        let path = std::env::temp_dir().join(format!("nk-keeper-test-{}", std::process::id()));
+        let listener = sys::listen_at(&path, 0o600).expect("listen");
+        let ends = {
+            let path = path.clone();
+            std::thread::spawn(move || {
+                // As its process does it: whoever connected meanwhile is not accepted any more.
+                std::thread::sleep(Duration::from_millis(50));
+                std::fs::remove_file(path).expect("its path");
+                std::thread::sleep(Duration::from_millis(50));
+                drop(listener);
+            })
+        };
+        assert!(Keeper::find(&path).expect("no daemon").is_none());
+        ends.join().expect("ended");
+        let listener = sys::listen_at(&path, 0o600).expect("listen");
+        let serves = std::thread::spawn(move || {
+            let second = sys::accept(listener.as_raw_fd()).expect("a connection");
+            // It has asked by now, and is not read.
+            std::thread::sleep(Duration::from_millis(50));
+            refuse_second(second.as_raw_fd());
+        });
+        let begun = Instant::now();
+        let found = Keeper::find(&path).map(|f| f.map(|_| ()));
+        assert_eq!(found.expect_err("it has a daemon").raw_os_error(), Some(libc::EADDRINUSE));
+        assert!(begun.elapsed() < ENDING_MAX);
+        serves.join().expect("served");
+        let _ = std::fs::remove_file(&path);
+    }
 }

@@ -18,6 +18,9 @@ use super::{CLASS_GUEST, CLASS_NSM, CLASS_PROCESS, CLASS_QSET, KEPT_COMPLETE, KE
 use crate::guest::{Region, layout};
 use crate::{sys, watchdog};
 
+/// How long the daemon that started this keeper may take to connect.
+const FIRST_MAX_MS: i32 = 5_000;
+
 #[derive(Debug)]
 struct State {
     ledger: Ledger,
@@ -59,9 +62,16 @@ pub fn run(path: PathBuf, private: Option<PathBuf>) -> io::Result<()> {
             .map(|fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 })
             .collect();
         // SAFETY: as many entries of ours as the length says; a negative number is skipped by the kernel.
-        let n = unsafe { libc::poll(fds.as_mut_ptr(), fds.len() as u64, -1) };
+        let n = unsafe {
+            let wait_ms = if served { -1 } else { FIRST_MAX_MS };
+            libc::poll(fds.as_mut_ptr(), fds.len() as u64, wait_ms)
+        };
         if n < 0 {
             continue;
+        }
+        if n == 0 {
+            // The daemon that started this one died before it connected.
+            break;
         }
         let ready = |i: usize| fds.get(i).is_some_and(|f| f.revents != 0);
         for (i, (class, key, _)) in waiting.iter().enumerate() {
@@ -78,13 +88,16 @@ pub fn run(path: PathBuf, private: Option<PathBuf>) -> io::Result<()> {
         if ready(0)
             && let Ok(fd) = sys::accept(listener.as_raw_fd())
         {
-            // A second daemon finds its connection closed.
             if s.daemon.is_none() {
                 served = true;
                 s.daemon = Some(fd);
+            } else {
+                super::refuse_second(fd.as_raw_fd());
             }
         }
     }
+    // With it goes the attach socket, which the next daemon must not find served when the path is gone.
+    drop(s.ledger);
     // The path of one that was given up may be the next one's by now.
     if s.is_complete {
         let _ = std::fs::remove_file(path);
@@ -203,7 +216,7 @@ impl State {
 }
 
 /// Says so in the header, then wakes every sleeper there can be: a woken one looks at the header again.
-fn wake_guest(region: &Region, state: u32) {
+pub(crate) fn wake_guest(region: &Region, state: u32) {
     let d = region.device;
     d.header().engine_state.store(state, Ordering::SeqCst);
     fence(Ordering::SeqCst);

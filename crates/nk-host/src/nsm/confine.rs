@@ -86,6 +86,8 @@ const ALLOWED: &[i64] = &[
     libc::SYS_munmap,
     libc::SYS_mremap,
     libc::SYS_madvise,
+    // At the end, where a region has pages.
+    libc::SYS_lseek,
     // Threads that exist, and ends.
     libc::SYS_rt_sigprocmask,
     libc::SYS_rt_sigaction,

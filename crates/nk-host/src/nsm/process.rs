@@ -9,6 +9,7 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError, TryRecvError};
 use std::time::{Duration, Instant};
 
 use nk_attach::{Fds, Kind, Message};
+use nk_device::header::ENGINE_GONE;
 use nk_device::patience::Patience;
 use nk_device::{Addr, Counters, Layout, SharedCounters};
 use nk_servicelib::{Errno, GuestPool, Key, MovedAt, MovedSocket, Service, SetOption, Stack};
@@ -20,12 +21,15 @@ use super::{
 };
 use crate::config::Io;
 use crate::guest::{Region, SharedLedger, layout};
+use crate::keeper::process::wake_guest;
 use crate::keeper::{option_from_text, option_to_text};
 use crate::poll::{now_ns, wait_ms};
 use crate::sys;
 
 /// How often a thread that waits for the other's answer looks whether the daemon that asked still lives.
 const LOOK: Duration = Duration::from_millis(100);
+/// How long the guests' being told may take at the end.
+const END_MAX: Duration = Duration::from_secs(10);
 
 /// Tells the daemon of listeners.
 #[derive(Debug)]
@@ -126,6 +130,7 @@ pub fn run() -> io::Result<()> {
     let grace = Duration::from_secs(start.c);
     let mut talk = Talk { control, way, worker, command_bell, grace, alone_since: None };
     while talk.step().is_some() {}
+    talk.tell_guests();
     // The worker may be in the middle of something: the process ends as a whole.
     std::process::exit(0)
 }
@@ -156,6 +161,20 @@ impl Talk {
             self.is_alone();
         }
         if control { self.message() } else { Some(()) }
+    }
+
+    /// Whoever held the other end of the control socket is gone. Where that were daemon and keeper together, nobody else can tell the
+    /// guests. A daemon that ends for good, or with its last guest, has told them.
+    fn tell_guests(&self) {
+        let (reply, answer) = mpsc::sync_channel(1);
+        let mut m = Message::new(Kind::Nsm);
+        m.a = command::END;
+        if sys::is_hung_up(self.control.as_raw_fd())
+            && self.worker.send((m, Fds::none(), reply)).is_ok()
+        {
+            sys::ring(self.command_bell.as_raw_fd());
+            let _ = answer.recv_timeout(END_MAX);
+        }
     }
 
     fn is_alone(&mut self) {
@@ -419,6 +438,10 @@ impl Worker {
                 }
                 None => libc::EINVAL,
             },
+            (command::END, _) => {
+                self.regions.values().for_each(|r| wake_guest(r, ENGINE_GONE));
+                0
+            }
             (command::ALONE, _) => {
                 // What it was told about sockets of the NSMs that are gone is about shared chunks.
                 self.settle();

@@ -35,7 +35,8 @@ fn accept_now(s: &Open, flags: c_int) -> Option<Result<(c_int, AcceptedSocket), 
         && s.cell.guest_state.load(Ordering::Acquire) & GF_SHUT_RD == 0
         && nk_guestlib::recv::is_empty(s.cell)
     {
-        return None;
+        // As after the listener's own end: nothing will come, and whoever takes it for a passing trouble would ask for ever.
+        return wait::is_gone(s.p).then_some(Err(libc::EINVAL));
     }
     let _changing = gate::enter();
     let fd = match standin::make(0, 0, flags) {

@@ -1,12 +1,14 @@
 //! The daemon, its keeper, and an NSM of its own, are killed with -9 and come back: the guests' processes live on, listeners answer
 //! again, and nothing is left. Connections break with ECONNRESET where their NSM died, and go on where it is a process that lives.
 
-use std::time::Duration;
+use std::io::Write;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
 use serde_json::Value;
 
+use crate::cases::says;
 use crate::leaks::describe_guest;
 use crate::process::{Running, eventually, signal_pid};
 use crate::procfs;
@@ -25,6 +27,8 @@ pub(super) fn tests() -> Vec<Test> {
         test("the keeper is killed, then the daemon", keeper_restarts),
         test("the NSM is killed and comes back", nsm_restarts),
         test("counters go on", counters_go_on),
+        test("a daemon follows another at once", follows_at_once),
+        test("daemon and keeper are killed together", both_die),
     ]
 }
 
@@ -237,6 +241,85 @@ fn counters_go_on(world: &mut World, mode: Mode) -> Result<String> {
     asks.stop(Signal::TERM, Duration::from_secs(10))?;
     redis.stop()?;
     Ok(format!("{ROUNDS} kills, {ROUNDS} replacements: bytes and connections to the last one"))
+}
+
+/// The keeper of a daemon without guests is just ending when the next daemon looks for one.
+fn follows_at_once(world: &mut World, _: Mode) -> Result<String> {
+    let count = world.scaled(60);
+    for n in 0..count {
+        world.kill_daemon()?;
+        world.start_daemon().with_context(|| format!("daemon {n}"))?;
+    }
+    // One that serves is told from one that ends.
+    let socket = world.daemon().context("no daemon")?.socket.display().to_string();
+    let words = [world.nk()?, "daemon", "--socket", &socket];
+    let begun = Instant::now();
+    let ended = world.start("second", Side::Plain, &words)?.finish(RECOVERY)?;
+    ensure!(
+        !ended.status.success() && ended.err.contains("serves"),
+        "{} {}",
+        ended.how(),
+        ended.err
+    );
+    ensure!(begun.elapsed() < Duration::from_millis(900), "it took {:?}", begun.elapsed());
+    Ok(format!("{count} times"))
+}
+
+/// A guest whose calls wait; each says how it ended.
+const WAITS: &str = "
+import errno, os, socket, sys, threading
+near, far = socket.socket(), socket.socket()
+far.bind(('127.0.0.1', 0)); far.listen(1)
+near.connect(far.getsockname())
+def say(name, call):
+    try:
+        call()
+        how = 'ended'
+    except OSError as e:
+        how = errno.errorcode[e.errno]
+    # Not in pieces.
+    os.write(1, f'{name} {how}\\n'.encode())
+waiting = [('recv', lambda: near.recv(1)), ('accept', lambda: (far.accept(), far.accept()))]
+waiting = [threading.Thread(target=say, args=w, daemon=True) for w in waiting]
+for t in waiting: t.start()
+print('waits', flush=True)
+sys.stdin.readline()
+say('new', lambda: socket.socket().bind(('127.0.0.1', 0)))
+if sys.argv[1] == 'all':
+    for t in waiting: t.join()
+";
+
+/// Nothing outlives both, but whoever waits is told (by the NSM's process, where there is one), and the next daemon finds nothing left.
+fn both_die(world: &mut World, mode: Mode) -> Result<String> {
+    let is_separate = world.options.nsm == Nsm::Separate;
+    let what = if is_separate { "all" } else { "new" };
+    for round in 0..ROUNDS {
+        let mut guest = world.start_piped("waits", mode.server, &[PYTHON, "-c", WAITS, what])?;
+        let mut input = guest.input().context("no pipe")?;
+        says(&mut guest, "waits", 1)?;
+        let keeper = part_pid(world, "keeper")?;
+        let daemon = world.daemon().context("no daemon")?.running.pid();
+        let (first, second) = if round % 2 == 0 { (keeper, daemon) } else { (daemon, keeper) };
+        signal_pid(first, Signal::KILL);
+        signal_pid(second, Signal::KILL);
+        world.kill_daemon()?;
+        // The NSM's process ends by itself.
+        eventually(RECOVERY, || {
+            let left = world.nk_pids()?;
+            let left: Vec<String> =
+                left.into_iter().filter(|p| *p != guest.pid()).map(procfs::command_line).collect();
+            ensure!(left.is_empty(), "processes are left: {left:?}");
+            Ok(())
+        })?;
+        writeln!(input)?;
+        let said = guest.ok(RECOVERY).context("calls of a guest that is served no more")?;
+        let fails = |call: &str| said.lines().any(|l| l.starts_with(&format!("{call} E")));
+        ensure!(fails("new") && (!is_separate || (fails("recv") && fails("accept"))), "{said:?}");
+        world.start_daemon()?;
+        let redis = Redis::start(world, mode.server, None)?;
+        redis.stop()?;
+    }
+    Ok(format!("{ROUNDS} times; {what} calls that waited gave errors, the next daemon serves"))
 }
 
 /// The pid of a part of the daemon that is a process of its own.
