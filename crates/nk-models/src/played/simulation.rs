@@ -8,7 +8,8 @@
 //!
 //! What stays out: the daemon's control thread (attaching, adoption's records, the keeper, reloads), whose acts are done here as it does them; and limits
 //! that change while there is no daemon. A connect that the last engine held back for a rate is known by that rate: where the rate was lifted just before
-//! (seed 6093) or meanwhile, nobody ends it, which is a fault of the engine's adoption and not mended yet.
+//! or meanwhile, nobody ends it, which no seed has shown. Seed 6093 fails for another reason, not mended yet: a process is killed while its NSM is down, its
+//! connect is taken off its ring for the last time and refused without a ticket, so to nobody, and who inherited the socket waits for ever.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
