@@ -7,6 +7,7 @@
 use std::collections::VecDeque;
 
 use nk_device::Op;
+use nk_device::qset::JOB_SLOTS;
 
 /// Before an NSM at once, of all guests: a few hundred microseconds' worth.
 const AHEAD: usize = 8;
@@ -33,8 +34,9 @@ pub(crate) fn is_costly(op: u8) -> bool {
 #[derive(Debug, Default)]
 pub(crate) struct Ahead(VecDeque<u32>);
 
+/// What is not taken is at most a ring ahead. By that, and not by the distance's sign: a place may be of any number of elements ago.
 fn is_taken(place: u32, head: u32) -> bool {
-    (head.wrapping_sub(place) as i32) > 0
+    place.wrapping_sub(head) >= JOB_SLOTS as u32
 }
 
 impl Ahead {
@@ -74,5 +76,17 @@ mod tests {
         assert!(ahead.has_room(start.wrapping_add(2)));
         ahead.add(start.wrapping_add(17), start.wrapping_add(17));
         assert_eq!(ahead.0.len(), 1);
+    }
+
+    #[test]
+    fn places_of_long_ago_are_taken() {
+        let mut ahead = Ahead::default();
+        for n in 0..AHEAD as u32 {
+            ahead.add(n, 0);
+        }
+        assert!(!ahead.has_room(0));
+        for later in [JOB_SLOTS as u32, i32::MAX as u32, (1 << 31) + 9, u32::MAX - 1000] {
+            assert!(ahead.has_room(later), "{later}");
+        }
     }
 }

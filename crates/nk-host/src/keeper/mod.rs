@@ -205,8 +205,12 @@ impl Keeper {
     /// Keeps an option of a datagram socket.
     pub fn keep_option(&self, key: Key, option: &SetOption) {
         let mut link = self.link();
+        if link.options.has(key, option) {
+            return;
+        }
         let Some(texts) = link.options.set(key, option) else {
-            tracing::warn!(?key, ?option, "there is no room to keep an option of a UDP socket");
+            // No warning: a guest could fill the log.
+            tracing::debug!(?key, ?option, "there is no room to keep an option of a UDP socket");
             return;
         };
         for (part, class) in (CLASS_OPTIONS..CLASS_OPTIONS + options::PARTS).enumerate() {

@@ -11,11 +11,12 @@ const SOCKETS_MAX: usize = 32 * 1024;
 /// Texts that the options of one socket may fill.
 pub(super) const PARTS: u64 = 16;
 /// Pairs of options of IP and IPv6 of which the second takes back what the first did.
-const JOIN_LEAVE: [(i32, i32); 4] = [
-    (libc::IP_ADD_MEMBERSHIP, libc::IP_DROP_MEMBERSHIP),
-    (libc::IP_ADD_SOURCE_MEMBERSHIP, libc::IP_DROP_SOURCE_MEMBERSHIP),
-    (libc::IPV6_ADD_MEMBERSHIP, libc::IPV6_DROP_MEMBERSHIP),
-    (libc::MCAST_JOIN_GROUP, libc::MCAST_LEAVE_GROUP),
+const JOIN_LEAVE: [(i32, i32, i32); 5] = [
+    (libc::IPPROTO_IP, libc::IP_ADD_MEMBERSHIP, libc::IP_DROP_MEMBERSHIP),
+    (libc::IPPROTO_IP, libc::IP_ADD_SOURCE_MEMBERSHIP, libc::IP_DROP_SOURCE_MEMBERSHIP),
+    (libc::IPPROTO_IPV6, libc::IPV6_ADD_MEMBERSHIP, libc::IPV6_DROP_MEMBERSHIP),
+    (libc::IPPROTO_IP, libc::MCAST_JOIN_GROUP, libc::MCAST_LEAVE_GROUP),
+    (libc::IPPROTO_IPV6, libc::MCAST_JOIN_GROUP, libc::MCAST_LEAVE_GROUP),
 ];
 
 /// By socket ([`Key::to_word`]), in the order in which they were set.
@@ -42,6 +43,11 @@ impl Options {
         Some(texts)
     }
 
+    /// Whether the socket has this very option: a program may set one as often as it likes.
+    pub(super) fn has(&self, key: Key, option: &SetOption) -> bool {
+        self.0.get(&key.to_word()).is_some_and(|all| all.contains(option))
+    }
+
     /// Enters what a keeper had of a socket.
     pub(super) fn read(&mut self, word: u64, text: &str) {
         self.0.entry(word).or_default().extend(text.split(';').filter_map(option_from_text));
@@ -62,8 +68,7 @@ impl Options {
 }
 
 fn enter(all: &mut Vec<SetOption>, option: &SetOption) {
-    let is_multicast = matches!(option.level, libc::IPPROTO_IP | libc::IPPROTO_IPV6);
-    for (join, leave) in JOIN_LEAVE.into_iter().filter(|_| is_multicast) {
+    for (_, join, leave) in JOIN_LEAVE.into_iter().filter(|(level, ..)| *level == option.level) {
         if option.name == join {
             return all.push(option.clone());
         }
@@ -169,5 +174,16 @@ mod tests {
         for odd in ["", "1 2 3", "1 2 300 00", "1 2 1 0000", "1 2 4 xx", "1 2 -1 "] {
             assert_eq!(option_from_text(odd), None, "{odd:?}");
         }
+    }
+
+    #[test]
+    fn an_option_with_the_number_of_a_leave_at_another_level_is_none() {
+        let mut all = Vec::new();
+        for value in [1, 2, 3] {
+            let value = vec![value, 0, 0, 0];
+            enter(&mut all, &SetOption { level: libc::IPPROTO_IP, name: libc::IP_MINTTL, value });
+        }
+        assert_eq!(libc::IP_MINTTL, libc::IPV6_DROP_MEMBERSHIP);
+        assert_eq!(all.len(), 1);
     }
 }

@@ -21,6 +21,9 @@ use crate::keeper::{CLASS_LISTENER, option_from_text};
 use crate::nsm::{Leave, note};
 use crate::sys;
 
+/// Reports of an NSM process that are taken before others are looked at; the epoll tells of those that are left.
+const NOTES_MAX: u32 = 64;
+
 /// What of an NSM process reports in the epoll.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Part {
@@ -228,7 +231,13 @@ impl Server {
     pub(super) fn nsm_event(&mut self, id: NsmId, part: Part) -> io::Result<()> {
         let Some(child) = self.nsm(id).and_then(|n| n.child.as_ref()) else { return Ok(()) };
         let raw = child.control.as_raw_fd();
+        let mut notes = 0;
         loop {
+            // Guests make an NSM report: what else the control thread has to do comes in between.
+            if part == Part::Control && notes == NOTES_MAX {
+                return Ok(());
+            }
+            notes += 1;
             match nk_attach::recv(raw, true) {
                 Ok((m, mut fds, _)) => self.nsm_note(id, &m, fds.take(0).map(sys::own)),
                 // What it said last, and is in force, is heard before its end.
