@@ -43,9 +43,14 @@ impl Options {
         Some(texts)
     }
 
-    /// Whether the socket has this very option: a program may set one as often as it likes.
+    /// Whether the socket has this very option: a program may set one as often as it likes. A join may have been taken back since, by
+    /// a leave in other words.
     pub(super) fn has(&self, key: Key, option: &SetOption) -> bool {
-        self.0.get(&key.to_word()).is_some_and(|all| all.contains(option))
+        let is_same = |(level, join, leave): &(i32, i32, i32)| {
+            *level == option.level && [*join, *leave].contains(&option.name)
+        };
+        !JOIN_LEAVE.iter().any(is_same)
+            && self.0.get(&key.to_word()).is_some_and(|all| all.contains(option))
     }
 
     /// Enters what a keeper had of a socket.
@@ -147,6 +152,7 @@ mod tests {
         }
         let all = [join(2), ttl, reuse(0), leave(3)];
         assert_eq!(o.of_guest(7), [(KEY, all.to_vec())]);
+        assert!(o.has(KEY, &reuse(0)) && !o.has(KEY, &reuse(1)) && !o.has(KEY, &join(2)));
         o.set(Key { guest: 8, ..KEY }, &reuse(1)).expect("room");
         o.forget_guest(7);
         assert_eq!((o.of_guest(7).len(), o.of_guest(8).len()), (0, 1));
