@@ -331,6 +331,7 @@ impl Parts<'_> {
             return;
         }
         if !self.nsm_of(nqe.socket).up {
+            self.end_unasked_connect(&nqe, out);
             return self.refuse(q, &nqe, ENETDOWN, out);
         }
         if follows_connect(op) && self.waits_behind(q, &nqe, out) {
@@ -397,6 +398,18 @@ impl Parts<'_> {
             _ => {}
         }
         self.pass_on(q, &nqe);
+    }
+
+    /// A process ended while there is no NSM, and what stands on its rings is read for the last time. Whoever inherited the socket would
+    /// wait for this connect for ever: it ends as one that the dead NSM had begun. One that a rate holds back goes on by itself.
+    fn end_unasked_connect(&mut self, nqe: &Nqe, out: &mut Out<'_>) {
+        let is_waited_for = |s: &Socket| !s.datagram && s.listener.is_none() && s.held.is_none();
+        if nqe.op == Op::Connect as u8
+            && nqe.ticket == 0
+            && self.guest.socket(nqe.socket).is_some_and(is_waited_for)
+        {
+            self.bury(nqe.socket, out);
+        }
     }
 
     /// Gives the NSM an element that was found to be right.

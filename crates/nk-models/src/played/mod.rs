@@ -4,9 +4,12 @@
 //! or a doorbell, the next scribble falls). Whatever it did: the host neither panics nor touches memory outside the device,
 //! every chunk is accounted for, and the honest guest's bytes arrive.
 //!
-//! [`simulation::run`] draws everything from a seed: ordinary guests, and a host whose parts die.
+//! [`simulation::run`] draws everything from a seed: ordinary guests, and a host whose parts die. `engine` has single cases of what the
+//! engine does.
 
 mod deaths;
+#[cfg(test)]
+mod engine;
 pub mod hostile;
 mod moves;
 pub mod region;

@@ -8,8 +8,7 @@
 //!
 //! What stays out: the daemon's control thread (attaching, adoption's records, the keeper, reloads), whose acts are done here as it does them; and limits
 //! that change while there is no daemon. A connect that the last engine held back for a rate is known by that rate: where the rate was lifted just before
-//! or meanwhile, nobody ends it, which no seed has shown. Seed 6093 fails for another reason, not mended yet: a process is killed while its NSM is down, its
-//! connect is taken off its ring for the last time and refused without a ticket, so to nobody, and who inherited the socket waits for ever.
+//! or meanwhile, nobody ends it. No seed has shown that; it is read from `nk_engine`'s adoption (`end_or_remind`) and not mended.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
