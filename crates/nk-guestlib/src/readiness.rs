@@ -65,6 +65,18 @@ pub fn readiness(cell: &Cell, can_send: bool) -> u32 {
     mask
 }
 
+/// What holds besides when the host is gone for good: each call ends at once, with an error once what came before is read.
+#[must_use]
+pub fn without_host(cell: &Cell) -> u32 {
+    let ended = EPOLLIN | EPOLLRDNORM | EPOLLOUT | EPOLLWRNORM;
+    if cell.is_datagram() {
+        return ended | EPOLLWRBAND | EPOLLERR;
+    }
+    let ended = ended | EPOLLRDHUP | EPOLLHUP;
+    // As a listener's own end, which is no error of it.
+    if View::of(cell).listening() { ended } else { ended | EPOLLERR }
+}
+
 fn datagram(cell: &Cell, v: View, can_send: bool) -> u32 {
     let mut mask = 0;
     if v.shut_rd() {
@@ -120,5 +132,18 @@ mod tests {
         assert_eq!(c.take_error(), 104);
         assert_eq!(c.take_error(), 0);
         assert_eq!(readiness(c, true), all);
+    }
+
+    #[test]
+    fn without_a_host_each_call_ends() {
+        let f = Fixture::new();
+        let c = f.socket().cell;
+        let ended = EPOLLIN | EPOLLRDNORM | EPOLLOUT | EPOLLWRNORM | EPOLLRDHUP | EPOLLHUP;
+        for (state, error) in
+            [(SF_CONNECTED, EPOLLERR), (SF_CONNECTING, EPOLLERR), (SF_LISTENING, 0)]
+        {
+            c.state.store(state, Ordering::Relaxed);
+            assert_eq!(without_host(c), ended | error);
+        }
     }
 }

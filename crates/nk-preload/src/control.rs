@@ -5,6 +5,7 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use nk_attach::{Fds, Message, RecvError};
 use nk_device::header::{ENGINE_GONE, ENGINE_UP};
 
+use crate::hangup;
 use crate::process::Process;
 use crate::rings::{lock, unlock};
 use crate::sys::{self, SignalsBlocked};
@@ -60,7 +61,7 @@ fn exchange(
     let header = p.device().header();
     let mut asked_in = None;
     loop {
-        if header.engine_state.load(Ordering::Acquire) == ENGINE_GONE {
+        if hangup::engine_state(p.device()) == ENGINE_GONE {
             return Err(libc::ENETDOWN);
         }
         let epoch = header.epoch.load(Ordering::Acquire);
@@ -72,7 +73,7 @@ fn exchange(
             && !sys::wait_readable(socket, 0);
         if asked_in.is_none() || lost {
             asked_in = Some(epoch);
-            nk_attach::send(socket, message, fds).map_err(|_| libc::ENETDOWN)?;
+            nk_attach::send(socket, message, fds).map_err(|_| no_daemon(p))?;
         }
         if !sys::wait_readable(socket, 1000) {
             if sys::now_us() >= deadline_us {
@@ -86,9 +87,15 @@ fn exchange(
             }
             // The second answer to a request before this one, which was asked of two daemons.
             Ok(_) | Err(RecvError::Os(libc::EAGAIN)) => {}
-            Err(_) => return Err(libc::ENETDOWN),
+            Err(_) => return Err(no_daemon(p)),
         }
     }
+}
+
+/// The control socket does not work any more: the sleepers of this process are to know too.
+fn no_daemon(p: &Process) -> i32 {
+    hangup::look(p);
+    libc::ENETDOWN
 }
 
 /// A message without a reply. A daemon that is gone misses nothing by it.

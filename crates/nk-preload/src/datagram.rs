@@ -10,7 +10,6 @@ use libc::c_int;
 use nk_device::addr::AF_INET;
 use nk_device::cell::{GF_MTU_DISCOVER, GF_SHUT_WR, SF_BOUND};
 use nk_device::datagram::{DF_DONTROUTE, DF_PEER, DF_REPORT, Header};
-use nk_device::header::ENGINE_GONE;
 use nk_device::row::Missed;
 use nk_device::{Nqe, Op};
 use nk_guestlib::datagram::{self, Received};
@@ -82,7 +81,7 @@ fn is_unknown(s: &Open, h: &Header, len: usize) -> bool {
 }
 
 fn is_gone(s: &Open) -> bool {
-    s.is_stale() || s.p.device().header().engine_state.load(Ordering::Acquire) == ENGINE_GONE
+    s.is_stale() || wait::is_gone(s.p)
 }
 
 /// The errno of flags: MSG_MORE is not served, MSG_OOB is refused by Linux's IPv4 and not seen by its IPv6.

@@ -7,7 +7,7 @@ use nk_device::{Nqe, Op};
 use nk_guestlib::send::Chunks;
 
 use crate::process::Process;
-use crate::{rings, sys};
+use crate::{hangup, rings, sys, wait};
 
 const SLOTS: usize = 32;
 /// Numbers that are kept, each with the epoch in which it was leased: epoch << 32 | number + 1; 0 is free.
@@ -112,13 +112,17 @@ pub fn ask(p: &Process) {
 /// Sleeps until grants came or a signal, unless so many are there already.
 ///
 /// # Errors
-/// EINTR, or EAGAIN after `timeout_us` (0: no limit).
+/// EINTR, EAGAIN after `timeout_us` (0: no limit), or ENETDOWN when nobody grants any more.
 pub(crate) fn wait_for_chunks(p: &Process, count: u32, timeout_us: u64) -> Result<(), i32> {
     let Some(row) = p.row() else { return Err(libc::ENOBUFS) };
     let seen = row.grant_wake.load(Ordering::SeqCst);
     ask(p);
     if row.chunk_grants.available() + kept_chunks(p) >= count {
         return Ok(());
+    }
+    hangup::look_now_and_then(p);
+    if wait::is_gone(p) {
+        return Err(libc::ENETDOWN);
     }
     let limit = sys::timespec_us(timeout_us);
     let r = sys::futex_wait(&row.grant_wake, seen, (timeout_us != 0).then_some(&limit));
@@ -158,7 +162,7 @@ pub(crate) fn take_id(p: &Process) -> Result<u32, i32> {
         if let Some(id) = take_kept(&IDS, engine_epoch(p)).or_else(|| row.id_grants.pop()) {
             return Ok(id);
         }
-        crate::wait::for_engine(p)?;
+        wait::for_engine(p)?;
         let now = sys::now_us();
         let q = p.device().qset(p.qset()).ok_or(libc::ENETDOWN)?;
         let (asked_at, before) = *asked.get_or_insert_with(|| {

@@ -372,9 +372,10 @@ fn peek_more(
             let position = s.cell.position();
             let used = s.cell.rx_tail.load(Ordering::Acquire).wrapping_sub(position.index);
             // A full ring cannot grow under a peek.
+            let over = over || !wait::stack_lives(s.p);
             (count >= target || over || used as usize >= STREAM_SLOTS).then_some(count)
         }
-        Received::WouldBlock => None,
+        Received::WouldBlock if wait::stack_lives(s.p) => None,
         _ => Some(0),
     });
     r.map_err(wait::Ended::errno)

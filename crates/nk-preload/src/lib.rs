@@ -14,6 +14,7 @@
 //! | [`fdtable`] | descriptor → socket, and how many descriptors this process has for each socket |
 //! | [`rings`] | pushing NQEs, ringing the engine, synchronous calls |
 //! | [`gate`] | keeps fork apart from calls that change descriptors |
+//! | `hangup` | whether nobody serves this process any more |
 //! | `names` | asking the guest's resolver |
 //! | [`events`] | epoll, poll and select |
 #![cfg_attr(not(test), no_std)]
@@ -27,6 +28,7 @@ pub mod fdtable;
 pub mod fork;
 pub mod gate;
 pub mod grants;
+mod hangup;
 mod io;
 mod names;
 mod next;

@@ -3,17 +3,15 @@
 //! The C library's own resolver makes its sockets past its PLT, so in a guest it would speak into the empty namespace. The wait for the
 //! answer is an ordinary poll with signals open: handlers run, and as with the C library the call goes on after them.
 
-use core::sync::atomic::Ordering;
-
 use libc::c_int;
 use nk_attach::names::{ANSWER_MAX, BUSY, Outcome, QUESTION_MAX, Question, Reader};
 use nk_attach::{Kind, Message};
 use nk_device::header::{ENGINE_GONE, ENGINE_UP};
 use nk_device::row::{Missed, NoAnswer};
 
-use crate::control;
 use crate::process::Process;
 use crate::sys::{self, Memory};
+use crate::{control, hangup};
 
 /// How long an answer may take. Name servers that do not answer take the C library half a minute, with several servers more.
 const ANSWER_MAX_US: u64 = 120_000_000;
@@ -100,7 +98,8 @@ fn connect(p: &Process) -> Result<Connection, NoAnswer> {
     let deadline = sys::now_us() + CONNECT_MAX_US;
     // Before the lock of the control socket, so that those who wait for a daemon wait together.
     loop {
-        match p.device().header().engine_state.load(Ordering::Acquire) {
+        hangup::look_now_and_then(p);
+        match hangup::engine_state(p.device()) {
             ENGINE_UP => break,
             ENGINE_GONE => return Err(NoAnswer::NoDaemon),
             _ if sys::now_us() >= deadline => return Err(NoAnswer::Late),

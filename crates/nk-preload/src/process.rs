@@ -181,6 +181,7 @@ pub(crate) fn begin(device: Device, engine_fd: c_int, id: Identity) -> bool {
 
 /// This process has another identity: after a fork, in the child.
 pub(crate) fn become_identity(id: Identity) {
+    crate::hangup::reset();
     PROCESS.pid.store(sys::getpid(), Ordering::Release);
     PROCESS.row.store(u32::from(id.row), Ordering::Release);
     PROCESS.qset.store(u32::from(id.qset), Ordering::Release);

@@ -11,6 +11,7 @@ use nk_device::nqe::{FLAG_AGAIN, FLAG_ERROR, TICKET_MAX};
 use nk_device::ring::Consumer;
 use nk_device::{Nqe, Op};
 
+use crate::hangup;
 use crate::process::Process;
 use crate::sys::{self, SignalsBlocked};
 
@@ -29,9 +30,48 @@ struct Ticket {
     words: [AtomicU64; 4],
 }
 
-static TICKET: [Ticket; TICKETS] =
-    [const { Ticket { state: AtomicU32::new(FREE), words: [const { AtomicU64::new(0) }; 4] } };
-        TICKETS];
+impl Ticket {
+    const fn new() -> Ticket {
+        Ticket { state: AtomicU32::new(FREE), words: [const { AtomicU64::new(0) }; 4] }
+    }
+
+    fn take(&self) -> bool {
+        self.state.compare_exchange(FREE, WAITING, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+    }
+
+    /// Hands the answer over; or frees the ticket, if its caller left.
+    fn deliver(&self, answer: &Nqe) {
+        for (to, from) in self.words.iter().zip(answer.to_words()) {
+            to.store(from, Ordering::Relaxed);
+        }
+        if self.state.compare_exchange(WAITING, DONE, Ordering::AcqRel, Ordering::Acquire)
+            == Err(ABANDONED)
+        {
+            self.state.store(FREE, Ordering::Release);
+        }
+    }
+
+    fn is_done(&self) -> bool {
+        self.state.load(Ordering::Acquire) == DONE
+    }
+
+    /// The caller leaves without an answer, which may come yet and must find no other call. `false`: it came.
+    fn abandon(&self) -> bool {
+        self.state.compare_exchange(WAITING, ABANDONED, Ordering::AcqRel, Ordering::Acquire).is_ok()
+    }
+
+    /// The answer; the ticket is free after this.
+    fn answer(&self) -> Nqe {
+        let mut words = [0u64; 4];
+        for (to, from) in words.iter_mut().zip(&self.words) {
+            *to = from.load(Ordering::Relaxed);
+        }
+        self.state.store(FREE, Ordering::Release);
+        Nqe::from_words(words)
+    }
+}
+
+static TICKET: [Ticket; TICKETS] = [const { Ticket::new() }; TICKETS];
 /// 0 free, 1 taken, 2 taken and somebody waits.
 static DRAIN_LOCK: AtomicU32 = AtomicU32::new(0);
 static NEXT_TICKET: AtomicU32 = AtomicU32::new(0);
@@ -96,9 +136,10 @@ fn push(p: &Process, way: Way, nqe: &Nqe) -> bool {
             ring_engine(p, number);
             return true;
         }
-        // The engine is a whole ring behind. It always drains, so this ends; if it died, the next one does.
+        // The engine is a whole ring behind. It always drains, so this ends; if it died, the next one does, if there will be one.
         ring_engine(p, number);
-        if p.device().header().engine_state.load(Ordering::Acquire) == ENGINE_GONE {
+        hangup::look_now_and_then(p);
+        if hangup::engine_state(p.device()) == ENGINE_GONE {
             return false;
         }
         sys::sleep_us(waited_us);
@@ -135,14 +176,7 @@ fn drain(p: &Process) {
     while let Some(e) = consumer.pop(&ring) {
         n = n.wrapping_add(1);
         let Some(t) = TICKET.get(usize::from(e.ticket)) else { continue };
-        for (to, from) in t.words.iter().zip(e.to_words()) {
-            to.store(from, Ordering::Relaxed);
-        }
-        if t.state.compare_exchange(WAITING, DONE, Ordering::AcqRel, Ordering::Acquire)
-            == Err(ABANDONED)
-        {
-            t.state.store(FREE, Ordering::Release);
-        }
+        t.deliver(&e);
     }
     if n != 0 {
         consumer.commit(&ring);
@@ -151,21 +185,22 @@ fn drain(p: &Process) {
     unlock(&DRAIN_LOCK);
 }
 
-/// In turn, so that a late answer to a call that was asked twice meets no other call.
-fn take_ticket() -> (u8, &'static Ticket) {
+/// In turn, so that a late answer to a call that was asked twice meets no other call. `None`: no engine will answer any more, nor free
+/// the tickets of those that left.
+fn take_ticket(p: &Process) -> Option<(u8, &'static Ticket)> {
     let first = NEXT_TICKET.fetch_add(1, Ordering::Relaxed) as usize;
-    loop {
+    while hangup::engine_state(p.device()) != ENGINE_GONE {
         for n in 0..TICKETS - 1 {
             let i = 1 + (first + n) % (TICKETS - 1);
             let Some(t) = TICKET.get(i) else { continue };
-            if t.state.compare_exchange(FREE, WAITING, Ordering::AcqRel, Ordering::Relaxed).is_ok()
-            {
-                return (i as u8, t);
+            if t.take() {
+                return Some((i as u8, t));
             }
         }
         // 63 calls under way: others will finish.
         sys::sleep_us(200);
     }
+    None
 }
 
 /// One control operation and its reply.
@@ -185,20 +220,22 @@ pub fn call(p: &Process, nqe: Nqe, interruptible: bool) -> Result<Nqe, i32> {
 fn call_inner(p: &Process, nqe: Nqe, interruptible: bool) -> Result<Nqe, i32> {
     let header = p.device().header();
     let Some(q) = p.device().qset(p.qset()) else { return Err(libc::ENETDOWN) };
-    let (number, ticket) = take_ticket();
+    let (number, ticket) = take_ticket(p).ok_or(libc::ENETDOWN)?;
     let nqe = Nqe { ticket: number, ..nqe };
     let slice = sys::timespec_us(SLICE_US);
     let mut asked_in = None;
     loop {
         let wake = q.completion_wake.load(Ordering::Acquire);
-        let state = header.engine_state.load(Ordering::Acquire);
+        let state = hangup::engine_state(p.device());
         let epoch = header.epoch.load(Ordering::Acquire);
-        if state == ENGINE_GONE {
-            ticket.state.store(FREE, Ordering::Release);
-            return Err(libc::ENETDOWN);
-        }
         drain(p);
-        if ticket.state.load(Ordering::Acquire) == DONE {
+        if ticket.is_done() {
+            break;
+        }
+        if state == ENGINE_GONE {
+            if ticket.abandon() {
+                return Err(libc::ENETDOWN);
+            }
             break;
         }
         if state == ENGINE_UP && asked_in != Some(epoch) {
@@ -209,28 +246,17 @@ fn call_inner(p: &Process, nqe: Nqe, interruptible: bool) -> Result<Nqe, i32> {
             }
         }
         let waited = sys::futex_wait(&q.completion_wake, wake, Some(&slice));
-        // Daemon and keeper died together: nobody is left who could tell, or follow.
-        if waited == Err(libc::ETIMEDOUT) && sys::is_hung_up(p.control_fd()) {
-            ticket.state.store(FREE, Ordering::Release);
-            return Err(libc::ENETDOWN);
+        if waited == Err(libc::ETIMEDOUT) {
+            hangup::look(p);
         }
         if waited == Err(libc::EINTR) && interruptible {
-            if ticket
-                .state
-                .compare_exchange(WAITING, ABANDONED, Ordering::AcqRel, Ordering::Acquire)
-                .is_ok()
-            {
+            if ticket.abandon() {
                 return Err(libc::EINTR);
             }
             break;
         }
     }
-    let mut words = [0u64; 4];
-    for (to, from) in words.iter_mut().zip(&ticket.words) {
-        *to = from.load(Ordering::Relaxed);
-    }
-    ticket.state.store(FREE, Ordering::Release);
-    let reply = Nqe::from_words(words);
+    let reply = ticket.answer();
     let status = reply.op_data as i64;
     if reply.flags & FLAG_ERROR != 0 || (nqe.op != Op::GetSockOpt as u8 && status < 0) {
         let e = i32::try_from(status.unsigned_abs()).unwrap_or(libc::EIO);
@@ -253,4 +279,23 @@ pub fn call_with_reply<T>(
     let r = call(p, nqe, false).map(|reply| use_reply(&reply));
     unlock(&REPLY_LOCK);
     r
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_late_answer_meets_no_other_call() {
+        let t = Ticket::new();
+        let answer = |n: u64| Nqe { op_data: n, ..Nqe::new(Op::Reply, 1, 1) };
+        assert!(t.take() && t.abandon());
+        assert!(!t.take(), "the answer of the call that was left may come yet");
+        t.deliver(&answer(1));
+        assert!(!t.is_done() && t.take(), "it came, and told nobody");
+        t.deliver(&answer(2));
+        assert!(t.is_done() && !t.abandon(), "what came is not lost");
+        assert_eq!(t.answer().op_data, 2);
+        assert!(t.take());
+    }
 }

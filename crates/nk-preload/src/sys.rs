@@ -185,6 +185,15 @@ pub fn now_ns() -> u64 {
     t.tv_sec as u64 * 1_000_000_000 + t.tv_nsec as u64
 }
 
+/// CLOCK_MONOTONIC as of the last tick, in ms: reads memory only.
+#[must_use]
+pub fn coarse_ms() -> u64 {
+    let mut t = timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: as in `now_ns`.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC_COARSE, &raw mut t) };
+    t.tv_sec as u64 * 1000 + t.tv_nsec as u64 / 1_000_000
+}
+
 /// µs as a timespec.
 #[must_use]
 pub fn timespec_us(us: u64) -> timespec {

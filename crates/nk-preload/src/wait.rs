@@ -3,13 +3,11 @@
 //! A sleeper announces itself, fences, looks again and only then sleeps on the value it read before that look; the other side
 //! changes the state, bumps the word, fences and looks for sleepers. So one of the two always sees the other.
 
-use core::sync::atomic::Ordering;
-
 use libc::c_int;
 use nk_device::header::{ENGINE_AWAY, ENGINE_GONE, ENGINE_UP};
 
 use crate::process::Process;
-use crate::{fdtable, gate, standin, sys};
+use crate::{fdtable, gate, hangup, standin, sys};
 
 /// Which of a cell's words a call waits on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,6 +82,7 @@ pub(crate) fn until<T>(
         On::Tx => &cell.tx_wake,
     };
     loop {
+        hangup::look_now_and_then(p);
         let seen = match on {
             On::Rx => cell.begin_rx_sleep(),
             On::Tx => cell.begin_tx_sleep(),
@@ -140,12 +139,12 @@ fn cancellable<T>(sleep: impl FnOnce() -> T) -> T {
 /// Whether the stack lives, served by an engine or waiting for the next one. A connection that finds nothing to do is lost when it
 /// does not.
 pub(crate) fn stack_lives(p: &Process) -> bool {
-    matches!(p.device().header().engine_state.load(Ordering::Acquire), ENGINE_UP | ENGINE_AWAY)
+    matches!(hangup::engine_state(p.device()), ENGINE_UP | ENGINE_AWAY)
 }
 
 /// Whether no engine serves, and none will.
 pub(crate) fn is_gone(p: &Process) -> bool {
-    p.device().header().engine_state.load(Ordering::Acquire) == ENGINE_GONE
+    hangup::engine_state(p.device()) == ENGINE_GONE
 }
 
 /// Waits until an engine serves.
@@ -154,7 +153,8 @@ pub(crate) fn is_gone(p: &Process) -> bool {
 /// ENETDOWN when none will.
 pub(crate) fn for_engine(p: &Process) -> Result<(), c_int> {
     loop {
-        match p.device().header().engine_state.load(Ordering::Acquire) {
+        hangup::look_now_and_then(p);
+        match hangup::engine_state(p.device()) {
             ENGINE_UP => return Ok(()),
             ENGINE_GONE => return Err(libc::ENETDOWN),
             _ => sys::sleep_us(10_000),

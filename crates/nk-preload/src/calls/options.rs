@@ -275,6 +275,8 @@ fn get_local(s: &Open, name: c_int, value: *mut c_void, len: *mut socklen_t) -> 
                 |bit: u32| c_int::from(s.cell.guest_state.load(Ordering::Relaxed) & bit != 0);
             let v: c_int = match name {
                 libc::SO_TYPE => ((s.cell.kind.load(Ordering::Relaxed) >> 16) & 0xf) as c_int,
+                // A connect under way has no other place to tell that it will never end.
+                libc::SO_ERROR if crate::wait::is_gone(s.p) && !is_listening(s) => libc::ENETDOWN,
                 libc::SO_ERROR => s.cell.take_error(),
                 libc::SO_ACCEPTCONN => c_int::from(is_listening(s)),
                 libc::SO_PROTOCOL => protocol(s.cell),

@@ -10,7 +10,7 @@ use nk_device::ring::Consumer;
 use nk_device::{Device, Nqe, Qset};
 
 use crate::process::Process;
-use crate::{control, fdtable, gate, sys};
+use crate::{control, fdtable, gate, hangup, sys};
 
 /// The private end of a queue set's receive ring. One thread at a time.
 #[derive(Clone, Copy, Debug)]
@@ -45,7 +45,7 @@ impl Door {
         let h = device.header();
         let mut d = Door { qset, ..Door::none() };
         d.epoch = h.epoch.load(Ordering::Acquire);
-        d.engine_state = h.engine_state.load(Ordering::Acquire);
+        d.engine_state = hangup::engine_state(device);
         if let Some(q) = device.qset(qset) {
             d.overflow = q.overflow.load(Ordering::Acquire);
             d.ring = Consumer::at(q.receive_head.load(Ordering::Acquire));
@@ -58,7 +58,7 @@ impl Door {
         let Some(q) = device.qset(self.qset) else { return Drained::All };
         let h = device.header();
         let epoch = h.epoch.load(Ordering::Acquire);
-        let engine_state = h.engine_state.load(Ordering::Acquire);
+        let engine_state = hangup::engine_state(device);
         // All three are read before the sockets are looked at: what comes after this counts again.
         let overflow = q.overflow.load(Ordering::Acquire);
         let drained = if epoch != self.epoch || engine_state != self.engine_state {
@@ -88,7 +88,7 @@ impl Door {
         let h = device.header();
         q.overflow.load(Ordering::Acquire) != self.overflow
             || h.epoch.load(Ordering::Acquire) != self.epoch
-            || h.engine_state.load(Ordering::Acquire) != self.engine_state
+            || hangup::engine_state(device) != self.engine_state
     }
 
     /// Whether [`Door::drain`] would find anything.

@@ -3,7 +3,9 @@
 use core::sync::atomic::Ordering;
 
 use nk_device::{Cell, Device};
-use nk_guestlib::readiness::readiness;
+use nk_guestlib::readiness::{readiness, without_host};
+
+use crate::process::Process;
 
 use super::{EPOLLERR, EPOLLHUP, EPOLLOUT, EPOLLWRBAND, EPOLLWRNORM};
 
@@ -19,6 +21,8 @@ pub(super) struct Look {
     pub(super) device: Device,
     /// This process has chunks to send with.
     pub(super) can_send: bool,
+    /// Nobody serves it any more: every socket has an error to tell.
+    pub(super) is_gone: bool,
 }
 
 /// What a look at one socket found.
@@ -31,6 +35,12 @@ pub(super) struct Seen {
 }
 
 impl Look {
+    /// As things are now.
+    pub(super) fn new(p: &Process) -> Look {
+        let can_send = crate::grants::can_send(p);
+        Look { device: *p.device(), can_send, is_gone: crate::wait::is_gone(p) }
+    }
+
     /// The cell, if the id still means this socket.
     pub(super) fn cell(&self, socket: u32, generation: u16) -> Option<&Cell> {
         self.device
@@ -43,7 +53,9 @@ impl Look {
         let wanted = interest | ALWAYS;
         let mut mask = readiness(cell, self.can_send);
         let mut starved = false;
-        if interest & OUT_BITS != 0 && mask & OUT_BITS == 0 {
+        if self.is_gone {
+            mask |= without_host(cell);
+        } else if interest & OUT_BITS != 0 && mask & OUT_BITS == 0 {
             // The service moves tx_head, fences and reads the count: the second look is behind want_tx's own fence.
             cell.want_tx();
             mask = readiness(cell, self.can_send);

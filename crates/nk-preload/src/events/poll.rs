@@ -10,12 +10,12 @@ use super::slots::{self, Taken};
 use super::{EPOLLERR, EPOLLHUP, grants};
 use crate::fdtable::{self, Entry};
 use crate::process::{Process, process};
-use crate::sys;
+use crate::{hangup, sys};
 
 /// Descriptors up to which everything is kept on the stack.
 const SMALL: usize = 64;
-/// Extra members of the kernel's poll: our doorbell, and the primary one when chunks ran out.
-const EXTRA: usize = 2;
+/// Extra members of the kernel's poll: our doorbell, the primary one when chunks ran out, and the control socket.
+const EXTRA: usize = 3;
 
 const ZERO: Option<libc::timespec> = Some(libc::timespec { tv_sec: 0, tv_nsec: 0 });
 
@@ -166,7 +166,7 @@ impl Sets {
     /// # Safety
     /// `fds` is the array that the sets were made from.
     unsafe fn look(&self, p: &Process, fds: *mut pollfd) -> (c_int, bool) {
-        let look = Look { device: *p.device(), can_send: crate::grants::can_send(p) };
+        let look = Look::new(p);
         let (mut ready, mut short) = (0, false);
         for i in 0..self.sockets_len {
             // SAFETY: i is below the count written; `at` is an index of the caller's array.
@@ -276,8 +276,8 @@ unsafe fn sleep(
         // SAFETY: the caller's promise.
         let (mut ready, short) = unsafe { sets.look(p, fds) };
         let quiet = below.as_mut().is_none_or(|b| b.enter(p));
-        let mut len = sets.kernel_len;
-        // SAFETY: the array has EXTRA places more.
+        let (mut len, mut watched) = (sets.kernel_len, None);
+        // SAFETY: the array has EXTRA places more than the kernel's members.
         unsafe {
             let bell = pollfd { fd: slot.doorbell(), events: libc::POLLIN, revents: 0 };
             sets.kernel.add(len).write(bell);
@@ -285,6 +285,12 @@ unsafe fn sleep(
             if short {
                 let bell = pollfd { fd: p.doorbell_fd(), events: libc::POLLIN, revents: 0 };
                 sets.kernel.add(len).write(bell);
+                len += 1;
+            }
+            if !hangup::is_known() {
+                let control = pollfd { fd: p.control_fd(), events: 0, revents: 0 };
+                sets.kernel.add(len).write(control);
+                watched = Some(len);
                 len += 1;
             }
         }
@@ -304,13 +310,16 @@ unsafe fn sleep(
         if r < 0 && asleep {
             return Err(error);
         }
-        // SAFETY: the two places after the kernel's members were written above.
+        // SAFETY: these places after the kernel's members were written above.
         unsafe {
             if (*sets.kernel.add(sets.kernel_len)).revents != 0 {
                 slot.quieten(p);
             }
             if short && (*sets.kernel.add(sets.kernel_len + 1)).revents != 0 {
                 grants::relay(p);
+            }
+            if watched.is_some_and(|at| (*sets.kernel.add(at)).revents != 0) {
+                hangup::look(p);
             }
         }
         if asleep {

@@ -4,11 +4,12 @@ use core::sync::atomic::Ordering;
 
 use libc::{c_int, epoll_event, timespec};
 
+use super::EPOLLHUP;
 use super::instance::{self, Pinned, is_mark};
 use super::native::{self, Limit, Mask, NO_MASK};
 use super::nested::Below;
 use crate::process::{Process, process};
-use crate::{gate, sys};
+use crate::{gate, hangup, sys};
 
 const ZERO: Option<timespec> = Some(timespec { tv_sec: 0, tv_nsec: 0 });
 /// As the kernel: more would overflow.
@@ -65,6 +66,11 @@ impl Out {
                     self.put(n + kept, e.events, e.u64);
                 }
                 kept += 1;
+            } else if e.events & EPOLLHUP != 0
+                && let Some(p) = process()
+            {
+                // A control socket's end: this process's, or that of one that had the instance before.
+                hangup::look(p);
             }
         }
         kept

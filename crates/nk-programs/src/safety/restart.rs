@@ -265,61 +265,57 @@ fn follows_at_once(world: &mut World, _: Mode) -> Result<String> {
     Ok(format!("{count} times"))
 }
 
-/// A guest whose calls wait; each says how it ended.
-const WAITS: &str = "
-import errno, os, socket, sys, threading
-near, far = socket.socket(), socket.socket()
-far.bind(('127.0.0.1', 0)); far.listen(1)
-near.connect(far.getsockname())
-def say(name, call):
-    try:
-        call()
-        how = 'ended'
-    except OSError as e:
-        how = errno.errorcode[e.errno]
-    # Not in pieces.
-    os.write(1, f'{name} {how}\\n'.encode())
-waiting = [('recv', lambda: near.recv(1)), ('accept', lambda: (far.accept(), far.accept()))]
-waiting = [threading.Thread(target=say, args=w, daemon=True) for w in waiting]
-for t in waiting: t.start()
-print('waits', flush=True)
-sys.stdin.readline()
-say('new', lambda: socket.socket().bind(('127.0.0.1', 0)))
-if sys.argv[1] == 'all':
-    for t in waiting: t.join()
-";
-
 /// Nothing outlives both, but whoever waits is told (by the NSM's process, where there is one), and the next daemon finds nothing left.
 fn both_die(world: &mut World, mode: Mode) -> Result<String> {
-    let is_separate = world.options.nsm == Nsm::Separate;
-    let what = if is_separate { "all" } else { "new" };
+    const SLEEPERS: [&str; 6] = ["recv", "accept", "send", "poll", "epoll", "select"];
+    let fails = |said: &str, call: &str| said.lines().any(|l| l.starts_with(&format!("{call} E")));
+    let waits = world.write("waits.py", include_str!("../../programs/waits.py"))?;
+    let late = world.write("late_calls.py", include_str!("../../programs/late_calls.py"))?;
     for round in 0..ROUNDS {
-        let mut guest = world.start_piped("waits", mode.server, &[PYTHON, "-c", WAITS, what])?;
+        let mut guest = world.start_piped("waits", mode.server, &[PYTHON, &waits])?;
+        let mut calls = Vec::new();
+        for call in ["connect", "recv", "recvfrom", "send"] {
+            let mut p = world.start_piped(call, mode.client, &[PYTHON, &late, call])?;
+            says(&mut p, "waits", 1)?;
+            calls.push(p);
+        }
         let mut input = guest.input().context("no pipe")?;
         says(&mut guest, "waits", 1)?;
+        // Until the one that sends is asleep too.
+        std::thread::sleep(Duration::from_millis(500));
         let keeper = part_pid(world, "keeper")?;
         let daemon = world.daemon().context("no daemon")?.running.pid();
         let (first, second) = if round % 2 == 0 { (keeper, daemon) } else { (daemon, keeper) };
         signal_pid(first, Signal::KILL);
         signal_pid(second, Signal::KILL);
         world.kill_daemon()?;
+        eventually(RECOVERY, || {
+            let said = guest.out();
+            ensure!(SLEEPERS.iter().all(|s| fails(&said, s)), "not all were told: {said:?}");
+            Ok(())
+        })?;
         // The NSM's process ends by itself.
         eventually(RECOVERY, || {
             let left = world.nk_pids()?;
+            let is_guest = |p: &u32| *p == guest.pid() || calls.iter().any(|c| c.pid() == *p);
             let left: Vec<String> =
-                left.into_iter().filter(|p| *p != guest.pid()).map(procfs::command_line).collect();
+                left.into_iter().filter(|p| !is_guest(p)).map(procfs::command_line).collect();
             ensure!(left.is_empty(), "processes are left: {left:?}");
             Ok(())
         })?;
         writeln!(input)?;
         let said = guest.ok(RECOVERY).context("calls of a guest that is served no more")?;
-        let fails = |call: &str| said.lines().any(|l| l.starts_with(&format!("{call} E")));
-        ensure!(fails("new") && (!is_separate || (fails("recv") && fails("accept"))), "{said:?}");
+        ensure!(fails(&said, "new") && said.contains("pushes ended"), "{said:?}");
+        for mut p in calls {
+            writeln!(p.input().context("no pipe")?)?;
+            let said = p.ok(RECOVERY).context("a call of a guest that is served no more")?;
+            ensure!(said.lines().nth(1).is_some_and(|l| l.starts_with('E')), "{said:?}");
+        }
         world.start_daemon()?;
         let redis = Redis::start(world, mode.server, None)?;
         redis.stop()?;
     }
-    Ok(format!("{ROUNDS} times; {what} calls that waited gave errors, the next daemon serves"))
+    Ok(format!("{ROUNDS} times; whoever slept or called was told, the next daemon serves"))
 }
 
 /// The pid of a part of the daemon that is a process of its own.

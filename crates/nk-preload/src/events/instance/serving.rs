@@ -77,6 +77,12 @@ impl Instance {
             door::unregister(p, qset, doorbell);
             return Err(e);
         }
+        // Its end alone, which comes unasked.
+        let event = (EPOLLET, mark_of(index));
+        if let Err(e) = native::epoll_ctl(epfd, libc::EPOLL_CTL_ADD, p.control_fd(), Some(event)) {
+            door::unregister(p, qset, doorbell);
+            return Err(e);
+        }
         let state = held.state();
         state.door = Door::new(p.device(), qset);
         state.has_primary = false;
@@ -122,7 +128,7 @@ impl Held<'_> {
 
     /// How sockets look now.
     pub(in crate::events) fn look(&self, p: &Process) -> Look {
-        Look { device: *p.device(), can_send: crate::grants::can_send(p) }
+        Look::new(p)
     }
 
     /// Takes news off the ring; what may be ready is queued after this.

@@ -37,7 +37,7 @@ impl World {
         World { base, memory, device, interest: Interest::map(64), rx_tail: [0; 64] }
     }
     fn look(&self) -> Look {
-        Look { device: self.device, can_send: true }
+        Look { device: self.device, can_send: true, is_gone: false }
     }
     fn i(&mut self) -> &mut Interest {
         self.interest.as_mut().expect("mapped")
