@@ -198,7 +198,7 @@ fn attach(is_raw_child: bool) {
     }
     drop(imported);
     if !is_raw_child {
-        crate::calls::files::replace_standard_streams();
+        crate::calls::files::follow_standard();
     }
 }
 

@@ -97,6 +97,7 @@ fn do_accept(
         }
     };
     let (fd, a) = r;
+    super::files::follow(fd);
     if !addr.is_null()
         && let Some(cell) = s.p.cell(a.socket)
         && let Err(e) = address::write(&cell.peer.load(), addr, len)

@@ -5,7 +5,7 @@ use core::sync::atomic::Ordering;
 use libc::{c_int, c_uint};
 use nk_device::{Nqe, Op};
 
-use super::native;
+use super::{files, native};
 use crate::fdtable::{self, Entry};
 use crate::process::{Process, process};
 use crate::{events, gate, rings, standin, sys};
@@ -61,7 +61,11 @@ fn close_ours(fd: c_int, id: u32, generation: u16) -> c_int {
 pub extern "C" fn close(fd: c_int) -> c_int {
     match fdtable::get(fd) {
         Entry::None => sys::close(fd),
-        Entry::Socket { id, generation } => close_ours(fd, id, generation),
+        Entry::Socket { id, generation } => {
+            let r = close_ours(fd, id, generation);
+            files::follow(fd);
+            r
+        }
         Entry::Epoll { index } => {
             let r = {
                 let _changing = gate::enter();
@@ -166,11 +170,15 @@ fn copy_to_new(old: c_int, make: impl FnOnce() -> c_int) -> c_int {
     if entry == Entry::Internal {
         return sys::fail(libc::EBADF);
     }
-    let _changing = gate::enter();
-    let new = make();
-    if new >= 0 {
-        copied(p, fdtable::get(old), new);
-    }
+    let new = {
+        let _changing = gate::enter();
+        let new = make();
+        if new >= 0 {
+            copied(p, fdtable::get(old), new);
+        }
+        new
+    };
+    files::follow(new);
     new
 }
 
@@ -184,7 +192,7 @@ fn copy_onto(old: c_int, new: c_int, make: impl FnOnce() -> c_int) -> c_int {
     if from == Entry::Internal {
         return sys::fail(libc::EBADF);
     }
-    let _changing = gate::enter();
+    let changing = gate::enter();
     if fdtable::get(new) == Entry::Internal && !move_internal(p, new) {
         return sys::fail(libc::EBUSY);
     }
@@ -196,6 +204,8 @@ fn copy_onto(old: c_int, new: c_int, make: impl FnOnce() -> c_int) -> c_int {
             events::close_epoll(index);
         }
     }
+    drop(changing);
+    files::follow(new);
     r
 }
 

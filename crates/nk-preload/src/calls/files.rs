@@ -1,4 +1,4 @@
-//! fdopen on a socket: a stream of the C library whose reads and writes come back here.
+//! fdopen on a socket, and a socket as standard input or output: a stream of the C library whose reads and writes come back here.
 
 use core::ffi::CStr;
 use core::sync::atomic::{AtomicI32, AtomicUsize, Ordering};
@@ -93,8 +93,10 @@ unsafe extern "C" fn cookie_write(cookie: *mut c_void, from: *const c_char, len:
     n.max(0)
 }
 unsafe extern "C" fn cookie_close(cookie: *mut c_void) -> c_int {
-    forget(cookie as usize as c_int);
-    close(cookie as usize as c_int)
+    let fd = cookie as usize as c_int;
+    forget(fd);
+    forget_standard(fd);
+    close(fd)
 }
 
 /// fdopen(3).
@@ -140,27 +142,123 @@ unsafe extern "C" {
     static mut stdout: *mut c_void;
     static mut stderr: *mut c_void;
     fn setvbuf(stream: *mut c_void, buffer: *mut c_char, mode: c_int, size: usize) -> c_int;
+    fn fwrite(from: *const c_void, size: usize, n: usize, stream: *mut c_void) -> usize;
+    fn __fpending(stream: *mut c_void) -> usize;
+    fn __fpurge(stream: *mut c_void);
+    fn __flbf(stream: *mut c_void) -> c_int;
 }
 
-/// A program that starts with a socket as its standard input or output (as inetd starts them): the C library's streams would
-/// read and write the stand-in.
-pub(crate) fn replace_standard_streams() {
-    const UNBUFFERED: c_int = 2;
-    // SAFETY: runs in the constructor, before the program uses these; the variables are the C library's own.
+const LINE_BUFFERED: c_int = 1;
+const UNBUFFERED: c_int = 2;
+
+/// The C library's stream for each of the first three descriptors while ours stands in its place, and ours, kept for the
+/// next time.
+static NATIVE: [AtomicUsize; 3] = [const { AtomicUsize::new(0) }; 3];
+static OURS: [AtomicUsize; 3] = [const { AtomicUsize::new(0) }; 3];
+
+/// What the program's variable for that descriptor says.
+fn variable(fd: c_int) -> *mut *mut c_void {
+    match fd {
+        0 => &raw mut stdin,
+        1 => &raw mut stdout,
+        _ => &raw mut stderr,
+    }
+}
+
+/// What the program wrote to `from` and has not flushed belongs to whatever the descriptor is now, so it goes to `to`.
+///
+/// # Safety
+/// Both are streams of the C library that are open for writing.
+unsafe fn carry(from: *mut c_void, to: *mut c_void) {
+    /// Where glibc's FILE has `_IO_write_base` and after it `_IO_write_ptr` (bits/types/struct_FILE.h: a flag word and three
+    /// pointers come before).
+    const WRITE_BASE: usize = 32;
+    // SAFETY: as the caller vouches; what is pending stands between the two, except in a stream of wide characters.
     unsafe {
-        for (fd, stream, mode) in
-            [(0, &raw mut stdin, c"r"), (1, &raw mut stdout, c"w"), (2, &raw mut stderr, c"w")]
-        {
-            if matches!(fdtable::get(fd), Entry::Socket { .. }) {
-                let ours = fdopen(fd, mode.as_ptr());
-                if ours.is_null() {
-                    continue;
-                }
-                if fd == 2 {
-                    setvbuf(ours, core::ptr::null_mut(), UNBUFFERED, 0);
-                }
-                *stream = ours;
+        let pending = __fpending(from);
+        let [base, end] = from.cast::<u8>().add(WRITE_BASE).cast::<[usize; 2]>().read();
+        if pending > 0 && end.wrapping_sub(base) == pending {
+            fwrite(base as *const c_void, 1, pending, to);
+            __fpurge(from);
+        }
+    }
+}
+
+/// After descriptor `fd` has become something else: where it is one of the first three, the C library's stream for it reads and
+/// writes past the table of calls, so a socket there gets a stream of ours (inetd's children, bash's `/dev/tcp`), and what
+/// is no socket any more its own again. A stream that the program put into the variable itself is left alone.
+pub(crate) fn follow(fd: c_int) {
+    if !(0..=2).contains(&fd) {
+        return;
+    }
+    let saved = sys::errno();
+    follow_one_of_three(fd);
+    sys::set_errno(saved);
+}
+
+fn follow_one_of_three(fd: c_int) {
+    let (native, ours) = (&NATIVE[fd as usize], &OURS[fd as usize]);
+    let is_socket = matches!(fdtable::get(fd), Entry::Socket { .. });
+    let variable = variable(fd);
+    // SAFETY: the C library's own variables, which the program reads as it does; both streams stay open until the program closes
+    // them (`forget` notes that of ours).
+    unsafe {
+        let now = *variable;
+        let of_ours = ours.load(Ordering::Acquire);
+        if now.is_null() || (now as usize == of_ours) == is_socket {
+            return;
+        }
+        if !is_socket {
+            let native = native.load(Ordering::Acquire) as *mut c_void;
+            if fd != 0 {
+                carry(now, native);
             }
+            *variable = native;
+            return;
+        }
+        if native_fileno(&next::FILENO, now) != fd {
+            return;
+        }
+        let stream = match of_ours {
+            0 => fdopen(fd, if fd == 0 { c"r".as_ptr() } else { c"w".as_ptr() }),
+            kept => kept as *mut c_void,
+        };
+        if stream.is_null() {
+            return;
+        }
+        if fd == 2 {
+            setvbuf(stream, core::ptr::null_mut(), UNBUFFERED, 0);
+        } else if fd == 1 && __flbf(now) != 0 {
+            setvbuf(stream, core::ptr::null_mut(), LINE_BUFFERED, 0);
+        }
+        native.store(now as usize, Ordering::Release);
+        ours.store(stream as usize, Ordering::Release);
+        if fd != 0 {
+            carry(now, stream);
+        }
+        *variable = stream;
+    }
+}
+
+/// A program that starts with a socket as its standard input or output (as inetd starts them).
+pub(crate) fn follow_standard() {
+    for fd in 0..=2 {
+        follow(fd);
+    }
+}
+
+/// The program closes a stream of ours that stands for standard input or output: the variable gets the C library's own again,
+/// since it must not refer to what is freed.
+fn forget_standard(fd: c_int) {
+    if !(0..=2).contains(&fd) {
+        return;
+    }
+    let stream = OURS[fd as usize].swap(0, Ordering::AcqRel);
+    let variable = variable(fd);
+    // SAFETY: as in `follow`.
+    unsafe {
+        if stream != 0 && *variable as usize == stream {
+            *variable = NATIVE[fd as usize].load(Ordering::Acquire) as *mut c_void;
         }
     }
 }

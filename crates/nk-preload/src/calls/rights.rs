@@ -10,6 +10,7 @@ use libc::{c_int, cmsghdr, msghdr};
 use nk_attach::{Kind, Message};
 use nk_device::row::Missed;
 
+use super::files;
 use crate::fdtable::{self, Entry};
 use crate::io::Open;
 use crate::process::{Process, process};
@@ -126,13 +127,16 @@ pub(crate) fn import(message: *const msghdr) {
         if let Some((id, generation)) = standin::read_tag(fd)
             && let Some(p) = process()
         {
-            let _changing = gate::enter();
-            if p.cell(id)
-                .is_some_and(|c| c.generation.load(Ordering::Acquire) == u32::from(generation))
             {
-                standin::enter(p, fd, id, generation);
-                fdtable::set_held(id);
+                let _changing = gate::enter();
+                if p.cell(id)
+                    .is_some_and(|c| c.generation.load(Ordering::Acquire) == u32::from(generation))
+                {
+                    standin::enter(p, fd, id, generation);
+                    fdtable::set_held(id);
+                }
             }
+            files::follow(fd);
         }
         Ok(())
     });

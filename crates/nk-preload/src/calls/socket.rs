@@ -13,7 +13,7 @@ use nk_device::{Addr, Cell, Nqe, Op};
 use nk_guestlib::connect::{AGAIN, ConnectState, TWICE, state as connect_state};
 
 use super::address::{self, Given};
-use super::{Target, int_result, native, target};
+use super::{Target, files, int_result, native, target};
 use crate::io::Open;
 use crate::process::{Process, process};
 use crate::wait::{self, Ended, On};
@@ -91,6 +91,7 @@ pub extern "C" fn socket(domain: c_int, kind: c_int, protocol: c_int) -> c_int {
         let saved = sys::errno();
         return match create(p, domain, kind, protocol) {
             Ok(fd) => {
+                files::follow(fd);
                 sys::set_errno(saved);
                 fd
             }

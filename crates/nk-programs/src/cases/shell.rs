@@ -60,6 +60,15 @@ fn scripts(world: &mut World, mode: Mode) -> Result<String> {
         ),
         (format!("nohup setsid /bin/sh -c '{curl}' 2>/dev/null | cat"), bodies(1)),
         (format!("timeout 10 {curl}"), bodies(1)),
+        // A socket on the shell's own standard output, through the C library's streams.
+        (
+            format!(
+                "timeout 10 /bin/bash -c 'exec 3<>/dev/tcp/127.0.0.1/{}; \
+                 echo -en \"GET / HTTP/1.0\\r\\n\\r\\n\" >&3; tail -n 1 <&3'",
+                nginx.port
+            ),
+            bodies(1),
+        ),
         (format!("/usr/bin/python3 -c 'import os; os.system(\"{curl}\")'"), bodies(1)),
         (
             format!(
