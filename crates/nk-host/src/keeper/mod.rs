@@ -4,7 +4,8 @@
 //! that made it necessary, and a new daemon takes all of them back. The daemon remembers them too, and when the keeper ends it
 //! starts another with the same. This module is the daemon's end; [`process`] is the keeper.
 
-mod ledger;
+mod entries;
+mod link;
 mod listeners;
 mod options;
 pub mod process;
@@ -20,7 +21,8 @@ use std::time::{Duration, Instant};
 use nk_attach::{Kind, Message};
 
 use crate::sys;
-use ledger::Ledger;
+use entries::Entries;
+use link::Link;
 pub use listeners::ListenerNotes;
 pub(crate) use listeners::{format_addr, parse_addr};
 use nk_servicelib::{Key, SetOption};
@@ -59,6 +61,8 @@ const KEPT_COMPLETE: u64 = 1;
 const ENDING_MAX: Duration = Duration::from_secs(1);
 /// As above: no other daemon is to follow.
 const KEPT_END: u64 = 2;
+/// Between two turns of telling the next keeper: who waits to keep something has the lock by then.
+const BREATH: Duration = Duration::from_micros(50);
 
 /// What is kept.
 #[derive(Debug)]
@@ -98,13 +102,6 @@ struct Shared {
     link: Mutex<Link>,
 }
 
-#[derive(Debug)]
-struct Link {
-    connection: OwnedFd,
-    ledger: Ledger,
-    options: Options,
-}
-
 impl Keeper {
     /// Connects to the keeper that a dead daemon left; `None` when there is none.
     ///
@@ -115,10 +112,10 @@ impl Keeper {
         loop {
             let Ok(fd) = nk_attach::connect(path.as_os_str().as_bytes()) else { return Ok(None) };
             let connection = sys::own(fd);
-            let mut ledger = Ledger::default();
-            match take_back(&connection, &mut ledger) {
+            let mut copies = Entries::default();
+            match take_back(&connection, &mut copies) {
                 Ok(entries) => {
-                    return Ok(Some((Keeper::new(path, None, connection, ledger), entries)));
+                    return Ok(Some((Keeper::new(path, None, connection, copies), entries)));
                 }
                 // It had nothing to keep and was about to end when this came: its path goes in a moment.
                 Err(e) if e.kind() == io::ErrorKind::UnexpectedEof && Instant::now() < end => {
@@ -139,7 +136,7 @@ impl Keeper {
     pub fn start(path: &Path, private: Option<&Path>) -> io::Result<Keeper> {
         let connection = start_process(path, private)?;
         complete(&connection)?;
-        Ok(Keeper::new(path, private, connection, Ledger::default()))
+        Ok(Keeper::new(path, private, connection, Entries::default()))
     }
 
     /// Starts another in place of one that ended, and gives it everything.
@@ -147,23 +144,26 @@ impl Keeper {
     /// # Errors
     /// When its socket or the process cannot be made, or it ends at once.
     pub fn restart(&self) -> io::Result<()> {
-        let connection = start_process(&self.0.path, self.0.private.as_deref())?;
-        let mut link = self.link();
-        // Under the lock, so that nothing that is kept meanwhile is missing. One that did not get everything ends with its connection.
-        link.ledger.send(connection.as_raw_fd()).map_err(io::Error::from_raw_os_error)?;
-        complete(&connection)?;
-        link.connection = connection;
+        self.give_all(start_process(&self.0.path, self.0.private.as_deref())?)
+    }
+
+    /// Gives the next keeper everything, some at a time: the poll thread may have something to keep meanwhile.
+    fn give_all(&self, next: OwnedFd) -> io::Result<()> {
+        self.link().begin(next);
+        while !self.link().give_some()? {
+            std::thread::sleep(BREATH);
+        }
         Ok(())
     }
 
-    fn new(path: &Path, private: Option<&Path>, connection: OwnedFd, ledger: Ledger) -> Keeper {
+    fn new(path: &Path, private: Option<&Path>, connection: OwnedFd, entries: Entries) -> Keeper {
         let mut options = Options::default();
         for class in CLASS_OPTIONS..CLASS_OPTIONS + options::PARTS {
-            for (key, kept) in ledger.of(class) {
+            for (key, kept) in entries.of(class) {
                 options.read(key, kept.message.text().unwrap_or(""));
             }
         }
-        let link = Mutex::new(Link { connection, ledger, options });
+        let link = Mutex::new(Link::new(connection, entries, options));
         let private = private.map(Path::to_owned);
         Keeper(Arc::new(Shared { path: path.to_owned(), private, link }))
     }
@@ -176,14 +176,7 @@ impl Keeper {
     pub fn keep(&self, class: u64, key: u64, words: (u64, u64), text: &str, fds: &[RawFd]) {
         let mut m = Message::new(Kind::Keep).with_text(text);
         (m.a, m.b, m.c, m.d) = (class, key, words.0, words.1);
-        let mut link = self.link();
-        match fds.iter().map(|fd| sys::duplicate(*fd)).collect() {
-            Ok(copies) => link.ledger.keep(m, copies),
-            Err(e) => {
-                tracing::error!(error = %e, "no descriptor left: another keeper would lack an entry");
-            }
-        }
-        link.send(&m, fds);
+        self.link().keep(m, fds);
     }
 
     /// Keeps an entry no more.
@@ -218,10 +211,9 @@ impl Keeper {
                 Some(text) => {
                     let mut m = Message::new(Kind::Keep).with_text(text);
                     (m.a, m.b) = (class, key.to_word());
-                    link.ledger.keep(m, Vec::new());
-                    link.send(&m, &[]);
+                    link.keep(m, &[]);
                 }
-                None if link.ledger.has(class, key.to_word()) => {
+                None if link.entries.has(class, key.to_word()) => {
                     link.drop_entry(class, key.to_word());
                 }
                 None => break,
@@ -234,7 +226,7 @@ impl Keeper {
         let mut link = self.link();
         if link.options.forget(key) {
             for class in CLASS_OPTIONS..CLASS_OPTIONS + options::PARTS {
-                if !link.ledger.has(class, key.to_word()) {
+                if !link.entries.has(class, key.to_word()) {
                     break;
                 }
                 link.drop_entry(class, key.to_word());
@@ -246,21 +238,6 @@ impl Keeper {
     #[must_use]
     pub fn options_of(&self, guest: u16) -> Vec<(Key, Vec<SetOption>)> {
         self.link().options.of_guest(guest)
-    }
-}
-
-impl Link {
-    fn drop_entry(&mut self, class: u64, key: u64) {
-        let mut m = Message::new(Kind::Drop);
-        (m.a, m.b) = (class, key);
-        self.ledger.drop_entry(class, key);
-        self.send(&m, &[]);
-    }
-
-    fn send(&self, m: &Message, fds: &[RawFd]) {
-        if let Err(e) = nk_attach::send(self.connection.as_raw_fd(), m, fds) {
-            tracing::debug!(errno = e, "the keeper is gone; the next one is told");
-        }
     }
 }
 
@@ -278,8 +255,8 @@ fn refuse_second(daemon: RawFd) {
     let _ = nk_attach::try_send(daemon, &m, &[]);
 }
 
-/// Takes everything back from a keeper; the ledger gets a copy.
-fn take_back(keeper: &OwnedFd, ledger: &mut Ledger) -> io::Result<Vec<Entry>> {
+/// Takes everything back from a keeper, and copies of it.
+fn take_back(keeper: &OwnedFd, copies: &mut Entries) -> io::Result<Vec<Entry>> {
     let os = io::Error::from_raw_os_error;
     let fd = keeper.as_raw_fd();
     match nk_attach::send(fd, &Message::new(Kind::Kept), &[]) {
@@ -312,7 +289,7 @@ fn take_back(keeper: &OwnedFd, ledger: &mut Ledger) -> io::Result<Vec<Entry>> {
         }
         let fds: Vec<OwnedFd> =
             (0..nk_attach::FDS_MAX).map_while(|i| fds.take(i)).map(sys::own).collect();
-        ledger.keep(m, fds.iter().map(OwnedFd::try_clone).collect::<io::Result<_>>()?);
+        copies.keep(m, fds.iter().map(OwnedFd::try_clone).collect::<io::Result<_>>()?);
         entries.push(Entry {
             class: m.a,
             key: m.b,
@@ -341,7 +318,7 @@ fn start_process(path: &Path, private: Option<&Path>) -> io::Result<OwnedFd> {
     );
     // From here on it is the keeper's alone: where that one cannot start, the connection breaks.
     drop(listener);
-    take_back(&connection, &mut Ledger::default())?;
+    take_back(&connection, &mut Entries::default())?;
     Ok(connection)
 }
 

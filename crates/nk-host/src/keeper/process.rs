@@ -13,7 +13,7 @@ use nk_device::header::{ENGINE_AWAY, ENGINE_DOWN, ENGINE_GONE};
 use nk_device::sync::{Ordering, fence};
 use nk_device::{Cell, Qset, Row};
 
-use super::ledger::Ledger;
+use super::entries::Entries;
 use super::{CLASS_GUEST, CLASS_NSM, CLASS_PROCESS, CLASS_QSET, KEPT_COMPLETE, KEPT_END, nsm_of};
 use crate::guest::{Region, layout};
 use crate::{sys, watchdog};
@@ -23,7 +23,7 @@ const FIRST_MAX_MS: i32 = 5_000;
 
 #[derive(Debug)]
 struct State {
-    ledger: Ledger,
+    entries: Entries,
     daemon: Option<OwnedFd>,
     /// The daemon has told everything. One that gives up before is not dead: it starts another keeper.
     is_complete: bool,
@@ -41,7 +41,7 @@ pub fn run(path: PathBuf, private: Option<PathBuf>) -> io::Result<()> {
     sys::raise_fd_limit();
     let listener = sys::own(crate::spawn::PASSED_FD);
     let mut s = State {
-        ledger: Ledger::default(),
+        entries: Entries::default(),
         daemon: None,
         is_complete: false,
         is_last: private.is_some(),
@@ -97,7 +97,7 @@ pub fn run(path: PathBuf, private: Option<PathBuf>) -> io::Result<()> {
         }
     }
     // With it goes the attach socket, which the next daemon must not find served when the path is gone.
-    drop(s.ledger);
+    drop(s.entries);
     // The path of one that was given up may be the next one's by now.
     if s.is_complete {
         let _ = std::fs::remove_file(path);
@@ -110,22 +110,22 @@ pub fn run(path: PathBuf, private: Option<PathBuf>) -> io::Result<()> {
 
 impl State {
     fn has_process(&self) -> bool {
-        self.ledger.of(CLASS_PROCESS).next().is_some()
+        self.entries.of(CLASS_PROCESS).next().is_some()
     }
 
     /// Class, keys and pidfds of processes; the pidfd is a process's last descriptor.
     fn pidfds(&self, class: u64) -> impl Iterator<Item = (u64, u64, RawFd)> {
-        let entries = self.ledger.of(class);
+        let entries = self.entries.of(class);
         entries.filter_map(move |(k, e)| Some((class, k, e.fds.last()?.as_raw_fd())))
     }
 
     /// A process ended while there was no daemon.
     fn ended(&mut self, class: u64, key: u64) {
         let name =
-            self.ledger.of(class).find(|(k, _)| *k == key).and_then(|(_, e)| {
+            self.entries.of(class).find(|(k, _)| *k == key).and_then(|(_, e)| {
                 e.message.text().filter(|_| class == CLASS_NSM).map(str::to_owned)
             });
-        self.ledger.drop_entry(class, key);
+        self.entries.drop_entry(class, key);
         if let Some(name) = name {
             self.mark(|nsm| (nsm == name).then_some(ENGINE_DOWN));
         }
@@ -151,14 +151,14 @@ impl State {
             Some(Kind::Keep) => {
                 let fds =
                     (0..nk_attach::FDS_MAX).map_while(|i| fds.take(i)).map(sys::own).collect();
-                self.ledger.keep(m, fds);
+                self.entries.keep(m, fds);
             }
-            Some(Kind::Drop) => self.ledger.drop_entry(m.a, m.b),
+            Some(Kind::Drop) => self.entries.drop_entry(m.a, m.b),
             Some(Kind::Kept) if m.a == KEPT_COMPLETE => self.is_complete = true,
             Some(Kind::Kept) if m.a == KEPT_END => self.is_last = true,
             Some(Kind::Kept) => {
                 let _ = sys::set_blocking(daemon);
-                let _ = self.ledger.send(daemon);
+                let _ = self.entries.send(daemon);
                 let _ = nk_attach::send(daemon, &Message::new(Kind::Kept), &[]);
             }
             _ => {}
@@ -168,7 +168,7 @@ impl State {
     /// The daemon is dead.
     fn mark_dead(&self) {
         let living: Vec<&str> = self
-            .ledger
+            .entries
             .of(CLASS_NSM)
             .filter(|(_, e)| e.fds.last().is_some_and(|p| !sys::has_ended(p.as_raw_fd())))
             .filter_map(|(_, e)| e.message.text())
@@ -188,7 +188,7 @@ impl State {
             eprintln!("nk keeper: no timer: a hostile guest's doorbell may block it: {e}");
         }
         let mut lost = Vec::new();
-        for (id, e) in self.ledger.of(CLASS_GUEST) {
+        for (id, e) in self.entries.of(CLASS_GUEST) {
             let text = e.message.text().unwrap_or("");
             let Some(state) = state(nsm_of(text)) else { continue };
             let Some(memfd) = e.fds.first().and_then(|f| f.try_clone().ok()) else { continue };
@@ -205,7 +205,7 @@ impl State {
                 Err(e) => eprintln!("nk keeper: cannot map a guest's region: {e}"),
             }
         }
-        for (_, e) in self.ledger.of(CLASS_QSET).filter(|(k, _)| lost.contains(&(k >> 32))) {
+        for (_, e) in self.entries.of(CLASS_QSET).filter(|(k, _)| lost.contains(&(k >> 32))) {
             if let Some(bell) = e.fds.first() {
                 watchdog::watch();
                 // One that blocks is a hostile guest's: the next.

@@ -2,6 +2,7 @@
 //! that another keeper can be given everything when one dies.
 
 use std::collections::BTreeMap;
+use std::ops::Bound;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 use nk_attach::Message;
@@ -15,11 +16,19 @@ pub(super) struct Kept {
     pub(super) fds: Vec<OwnedFd>,
 }
 
+impl Kept {
+    /// Sends it.
+    pub(super) fn send(&self, to: RawFd) -> Result<(), i32> {
+        let fds: Vec<RawFd> = self.fds.iter().map(AsRawFd::as_raw_fd).collect();
+        nk_attach::send(to, &self.message, &fds)
+    }
+}
+
 /// All entries, by class and key.
 #[derive(Debug, Default)]
-pub(super) struct Ledger(BTreeMap<(u64, u64), Kept>);
+pub(super) struct Entries(BTreeMap<(u64, u64), Kept>);
 
-impl Ledger {
+impl Entries {
     /// Enters what a message of [`nk_attach::Kind::Keep`] says.
     pub(super) fn keep(&mut self, message: Message, fds: Vec<OwnedFd>) {
         self.0.insert((message.a, message.b), Kept { message, fds });
@@ -54,11 +63,16 @@ impl Ledger {
 
     /// Sends every entry.
     pub(super) fn send(&self, to: RawFd) -> Result<(), i32> {
-        for e in self.0.values() {
-            let fds: Vec<RawFd> = e.fds.iter().map(AsRawFd::as_raw_fd).collect();
-            nk_attach::send(to, &e.message, &fds)?;
-        }
-        Ok(())
+        self.0.values().try_for_each(|e| e.send(to))
+    }
+
+    /// The entries behind that one, in order, by class and key; all for `None`.
+    pub(super) fn after(
+        &self,
+        last: Option<(u64, u64)>,
+    ) -> impl Iterator<Item = ((u64, u64), &Kept)> {
+        let from = last.map_or(Bound::Unbounded, Bound::Excluded);
+        self.0.range((from, Bound::Unbounded)).map(|(at, e)| (*at, e))
     }
 }
 
@@ -69,11 +83,11 @@ mod tests {
 
     #[test]
     fn with_a_guest_goes_what_is_its() {
-        let mut ledger = Ledger::default();
+        let mut entries = Entries::default();
         let mut enter = |class, key| {
             let mut m = Message::new(Kind::Keep);
             (m.a, m.b) = (class, key);
-            ledger.keep(m, Vec::new());
+            entries.keep(m, Vec::new());
         };
         for guest in [1u64, 2] {
             enter(CLASS_GUEST, guest);
@@ -85,16 +99,16 @@ mod tests {
             enter(CLASS_LISTENER, guest << 48 | 8);
             enter(CLASS_OPTIONS + 1, guest << 48 | 8);
         }
-        ledger.drop_entry(CLASS_PROCESS, 2 << 16 | 3);
-        assert_eq!(ledger.of(CLASS_PROCESS).count(), 3);
-        assert_eq!(ledger.of(CLASS_QSET).count(), 3);
-        ledger.drop_entry(CLASS_GUEST, 1);
+        entries.drop_entry(CLASS_PROCESS, 2 << 16 | 3);
+        assert_eq!(entries.of(CLASS_PROCESS).count(), 3);
+        assert_eq!(entries.of(CLASS_QSET).count(), 3);
+        entries.drop_entry(CLASS_GUEST, 1);
         let of_guests =
             [CLASS_GUEST, CLASS_PROCESS, CLASS_QSET, CLASS_HOLD, CLASS_LISTENER, CLASS_OPTIONS + 1];
         for class in of_guests {
-            assert_eq!(ledger.of(class).count(), 1, "class {class}");
+            assert_eq!(entries.of(class).count(), 1, "class {class}");
         }
-        ledger.drop_entry(CLASS_GUEST, 2);
-        assert!(ledger.0.is_empty());
+        entries.drop_entry(CLASS_GUEST, 2);
+        assert!(entries.0.is_empty());
     }
 }
