@@ -64,6 +64,15 @@ impl Notifier {
         }
     }
 
+    /// Rings the doorbells of all queue sets of all guests.
+    pub fn ring_all(&mut self) {
+        for guest in 0..self.guests.len() {
+            for qset in 0..self.guests.get(guest).map_or(0, Vec::len) {
+                self.doorbell(GuestId(guest as u16), qset as u16);
+            }
+        }
+    }
+
     /// The doorbell of a separate NSM.
     pub fn set_nsm(&mut self, nsm: NsmId, fd: Option<OwnedFd>) {
         match fd {

@@ -252,6 +252,24 @@ fn refused(world: &mut World, _: Mode) -> Result<String> {
         ended.how(),
         ended.err
     );
+    // Nor is it taken from a configuration that is read again.
+    let text = "[nsm.web]\nplacement = \"process\"\n[nsm.kernel]\n";
+    fs::write(&file, text)?;
+    let daemon = world.start("daemon", Side::Guest, &words)?;
+    eventually(RECOVERY, || {
+        ensure!(daemon.err().contains("NSM process started"), "{}", daemon.err());
+        Ok(())
+    })?;
+    fs::write(&file, text.replace("\"process\"", "\"process\"\nio = \"io_uring\""))?;
+    daemon.signal(Signal::HUP)?;
+    eventually(RECOVERY, || {
+        let log = daemon.err();
+        let is_refused =
+            |l: &str| l.contains("nothing is changed") && l.contains("nsm.web: io = \"io_uring\"");
+        ensure!(log.lines().any(is_refused), "{log}");
+        Ok(())
+    })?;
+    daemon.stop(Signal::QUIT, RECOVERY)?;
     Ok("refused, with the NSM's name".to_owned())
 }
 

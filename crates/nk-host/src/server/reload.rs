@@ -3,6 +3,7 @@
 use std::io;
 
 use nk_device::Layout;
+use nk_device::header::ENGINE_GONE;
 use nk_engine::{GuestId, NsmId};
 use sd_notify::NotifyState;
 
@@ -10,8 +11,9 @@ use super::nsm::Nsm;
 use super::{Reply, Server};
 use crate::config::{Config, NsmConfig, Placement};
 use crate::guest::Region;
+use crate::keeper::process::wake_guest;
 use crate::limits::GuestLimits;
-use crate::nsm::{Leave, PROTOCOL};
+use crate::nsm::{Leave, PROTOCOL, kernel_stack};
 
 /// What two daemons must have in common for one to take over from the other, as a word of an order.
 #[must_use]
@@ -43,6 +45,7 @@ impl Server {
         if let Some(k) = &self.keeper {
             k.end();
         }
+        self.tell_guests();
         // They are in the networks.
         self.guests.values().for_each(|g| super::names::end_resolver_now(&g.names));
         for (guest, namespace) in &self.networks {
@@ -57,6 +60,15 @@ impl Server {
             }
         }
         self.is_done = true;
+    }
+
+    /// No engine will follow. The keeper says so as well when this daemon has ended; one that has just died, or is being replaced, does not.
+    fn tell_guests(&mut self) {
+        self.guests.values().for_each(|g| wake_guest(&g.region, ENGINE_GONE));
+        if let Err(e) = self.ask(|s| s.notify.ring_all()) {
+            tracing::error!(error = %e, "guests that wait for events are not told of the end");
+        }
+        self.poll.stop();
     }
 
     /// Another daemon is ready to take over: this one ends when the answer is sent.
@@ -144,6 +156,11 @@ impl Server {
             };
             if config.placement != n.config.placement {
                 return Err(refuse(&n.name, WITH_DAEMON.to_owned()));
+            }
+            if config.io != n.config.io {
+                // Its next start would fail, again and again.
+                kernel_stack(Box::new(self.broker.clone()), None, config.io)
+                    .map_err(|e| refuse(&n.name, e.to_string()))?;
             }
         }
         let is_new = |name: &String| !self.nsms.iter().any(|n| n.name == *name);

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
 
-use super::restart::RECOVERY;
-use crate::process::eventually;
+use super::restart::{RECOVERY, part_pid};
+use crate::process::{eventually, signal_pid};
 use crate::suite::{Group, Test};
 use crate::world::{Mode, Side, World};
 
@@ -29,11 +29,27 @@ except OSError as e:
     print('got', errno.errorcode[e.errno], flush=True)
 ";
 
+/// The same, in poll.
+const POLLER: &str = "
+import errno, select, socket
+near, far = socket.socket(), socket.socket()
+far.bind(('127.0.0.1', 0)); far.listen(1)
+near.connect(far.getsockname())
+p = select.poll(); p.register(near, select.POLLIN)
+print('waits', flush=True)
+p.poll()
+try:
+    print('got', near.recv(1), flush=True)
+except OSError as e:
+    print('got', errno.errorcode[e.errno], flush=True)
+";
+
 pub(super) fn tests() -> Vec<Test> {
     let test = Test::alone(Group::Safety, &[Mode::GUEST_SERVER]);
     vec![
         test("the systemd unit is right", unit),
         test("a service manager is told how the daemon fares", told),
+        test("a daemon that ends tells its guests also without a keeper", without_keeper),
     ]
 }
 
@@ -130,4 +146,33 @@ fn told(world: &mut World, _: Mode) -> Result<String> {
         "ready, reloading, main pid, stopping; ended in {} ms; the guest {got}",
         took.as_millis()
     ))
+}
+
+/// SIGQUIT comes when the keeper has just died: nobody but the daemon is left to tell the guests.
+fn without_keeper(world: &mut World, mode: Mode) -> Result<String> {
+    let mut guests = Vec::new();
+    for (name, program) in [("waits", GUEST), ("polls", POLLER)] {
+        let mut guest = world.start(name, mode.server, &[PYTHON, "-c", program])?;
+        crate::cases::says(&mut guest, "waits", 1)?;
+        guests.push(guest);
+    }
+    let daemon = world.daemon().context("no daemon")?.running.pid();
+    let keeper = part_pid(world, "keeper")?;
+    // It learns of both at once, of the keeper's end first.
+    signal_pid(daemon, Signal::STOP);
+    signal_pid(keeper, Signal::KILL);
+    eventually(RECOVERY, || {
+        ensure!(crate::procfs::is_gone(keeper), "the keeper lives");
+        Ok(())
+    })?;
+    signal_pid(daemon, Signal::QUIT);
+    signal_pid(daemon, Signal::CONT);
+    for guest in guests {
+        let name = guest.name().to_owned();
+        let said = guest.ok(RECOVERY).with_context(|| format!("{name} was not told"))?;
+        ensure!(said.contains("got E"), "{name}: {said:?}");
+    }
+    world.kill_daemon()?;
+    world.start_daemon()?;
+    Ok("one in recv, one in poll: both told".to_owned())
 }
