@@ -19,10 +19,12 @@ use super::socket::{family, protocol};
 use super::{Target, int_result, native, target};
 use crate::grants::{self, ProcessChunks};
 use crate::io::Open;
-use crate::{rings, sys};
+use crate::{rings, sys, wait};
 
 /// Bytes that fit into an NQE.
 const INLINE_MAX: usize = 16;
+/// How often a value that goes in a chunk is said.
+const TRIES: u32 = 3;
 /// Longer values go in a chunk, up to what the element's length says; the longest known here is a group_req of 136 bytes.
 const CHUNK_MAX: usize = 255;
 /// Options after which a datagram may be refused for its length.
@@ -181,7 +183,7 @@ fn set(
     if MTU_DISCOVERY.contains(&(level, name)) {
         set_flag(s, GF_MTU_DISCOVER, true);
     }
-    let wait = match option.policy {
+    let is_answered = match option.policy {
         Policy::Local => return set_local(s, name, value, len),
         Policy::ReadOnly(e) => return Err(e),
         Policy::Off(_) if !value.is_null() && too_short_for_switch(level, len as usize) => {
@@ -197,14 +199,21 @@ fn set(
     };
     // Every option that is forwarded is an int, an u64, a name or a structure.
     let mut nqe = Nqe::new(Op::SetSockOpt, s.id, s.generation);
-    let length = (len as usize).min(if wait { CHUNK_MAX } else { INLINE_MAX });
+    let length = (len as usize).min(if is_answered { CHUNK_MAX } else { INLINE_MAX });
     nqe.size = pack_option(level as u8, name as u16, length as u8);
     if length > INLINE_MAX {
-        nqe.op_data = in_a_chunk(s, value, length)?.into();
-    } else {
-        (nqe.op_data, nqe.data) = words_of(value, length);
+        // A service that started meanwhile has taken the chunk back unread: the next one has it again.
+        for _ in 0..TRIES {
+            nqe.op_data = in_a_chunk(s, value, length)?.into();
+            match rings::call(s.p, nqe, false) {
+                Err(libc::ENETDOWN) if !wait::is_gone(s.p) => {}
+                r => return r.map(|_| ()),
+            }
+        }
+        return Err(libc::ENETDOWN);
     }
-    if wait {
+    (nqe.op_data, nqe.data) = words_of(value, length);
+    if is_answered {
         rings::call(s.p, nqe, false).map(|_| ())
     } else {
         rings::push_job(s.p, &nqe);
@@ -276,7 +285,7 @@ fn get_local(s: &Open, name: c_int, value: *mut c_void, len: *mut socklen_t) -> 
             let v: c_int = match name {
                 libc::SO_TYPE => ((s.cell.kind.load(Ordering::Relaxed) >> 16) & 0xf) as c_int,
                 // A connect under way has no other place to tell that it will never end.
-                libc::SO_ERROR if crate::wait::is_gone(s.p) && !is_listening(s) => libc::ENETDOWN,
+                libc::SO_ERROR if wait::is_gone(s.p) && !is_listening(s) => libc::ENETDOWN,
                 libc::SO_ERROR => s.cell.take_error(),
                 libc::SO_ACCEPTCONN => c_int::from(is_listening(s)),
                 libc::SO_PROTOCOL => protocol(s.cell),
