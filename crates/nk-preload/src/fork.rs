@@ -11,7 +11,7 @@ use nk_attach::{Kind, Message};
 
 use crate::process::{self, Identity, Process, process};
 use crate::sys::{self, SignalsBlocked};
-use crate::{control, events, fdtable, gate, rings};
+use crate::{control, events, fdtable, gate, rings, wait};
 
 unsafe extern "C" {
     /// glibc's own name for fork, which nobody interposes: it runs the atfork handlers.
@@ -46,7 +46,7 @@ pub(crate) fn fork_as_guest(p: &Process, native: impl FnOnce() -> pid_t) -> pid_
         let error = sys::errno();
         sys::close(child.control_fd);
         sys::close(child.doorbell_fd);
-        if pid < 0 {
+        if pid < 0 && child.row != p.row_number() {
             fdtable::for_each_socket(|_, id, _| {
                 if let Some(cell) = p.cell(id) {
                     // Never the last holder: this process still has it.
@@ -103,6 +103,13 @@ fn prepare(p: &Process) -> Result<Identity, c_int> {
             });
             Ok(Identity { row, qset: m.b as u16, control_fd: near, doorbell_fd: doorbell })
         }
+        // Its calls will give the errors that ours give: no row is needed for that.
+        Err(_) if wait::is_gone(p) => Ok(Identity {
+            row: p.row_number(),
+            qset: p.qset(),
+            control_fd: near,
+            doorbell_fd: doorbell,
+        }),
         Err(_) => {
             sys::close(doorbell);
             sys::close(near);

@@ -27,6 +27,15 @@ def say(name, call):
     os.write(1, f'{name} {how}\n'.encode())
 def push_many():
     for _ in range(5000): late.shutdown(socket.SHUT_RDWR)
+def fork():
+    child = os.fork()
+    if child == 0:
+        try:
+            socket.socket().bind(('127.0.0.1', 0))
+            os._exit(0)
+        except OSError as e:
+            os._exit(e.errno)
+    raise OSError(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), 'in the child')
 waiting = [
     ('recv', lambda: near.recv(1)),
     ('accept', lambda: far.accept()),
@@ -42,4 +51,5 @@ sys.stdin.readline()
 say('new', lambda: socket.socket().bind(('127.0.0.1', 0)))
 # More than its ring takes.
 say('pushes', push_many)
+say('fork', fork)
 for t in waiting: t.join()

@@ -29,6 +29,7 @@ pub(super) fn tests() -> Vec<Test> {
         test("counters go on", counters_go_on),
         test("a daemon follows another at once", follows_at_once),
         test("daemon and keeper are killed together", both_die),
+        Test { private: true, ..test("a private daemon is killed", private_dies) },
     ]
 }
 
@@ -265,35 +266,72 @@ fn follows_at_once(world: &mut World, _: Mode) -> Result<String> {
     Ok(format!("{count} times"))
 }
 
+/// What the sleepers in waits.py are.
+const SLEEPERS: [&str; 6] = ["recv", "accept", "send", "poll", "epoll", "select"];
+
+fn fails(said: &str, call: &str) -> bool {
+    said.lines().any(|l| l.starts_with(&format!("{call} E")))
+}
+
+/// A guest with all of them, asleep.
+fn sleepers(world: &World, mode: Mode) -> Result<Running> {
+    let waits = world.write("waits.py", include_str!("../../programs/waits.py"))?;
+    let mut guest = world.start_piped("waits", mode.server, &[PYTHON, &waits])?;
+    says(&mut guest, "waits", 1)?;
+    // Until the one that sends is asleep too.
+    std::thread::sleep(Duration::from_millis(500));
+    Ok(guest)
+}
+
+fn all_are_told(guest: &Running) -> Result<()> {
+    eventually(RECOVERY, || {
+        let said = guest.out();
+        ensure!(SLEEPERS.iter().all(|s| fails(&said, s)), "not all were told: {said:?}");
+        Ok(())
+    })
+}
+
+/// What a guest calls that is served no more fails; it can still fork.
+fn goes_on_alone(mut guest: Running) -> Result<()> {
+    writeln!(guest.input().context("no pipe")?)?;
+    let said = guest.ok(RECOVERY).context("calls of a guest that is served no more")?;
+    let is_right = fails(&said, "new") && said.contains("pushes ended");
+    ensure!(is_right && said.contains("fork ENETDOWN"), "{said:?}");
+    Ok(())
+}
+
+/// Nobody follows a private daemon: its keeper says so.
+fn private_dies(world: &mut World, mode: Mode) -> Result<String> {
+    let guest = sleepers(world, mode)?;
+    signal_pid(part_pid(world, "daemon")?, Signal::KILL);
+    all_are_told(&guest)?;
+    goes_on_alone(guest)?;
+    eventually(RECOVERY, || {
+        let left = world.nk_pids()?;
+        ensure!(left.is_empty(), "processes are left: {left:?}");
+        Ok(())
+    })?;
+    Ok("whoever slept was told".to_owned())
+}
+
 /// Nothing outlives both, but whoever waits is told (by the NSM's process, where there is one), and the next daemon finds nothing left.
 fn both_die(world: &mut World, mode: Mode) -> Result<String> {
-    const SLEEPERS: [&str; 6] = ["recv", "accept", "send", "poll", "epoll", "select"];
-    let fails = |said: &str, call: &str| said.lines().any(|l| l.starts_with(&format!("{call} E")));
-    let waits = world.write("waits.py", include_str!("../../programs/waits.py"))?;
     let late = world.write("late_calls.py", include_str!("../../programs/late_calls.py"))?;
     for round in 0..ROUNDS {
-        let mut guest = world.start_piped("waits", mode.server, &[PYTHON, &waits])?;
+        let guest = sleepers(world, mode)?;
         let mut calls = Vec::new();
         for call in ["connect", "recv", "recvfrom", "send"] {
             let mut p = world.start_piped(call, mode.client, &[PYTHON, &late, call])?;
             says(&mut p, "waits", 1)?;
             calls.push(p);
         }
-        let mut input = guest.input().context("no pipe")?;
-        says(&mut guest, "waits", 1)?;
-        // Until the one that sends is asleep too.
-        std::thread::sleep(Duration::from_millis(500));
         let keeper = part_pid(world, "keeper")?;
         let daemon = world.daemon().context("no daemon")?.running.pid();
         let (first, second) = if round % 2 == 0 { (keeper, daemon) } else { (daemon, keeper) };
         signal_pid(first, Signal::KILL);
         signal_pid(second, Signal::KILL);
         world.kill_daemon()?;
-        eventually(RECOVERY, || {
-            let said = guest.out();
-            ensure!(SLEEPERS.iter().all(|s| fails(&said, s)), "not all were told: {said:?}");
-            Ok(())
-        })?;
+        all_are_told(&guest)?;
         // The NSM's process ends by itself.
         eventually(RECOVERY, || {
             let left = world.nk_pids()?;
@@ -303,9 +341,7 @@ fn both_die(world: &mut World, mode: Mode) -> Result<String> {
             ensure!(left.is_empty(), "processes are left: {left:?}");
             Ok(())
         })?;
-        writeln!(input)?;
-        let said = guest.ok(RECOVERY).context("calls of a guest that is served no more")?;
-        ensure!(fails(&said, "new") && said.contains("pushes ended"), "{said:?}");
+        goes_on_alone(guest)?;
         for mut p in calls {
             writeln!(p.input().context("no pipe")?)?;
             let said = p.ok(RECOVERY).context("a call of a guest that is served no more")?;
