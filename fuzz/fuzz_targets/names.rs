@@ -2,7 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use nk_attach::names::{ADDRESS_MAX, Address, Outcome, QUESTION_MAX, Question};
+use nk_attach::names::{ADDRESS_MAX, Address, Interface, Outcome, QUESTION_MAX, Question};
 
 fuzz_target!(|packet: &[u8]| {
     if let Some(question) = Question::parse(packet) {
@@ -14,6 +14,10 @@ fuzz_target!(|packet: &[u8]| {
         let mut as_addresses = r;
         while let Some(a) = Address::parse(&mut as_addresses) {
             assert!((2..=ADDRESS_MAX).contains(&a.address.len()));
+        }
+        let mut as_interfaces = r;
+        while let Some(i) = Interface::parse(&mut as_interfaces) {
+            assert!(i.addresses.iter().flatten().all(|a| (2..=ADDRESS_MAX).contains(&a.len())));
         }
         if let Some(n) = r.count(4) {
             assert!(n * 4 <= packet.len());

@@ -1,4 +1,4 @@
-//! Questions about names, and their answers: one packet each way between a guest's process and its resolver.
+//! Questions about names and interfaces, and their answers: one packet each way between a guest's process and its resolver.
 //!
 //! A question is what the program passed to the C library's function, an answer what the function gave in the namespace of
 //! the guest's sockets. Both are words of four bytes in the machine's order; bytes carry their length in front, `NONE` for a null
@@ -71,7 +71,41 @@ pub enum Question<'a> {
         /// As above.
         options: u32,
     },
+    /// getifaddrs.
+    Interfaces,
+    /// An ioctl about one interface, or SIOCGIFCONF (netdevice(7)): one of [`INTERFACE_REQUESTS`].
+    InterfaceRequest {
+        /// The family of the socket that it is made on.
+        family: i32,
+        /// SIOCGIF*.
+        request: u32,
+        /// `struct ifreq`; zeroes for SIOCGIFCONF.
+        ifreq: &'a [u8],
+    },
 }
+
+/// Bytes of `struct ifreq`.
+pub const IFREQ: usize = 40;
+/// SIOCGIFCONF: the answer is as many `struct ifreq` as there are.
+pub const SIOCGIFCONF: u32 = 0x8912;
+/// The requests that only read, and whose argument holds no pointer: SIOCGIFNAME, SIOCGIFCONF, SIOCGIFFLAGS, SIOCGIFADDR,
+/// SIOCGIFDSTADDR, SIOCGIFBRDADDR, SIOCGIFNETMASK, SIOCGIFMETRIC, SIOCGIFMTU, SIOCGIFHWADDR, SIOCGIFINDEX, SIOCGIFTXQLEN,
+/// SIOCGIFMAP.
+pub const INTERFACE_REQUESTS: [u32; 13] = [
+    0x8910,
+    SIOCGIFCONF,
+    0x8913,
+    0x8915,
+    0x8917,
+    0x8919,
+    0x891b,
+    0x891d,
+    0x8921,
+    0x8927,
+    0x8933,
+    0x8942,
+    0x8970,
+];
 
 const ADDRESSES: u32 = 1;
 const NAME: u32 = 2;
@@ -79,6 +113,8 @@ const HOST_BY_NAME: u32 = 3;
 const HOST_BY_ADDRESS: u32 = 4;
 const RECORDS: u32 = 5;
 const MESSAGE: u32 = 6;
+const INTERFACES: u32 = 7;
+const INTERFACE_REQUEST: u32 = 8;
 
 impl<'a> Question<'a> {
     /// Writes the question; its length, or `None` when it does not fit.
@@ -124,6 +160,13 @@ impl<'a> Question<'a> {
                 w.word(options);
                 w.bytes(Some(message));
             }
+            Question::Interfaces => w.word(INTERFACES),
+            Question::InterfaceRequest { family, request, ifreq } => {
+                w.word(INTERFACE_REQUEST);
+                w.int(family);
+                w.word(request);
+                w.bytes(Some(ifreq));
+            }
         }
         w.finish()
     }
@@ -166,6 +209,14 @@ impl<'a> Question<'a> {
                 name: r.bytes()??,
             },
             MESSAGE => Question::Message { options: r.word()?, message: r.bytes()?? },
+            INTERFACES => Question::Interfaces,
+            INTERFACE_REQUEST => {
+                let (family, request, ifreq) = (r.int()?, r.word()?, r.bytes()??);
+                if !INTERFACE_REQUESTS.contains(&request) || ifreq.len() != IFREQ {
+                    return None;
+                }
+                Question::InterfaceRequest { family, request, ifreq }
+            }
             _ => return None,
         };
         let strings = match question {
@@ -173,9 +224,11 @@ impl<'a> Question<'a> {
             Question::HostByName { name, .. } | Question::Records { name, .. } => {
                 [Some(name), None]
             }
-            Question::Name { .. } | Question::HostByAddress { .. } | Question::Message { .. } => {
-                [None, None]
-            }
+            Question::Name { .. }
+            | Question::HostByAddress { .. }
+            | Question::Message { .. }
+            | Question::Interfaces
+            | Question::InterfaceRequest { .. } => [None, None],
         };
         // They become C strings.
         let is_c_string = |s: &[u8]| !s.contains(&0);
@@ -238,6 +291,39 @@ impl<'a> Address<'a> {
         let words = [r.int()?, r.int()?, r.int()?, r.int()?];
         let address = r.bytes()??;
         (2..=ADDRESS_MAX).contains(&address.len()).then_some(Address { words, address })
+    }
+}
+
+/// One of getifaddrs' answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Interface<'a> {
+    /// Its name.
+    pub name: &'a [u8],
+    /// IFF_*.
+    pub flags: u32,
+    /// Socket addresses: `ifa_addr`, `ifa_netmask`, `ifa_ifu`.
+    pub addresses: [Option<&'a [u8]>; 3],
+}
+
+impl<'a> Interface<'a> {
+    /// Appends it.
+    pub fn write(&self, w: &mut Writer<'_>) {
+        w.word(self.flags);
+        w.bytes(Some(self.name));
+        for a in self.addresses {
+            w.bytes(a);
+        }
+    }
+
+    /// Reads the next one.
+    #[must_use]
+    pub fn parse(r: &mut Reader<'a>) -> Option<Interface<'a>> {
+        let flags = r.word()?;
+        let name = r.bytes()??;
+        let addresses = [r.bytes()?, r.bytes()?, r.bytes()?];
+        let fits = |a: &[u8]| (2..=ADDRESS_MAX).contains(&a.len());
+        (!name.is_empty() && !name.contains(&0) && addresses.iter().flatten().all(|a| fits(a)))
+            .then_some(Interface { name, flags, addresses })
     }
 }
 

@@ -8,7 +8,7 @@ fn string() -> impl Strategy<Value = Vec<u8>> {
 proptest! {
     #[test]
     fn questions_survive(
-        kind in 0..6, n in any::<[i32; 4]>(), flag in any::<[bool; 2]>(), a in string(),
+        kind in 0..8, n in any::<[i32; 4]>(), flag in any::<[bool; 2]>(), a in string(),
         b in proptest::option::of(string()), raw in proptest::collection::vec(any::<u8>(), 0..=ADDRESS_MAX),
     ) {
         let q = match kind {
@@ -17,6 +17,8 @@ proptest! {
             2 => Question::HostByName { name: &a, family: n[0] },
             3 => Question::HostByAddress { address: &raw, family: n[0] },
             4 => Question::Message { message: &raw, options: n[3] as u32 },
+            5 => Question::Interfaces,
+            6 => Question::InterfaceRequest { family: n[0], request: SIOCGIFCONF, ifreq: &[n[1] as u8; IFREQ] },
             _ => Question::Records { name: &a, class_and_type: [n[0], n[1]], search: flag[0], options: n[2] as u32 },
         };
         let mut out = [0; QUESTION_MAX];
@@ -53,7 +55,31 @@ proptest! {
     }
 
     #[test]
-    fn anything_is_read_without_harm(b in proptest::collection::vec(any::<u8>(), 0..200), kind in 0u32..8) {
+    fn interfaces_survive(
+        all in proptest::collection::vec((
+            proptest::collection::vec(1u8.., 1..16), any::<u32>(),
+            proptest::option::of(proptest::collection::vec(any::<u8>(), 2..=28)),
+        ), 0..40),
+    ) {
+        let mut out = vec![0; ANSWER_MAX];
+        let mut w = Outcome::default().write(&mut out);
+        let made: Vec<Interface<'_>> = all
+            .iter()
+            .map(|(name, flags, a)| Interface { name, flags: *flags, addresses: [a.as_deref(), None, a.as_deref()] })
+            .collect();
+        for i in &made {
+            i.write(&mut w);
+        }
+        let len = w.finish().expect("fits");
+        let (_, mut r) = Outcome::parse(&out[..len]).expect("head");
+        for i in &made {
+            prop_assert_eq!(Interface::parse(&mut r), Some(*i));
+        }
+        prop_assert!(r.is_at_end());
+    }
+
+    #[test]
+    fn anything_is_read_without_harm(b in proptest::collection::vec(any::<u8>(), 0..200), kind in 0u32..10) {
         let mut packet = FORMAT.to_ne_bytes().to_vec();
         packet.extend(kind.to_ne_bytes());
         packet.extend(&b);
@@ -63,7 +89,9 @@ proptest! {
             prop_assert_eq!(&out[..len], &packet[..]);
         }
         if let Some((_, mut r)) = Outcome::parse(&packet) {
+            let mut again = r;
             while Address::parse(&mut r).is_some() {}
+            while Interface::parse(&mut again).is_some() {}
         }
     }
 }
@@ -85,4 +113,16 @@ fn a_string_with_a_null_byte_is_no_question() {
     let q = Question::HostByName { name: b"a\0b", family: 0 };
     let len = q.write(&mut out).expect("fits");
     assert_eq!(Question::parse(&out[..len]), None);
+}
+
+#[test]
+fn only_requests_that_read_are_questions() {
+    const SIOCSIFADDR: u32 = 0x8916;
+    const SIOCETHTOOL: u32 = 0x8946;
+    let mut out = [0; QUESTION_MAX];
+    for (request, ifreq) in [(SIOCSIFADDR, IFREQ), (SIOCETHTOOL, IFREQ), (SIOCGIFCONF, IFREQ - 1)] {
+        let q = Question::InterfaceRequest { family: 2, request, ifreq: &[0; IFREQ][..ifreq] };
+        let len = q.write(&mut out).expect("fits");
+        assert_eq!(Question::parse(&out[..len]), None);
+    }
 }

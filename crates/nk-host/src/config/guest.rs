@@ -30,7 +30,7 @@ pub struct GuestConfig {
     pub listen: Option<Vec<ListenRule>>,
     /// Lowest port that it may bind.
     pub port_min: Option<u16>,
-    /// Whether its questions about names are answered.
+    /// Whether its questions about names and interfaces are answered.
     pub names: Option<bool>,
     /// The NSM that serves it.
     pub nsm: Option<Spanned<String>>,

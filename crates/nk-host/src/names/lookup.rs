@@ -6,6 +6,8 @@ use std::ptr::{null, null_mut};
 use libc::{addrinfo, hostent, sockaddr, socklen_t};
 use nk_attach::names::{Address, Outcome, Question, Writer};
 
+use super::interfaces;
+
 /// Of <netdb.h>.
 const TRY_AGAIN: c_int = 2;
 const NO_RECOVERY: c_int = 3;
@@ -105,6 +107,10 @@ pub(super) fn answer(question: &Question<'_>, out: &mut [u8]) -> (usize, bool) {
             // SAFETY: a message with its length, and a buffer of that length.
             unsafe { res_send(message.as_ptr(), len, to, RECORDS_MAX as c_int) }
         }),
+        Question::Interfaces => (interfaces::all(out), false),
+        Question::InterfaceRequest { family, request, ifreq } => {
+            (interfaces::request(family, request, ifreq, out), false)
+        }
     };
     match len {
         Some(len) => (len, again),
@@ -123,6 +129,9 @@ fn too_large(question: &Question<'_>, out: &mut [u8]) -> usize {
         }
         Question::Records { .. } | Question::Message { .. } => {
             Outcome { code: -1, errno: 0, h_errno: NO_RECOVERY }
+        }
+        Question::Interfaces | Question::InterfaceRequest { .. } => {
+            Outcome { code: -1, errno: libc::ENOBUFS, h_errno: 0 }
         }
     };
     outcome.write(out).finish().unwrap_or(0)

@@ -11,6 +11,7 @@
 //! | `lookup` | a question to the C library, its answer to a packet |
 
 mod confine;
+mod interfaces;
 mod lookup;
 pub mod serve;
 

@@ -9,7 +9,7 @@ use nk_device::row::Missed;
 use nk_guestlib::{datagram, recv, send};
 
 use super::options::kind;
-use super::{Target, descriptors, native, target};
+use super::{Target, descriptors, interfaces, native, target};
 use crate::fdtable::{self, Entry};
 use crate::io::Open;
 use crate::sys;
@@ -138,9 +138,14 @@ fn ioctl_socket(s: &Open, fd: c_int, request: c_ulong, argument: usize) -> c_int
     }
 }
 
-/// A guest's interfaces are those of its own namespace, as netlink and /proc show them, too. The stand-in answers for them, but
-/// knows no addresses: there are none, and routes are not the guest's to change.
+/// Interfaces are those where the guest's sockets are; they are not the guest's to change. Where nobody tells about them, the
+/// stand-in answers for the guest's own namespace, in which there are no addresses.
 fn interface(s: &Open, fd: c_int, request: c_ulong, argument: usize) -> c_int {
+    let family = if kind(s).ipv4 { libc::AF_INET } else { libc::AF_INET6 };
+    // SAFETY: the program's own argument for that request.
+    if let Some(r) = unsafe { interfaces::ioctl(s.p, family, request, argument) } {
+        return r;
+    }
     let r = native!(libc::SYS_ioctl, fd, request, argument) as c_int;
     if r == 0 || sys::errno() != libc::ENOTTY {
         return r;

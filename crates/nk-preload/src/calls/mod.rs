@@ -12,6 +12,7 @@ pub mod exec;
 pub mod files;
 pub mod fortified;
 pub mod hosts;
+pub mod interfaces;
 pub mod limits;
 pub mod messages;
 pub mod names;

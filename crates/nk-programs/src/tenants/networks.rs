@@ -164,6 +164,10 @@ fn networks(world: &mut World, _: Mode) -> Result<String> {
         servers.push(server);
     }
     shown(world, &spaces)?;
+    // getifaddrs tells a guest where its sockets are.
+    let told = world.start_as("thief", &["/usr/bin/hostname", "-I"])?.ok(LIMIT)?;
+    let told: Vec<&str> = told.split_whitespace().collect();
+    ensure!(told.contains(&ONE) && told.contains(&"fd09::2"), "hostname -I in a guest: {told:?}");
     filtered(&spaces, &two)?;
     seen(world, &spaces)?;
     // Who shares the namespace gets neither the port nor a part of it, and a policy holds for its guest.
