@@ -49,17 +49,16 @@ pub mod command {
     pub const ALONE: u64 = 11;
     /// b = key, text = chunks of some datagrams that wait to be read ([`super::unread_to_texts`]).
     pub const UNREAD: u64 = 12;
-    /// b = key of a datagram socket that another NSM had, text = an option that it is to have again (`keeper::option_to_text`).
-    pub const OPTION: u64 = 13;
-    /// b = guest: of its datagram sockets there are no options but those that are told from now on.
-    pub const OPTIONS: u64 = 14;
+    /// b = guest, d = bytes of the memfd: the options that datagram sockets which another NSM had are to have again, of all of them
+    /// (`keeper::options_to_text`).
+    pub const OPTIONS: u64 = 13;
     /// Never sent: what the process's own threads say to each other when daemon and keeper are gone.
-    pub const END: u64 = 15;
+    pub const END: u64 = 14;
 }
 
 /// What daemon and NSM process say to each other, on the control socket and over the device. A daemon goes on only with a process that
 /// speaks as it does.
-pub const PROTOCOL: u64 = 3;
+pub const PROTOCOL: u64 = 4;
 
 /// What the NSM reports unasked.
 pub mod note {

@@ -51,9 +51,9 @@ impl Entries {
         }
     }
 
-    /// Whether there is such an entry.
-    pub(super) fn has(&self, class: u64, key: u64) -> bool {
-        self.0.contains_key(&(class, key))
+    /// The text of an entry, if there is such a one.
+    pub(super) fn text(&self, class: u64, key: u64) -> Option<&str> {
+        self.0.get(&(class, key)).map(|kept| kept.message.text().unwrap_or(""))
     }
 
     /// The entries of a class, with their keys.

@@ -28,9 +28,11 @@ impl ListenerKeeper for ListenerNotes {
     }
     fn keep_option(&mut self, key: Key, option: &SetOption) {
         self.0.keep_option(key, option);
+        self.0.tell_options();
     }
     fn forget_options(&mut self, key: Key) {
         self.0.forget_options(key);
+        self.0.tell_options();
     }
 }
 

@@ -27,7 +27,7 @@ pub use listeners::ListenerNotes;
 pub(crate) use listeners::{format_addr, parse_addr};
 use nk_servicelib::{Key, SetOption};
 use options::Options;
-pub(crate) use options::{option_from_text, option_to_text};
+pub(crate) use options::{option_from_text, option_to_text, options_from_text, options_to_text};
 
 /// The attach socket.
 pub const CLASS_ATTACH: u64 = 1;
@@ -195,41 +195,36 @@ impl Keeper {
         self.link().send(&m, &[]);
     }
 
-    /// Keeps an option of a datagram socket.
+    /// Keeps an option of a datagram socket. [`Keeper::tell_options`] follows: guests set options as often as they like, and the keeper is
+    /// told once of many.
     pub fn keep_option(&self, key: Key, option: &SetOption) {
         let mut link = self.link();
-        if link.options.has(key, option) {
-            return;
-        }
-        let Some(texts) = link.options.set(key, option) else {
-            // No warning: a guest could fill the log.
-            tracing::debug!(?key, ?option, "there is no room to keep an option of a UDP socket");
-            return;
-        };
-        for (part, class) in (CLASS_OPTIONS..CLASS_OPTIONS + options::PARTS).enumerate() {
-            match texts.get(part) {
-                Some(text) => {
-                    let mut m = Message::new(Kind::Keep).with_text(text);
-                    (m.a, m.b) = (class, key.to_word());
-                    link.keep(m, &[]);
-                }
-                None if link.entries.has(class, key.to_word()) => {
-                    link.drop_entry(class, key.to_word());
-                }
-                None => break,
-            }
+        if !link.options.has(key, option) {
+            link.options.set(key, option);
         }
     }
 
-    /// Keeps the options of a datagram socket no more.
+    /// Keeps the options of a datagram socket no more. [`Keeper::tell_options`] follows.
     pub fn forget_options(&self, key: Key) {
+        self.link().options.forget(key);
+    }
+
+    /// Tells the keeper how options are now, as far as that changed.
+    pub fn tell_options(&self) {
         let mut link = self.link();
-        if link.options.forget(key) {
-            for class in CLASS_OPTIONS..CLASS_OPTIONS + options::PARTS {
-                if !link.entries.has(class, key.to_word()) {
-                    break;
+        for (key, texts) in link.options.take_changed() {
+            for (part, class) in (CLASS_OPTIONS..CLASS_OPTIONS + options::PARTS).enumerate() {
+                let known = link.entries.text(class, key);
+                match texts.get(part) {
+                    Some(text) if known == Some(text) => {}
+                    Some(text) => {
+                        let mut m = Message::new(Kind::Keep).with_text(text);
+                        (m.a, m.b) = (class, key);
+                        link.keep(m, &[]);
+                    }
+                    None if known.is_some() => link.drop_entry(class, key),
+                    None => break,
                 }
-                link.drop_entry(class, key.to_word());
             }
         }
     }

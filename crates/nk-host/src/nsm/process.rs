@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, TryRecvError};
@@ -22,7 +23,7 @@ use super::{
 use crate::config::Io;
 use crate::guest::{Region, SharedLedger, layout};
 use crate::keeper::process::wake_guest;
-use crate::keeper::{option_from_text, option_to_text};
+use crate::keeper::{option_to_text, options_from_text};
 use crate::poll::{now_ns, wait_ms};
 use crate::sys;
 
@@ -68,6 +69,13 @@ fn os(errno: i32) -> io::Error {
 fn shared_ledger(m: &Message, memfd: OwnedFd, layout: Layout) -> io::Result<SharedLedger> {
     let number = m.text().and_then(|t| t.parse().ok()).ok_or_else(|| os(libc::EINVAL))?;
     SharedLedger::map(memfd, layout, number)
+}
+
+/// The options that come with [`command::OPTIONS`].
+fn read_options(memfd: OwnedFd, len: u64) -> Option<Vec<(Key, Vec<SetOption>)>> {
+    let mut text = vec![0; usize::try_from(len).ok()?];
+    std::fs::File::from(memfd).read_exact_at(&mut text, 0).ok()?;
+    options_from_text(std::str::from_utf8(&text).ok()?)
 }
 
 /// The NSM's poll thread.
@@ -427,13 +435,12 @@ impl Worker {
                 }
                 None => libc::EINVAL,
             },
-            (command::OPTIONS, _) => {
-                self.service.renew_options(guest);
-                0
-            }
-            (command::OPTION, _) => match m.text().and_then(option_from_text) {
-                Some(option) => {
-                    self.service.renew_option(Key::from_word(m.b), option);
+            (command::OPTIONS, Some(memfd)) => match read_options(memfd, m.d) {
+                Some(all) => {
+                    self.service.renew_options(guest);
+                    for (key, options) in all {
+                        options.into_iter().for_each(|o| self.service.renew_option(key, o));
+                    }
                     0
                 }
                 None => libc::EINVAL,

@@ -8,9 +8,10 @@ use nk_engine::{GuestId, NsmId};
 use nk_servicelib::{GuestPool, Key};
 
 use super::{Nsm, Server};
-use crate::keeper::option_to_text;
+use crate::keeper::options_to_text;
 use crate::limits::GuestLimits;
 use crate::nsm::command;
+use crate::sys;
 
 impl Server {
     pub(in crate::server) fn listener_lost(&mut self, key: Key) -> io::Result<()> {
@@ -64,20 +65,18 @@ impl Server {
             // The next one is told of every guest.
             return Ok(());
         }
-        let mut begin = Message::new(Kind::Nsm);
-        (begin.a, begin.b) = (command::OPTIONS, id.0.into());
-        let told = all.into_iter().flat_map(|(key, options)| {
-            options.into_iter().map(move |option| {
-                let mut m = Message::new(Kind::Nsm).with_text(&option_to_text(&option));
-                (m.a, m.b) = (command::OPTION, key.to_word());
-                m
-            })
-        });
-        for m in [begin].into_iter().chain(told) {
-            if self.nsm_command(nsm, &m, &[]).is_err() {
-                // It died, and its end is in the queue: the next one is told of every guest.
-                break;
+        let text = options_to_text(&all);
+        let memfd = sys::memfd_with(text.as_bytes())?;
+        let mut m = Message::new(Kind::Nsm);
+        (m.a, m.b, m.d) = (command::OPTIONS, id.0.into(), text.len() as u64);
+        match self.nsm_command(nsm, &m, &[memfd.as_raw_fd()]).map(|r| r.status) {
+            Ok(0) => {}
+            Ok(e) => {
+                let error = io::Error::from_raw_os_error(e);
+                tracing::error!(guest = id.0, %error, "an NSM did not take the options of UDP sockets");
             }
+            // It died, and its end is in the queue: the next one is told of every guest.
+            Err(e) => tracing::debug!(error = %e, "the NSM was not told of options"),
         }
         Ok(())
     }
@@ -94,6 +93,7 @@ impl Server {
             keys
         })?;
         stale.into_iter().for_each(|key| k.forget_options(key));
+        k.tell_options();
         Ok(())
     }
 

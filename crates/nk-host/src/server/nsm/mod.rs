@@ -196,8 +196,20 @@ impl Server {
         Ok(reply)
     }
 
-    /// A listener came or went.
+    /// What an NSM reports, done to its end.
     pub(super) fn nsm_note(&mut self, id: NsmId, m: &Message, fd: Option<OwnedFd>) {
+        self.take_note(id, m, fd);
+        self.tell_options();
+    }
+
+    fn tell_options(&self) {
+        if let Some(k) = &self.keeper {
+            k.tell_options();
+        }
+    }
+
+    /// A listener came or went, or an option was set. [`Server::tell_options`] follows, once for many.
+    fn take_note(&mut self, id: NsmId, m: &Message, fd: Option<OwnedFd>) {
         let keeper = self.keeper.clone();
         let Some(nsm) = self.nsm_mut(id) else { return };
         match (m.a, fd) {
@@ -232,18 +244,20 @@ impl Server {
         let Some(child) = self.nsm(id).and_then(|n| n.child.as_ref()) else { return Ok(()) };
         let raw = child.control.as_raw_fd();
         let mut notes = 0;
-        loop {
+        let ended = loop {
             // Guests make an NSM report: what else the control thread has to do comes in between.
             if part == Part::Control && notes == NOTES_MAX {
-                return Ok(());
+                break false;
             }
             notes += 1;
             match nk_attach::recv(raw, true) {
-                Ok((m, mut fds, _)) => self.nsm_note(id, &m, fds.take(0).map(sys::own)),
+                Ok((m, mut fds, _)) => self.take_note(id, &m, fds.take(0).map(sys::own)),
                 // What it said last, and is in force, is heard before its end.
-                Err(RecvError::Os(libc::EAGAIN)) if part == Part::Control => return Ok(()),
-                Err(_) => return self.nsm_died(id),
+                Err(RecvError::Os(libc::EAGAIN)) if part == Part::Control => break false,
+                Err(_) => break true,
             }
-        }
+        };
+        self.tell_options();
+        if ended { self.nsm_died(id) } else { Ok(()) }
     }
 }
