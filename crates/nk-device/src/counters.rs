@@ -9,7 +9,9 @@ use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 /// Of the layout below.
-pub const COUNTERS_VERSION: u64 = 1;
+pub const COUNTERS_VERSION: u64 = 2;
+/// Sockets of a guest, at most.
+const SOCKETS_MAX: usize = 32 * 1024;
 /// Different things that are counted as not redirected.
 pub const MISSED_MAX: usize = 256;
 
@@ -63,6 +65,42 @@ impl ByOp {
     }
 }
 
+/// A mark for each socket of a guest. There is one writer.
+#[derive(Debug)]
+#[repr(transparent)]
+pub struct Marks([Counter; SOCKETS_MAX / 64]);
+
+impl Default for Marks {
+    fn default() -> Marks {
+        Marks([const { Counter(AtomicU64::new(0)) }; SOCKETS_MAX / 64])
+    }
+}
+
+impl Marks {
+    fn word(&self, socket: u32) -> Option<(&Counter, u64)> {
+        Some((self.0.get(socket as usize / 64)?, 1 << (socket % 64)))
+    }
+    /// Whether the socket has one.
+    #[must_use]
+    pub fn has(&self, socket: u32) -> bool {
+        self.word(socket).is_some_and(|(word, bit)| word.get() & bit != 0)
+    }
+    /// Gives it one.
+    #[inline]
+    pub fn set(&self, socket: u32) {
+        if let Some((word, bit)) = self.word(socket) {
+            word.set(word.get() | bit);
+        }
+    }
+    /// Takes it away.
+    #[inline]
+    pub fn clear(&self, socket: u32) {
+        if let Some((word, bit)) = self.word(socket) {
+            word.set(word.get() & !bit);
+        }
+    }
+}
+
 /// What the engine counts.
 #[derive(Debug, Default)]
 #[repr(C)]
@@ -77,6 +115,8 @@ pub struct EngineCounters {
     pub bytes_received: Counter,
     /// Connections ever made or accepted.
     pub connections_total: Counter,
+    /// Sockets that are among these: the next engine counts those that an NSM accepted while there was none.
+    pub counted: Marks,
     /// NQEs that broke the protocol.
     pub violations: Counter,
     /// NQEs for a socket that was gone.
@@ -221,6 +261,11 @@ mod tests {
         next.engine.from_guest.add(255, 4);
         next.engine.stale.add(2);
         assert_eq!((first.engine.from_guest.get()[255], next.engine.stale.get()), (7, 1));
+        let marks = &first.engine.counted;
+        [0, 63, 64, 32_767, u32::MAX].into_iter().for_each(|socket| marks.set(socket));
+        marks.clear(63);
+        let has = [0, 1, 63, 64, 32_767, u32::MAX].map(|s| next.engine.counted.has(s));
+        assert_eq!(has, [true, false, false, true, true, false]);
         memory.version.set(COUNTERS_VERSION + 1);
         // SAFETY: as above.
         let other = unsafe { SharedCounters::new(base) };

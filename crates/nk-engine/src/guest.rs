@@ -375,8 +375,20 @@ impl Guest {
         self.open += 1;
         if connection {
             self.connections_open += 1;
-            self.counters.engine.connections_total.add(1);
+            self.count_connection(id);
         }
+    }
+
+    /// A socket is a connection that nobody has counted. The sum first, as above.
+    pub(crate) fn count_connection(&self, id: u32) {
+        self.counters.engine.connections_total.add(1);
+        self.counters.engine.counted.set(id);
+    }
+
+    /// An id goes to a row or an NSM: what becomes of it is yet to be counted.
+    fn grant(&mut self, id: u32, state: State) {
+        self.counters.engine.counted.clear(id);
+        self.set_state(id, state);
     }
 
     /// Enters an id that another engine had handed out; ids come in order.
@@ -415,7 +427,7 @@ impl Guest {
                 }
                 break;
             };
-            self.set_state(id, State::GrantedRow);
+            self.grant(id, State::GrantedRow);
             let Some(r) = self.rows.get_mut(usize::from(row)) else { break };
             let index = r.grant_tail;
             if let Some(s) = self.sockets.get_mut(id as usize) {
@@ -444,7 +456,7 @@ impl Guest {
         }
         while self.nsm_granted < most {
             let Some(id) = self.take_id() else { return };
-            self.set_state(id, State::GrantedNsm);
+            self.grant(id, State::GrantedNsm);
             let Some(s) = self.socket_mut(id) else { return };
             s.nsm = nsm.id;
             let generation = s.generation;

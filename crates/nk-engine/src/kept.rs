@@ -150,6 +150,10 @@ impl Parts<'_> {
             self.ports.claim(space, self.guest.id, id, &k.local, s.v6only);
             s.local = Some(k.local);
         }
+        if s.connection && !self.guest.counters.engine.counted.has(id) {
+            // Accepted while there was no engine.
+            self.guest.count_connection(id);
+        }
         let state = if k.is(KS_CLOSING) { State::Closing } else { State::Open };
         self.guest.insert_adopted(id, s, state);
         true

@@ -357,7 +357,7 @@ impl Parts<'_> {
                     {
                         s.connection = true;
                         g.connections_open += 1;
-                        g.counters.engine.connections_total.add(1);
+                        g.count_connection(nqe.socket);
                     }
                     if !self.may_connect(q, &nqe, out) {
                         return;

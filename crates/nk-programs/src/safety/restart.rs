@@ -1,7 +1,8 @@
 //! The daemon, its keeper, and an NSM of its own, are killed with -9 and come back: the guests' processes live on, listeners answer
 //! again, and nothing is left. Connections break with ECONNRESET where their NSM died, and go on where it is a process that lives.
 
-use std::io::Write;
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, TcpStream};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -19,6 +20,8 @@ use crate::world::{Mode, Nsm, Side, World, free_port, wait_for_port};
 const PYTHON: &str = "/usr/bin/python3";
 pub(super) const ROUNDS: usize = 3;
 pub(super) const RECOVERY: Duration = Duration::from_secs(15);
+/// Connections made while there is no daemon.
+const IN_BETWEEN: u64 = 3;
 
 pub(super) fn tests() -> Vec<Test> {
     let test = Test::alone(Group::Safety, GUESTS_ONLY);
@@ -209,7 +212,7 @@ fn counters_go_on(world: &mut World, mode: Mode) -> Result<String> {
         ensure!(asked.contains(&("names/answered".into(), 1)), "no name asked: {asked:?}");
         Ok(())
     })?;
-    for round in 0..2 * ROUNDS {
+    for round in 0..3 * ROUNDS {
         redis.ask("SET a 0123456789")?;
         ensure!(redis.ask("GET a")? == "0123456789", "redis lost its data");
         // Until what was closed is counted as closed.
@@ -221,14 +224,24 @@ fn counters_go_on(world: &mut World, mode: Mode) -> Result<String> {
             Ok(())
         })?;
         let (names, nsm) = (counters(world, asks.pid())?, nsm_bytes(world)?);
-        if round % 2 == 0 {
-            world.kill_daemon()?;
-            world.start_daemon()?;
-        } else {
-            world.replace_daemon()?;
+        match round % 3 {
+            0 => {
+                world.kill_daemon()?;
+                world.start_daemon()?;
+            }
+            1 => world.replace_daemon()?,
+            _ => connect_in_between(world, &redis)?,
         }
         let after = counters(world, pid)?;
-        compare(&before, &after)?;
+        if round % 3 == 2 {
+            let path = "engine/connections_total";
+            let total =
+                |all: &[(String, u64)]| all.iter().find(|(p, _)| p == path).map(|(_, n)| *n);
+            let (was, is) = (total(&before).context(path)?, total(&after).context(path)?);
+            ensure!(is == was + IN_BETWEEN, "{was} connections, {IN_BETWEEN} more, and now {is}");
+        } else {
+            compare(&before, &after)?;
+        }
         let count = |path: &str| after.iter().find(|(p, _)| p == path).map_or(0, |(_, n)| *n);
         ensure!(
             ["engine/bytes_sent", "engine/connections_total", "nsm/bytes_received"]
@@ -241,7 +254,24 @@ fn counters_go_on(world: &mut World, mode: Mode) -> Result<String> {
     }
     asks.stop(Signal::TERM, Duration::from_secs(10))?;
     redis.stop()?;
-    Ok(format!("{ROUNDS} kills, {ROUNDS} replacements: bytes and connections to the last one"))
+    Ok(format!(
+        "{ROUNDS} kills, {ROUNDS} replacements: bytes and connections to the last one; so {ROUNDS} times with connections in between"
+    ))
+}
+
+/// Connections that an NSM accepts while nobody counts are counted all the same.
+fn connect_in_between(world: &mut World, redis: &Redis) -> Result<()> {
+    world.kill_daemon()?;
+    let connect = |_| TcpStream::connect((Ipv4Addr::LOCALHOST, redis.port));
+    let made: Vec<TcpStream> = (0..IN_BETWEEN).map(connect).collect::<Result<_, _>>()?;
+    std::thread::sleep(Duration::from_millis(200));
+    world.start_daemon()?;
+    for mut stream in made {
+        stream.set_read_timeout(Some(RECOVERY))?;
+        stream.write_all(b"PING\r\n")?;
+        stream.read_exact(&mut [0; 7]).context("a connection made in between")?;
+    }
+    Ok(())
 }
 
 /// The keeper of a daemon without guests is just ending when the next daemon looks for one.
