@@ -2,7 +2,9 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use nk_attach::names::{ADDRESS_MAX, Address, Interface, Outcome, QUESTION_MAX, Question};
+use nk_attach::names::{
+    ADDRESS_MAX, Address, Host, Interface, Outcome, QUESTION_MAX, Question, address_len,
+};
 
 fuzz_target!(|packet: &[u8]| {
     if let Some(question) = Question::parse(packet) {
@@ -18,6 +20,11 @@ fuzz_target!(|packet: &[u8]| {
         let mut as_interfaces = r;
         while let Some(i) = Interface::parse(&mut as_interfaces) {
             assert!(i.addresses.iter().flatten().all(|a| (2..=ADDRESS_MAX).contains(&a.len())));
+        }
+        if let Some(Some(h)) = Host::parse(r) {
+            assert_eq!(h.aliases.iter().count(), h.aliases.len());
+            assert!(h.addresses.iter().all(|a| Some(a.len()) == address_len(h.family)));
+            assert!(h.addresses.iter().count() == h.addresses.len() && h.addresses.len() > 0);
         }
         if let Some(n) = r.count(4) {
             assert!(n * 4 <= packet.len());

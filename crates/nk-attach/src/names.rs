@@ -4,6 +4,10 @@
 //! the guest's sockets. Both are words of four bytes in the machine's order; bytes carry their length in front, `NONE` for a null
 //! pointer. Either end may lie: what does not parse to its last byte is no question and no answer.
 
+mod host;
+
+pub use host::{HOST_NOT_FOUND, Host, List, NETDB_INTERNAL, NO_RECOVERY, TRY_AGAIN, address_len};
+
 /// Bytes of a question, at most. A DNS name has 255.
 pub const QUESTION_MAX: usize = 4096;
 /// Bytes of an answer, at most: about 4,000 addresses.
@@ -14,6 +18,9 @@ const NONE: u32 = u32::MAX;
 const FORMAT: u32 = 0x4e4b_4e01;
 /// Bytes of a socket address, at most (`sockaddr_storage`).
 pub const ADDRESS_MAX: usize = 128;
+
+/// Bits of a resolver state's `options` that are set unless somebody clears them: RECURSE, DEFNAMES, DNSRCH.
+pub const RES_DEFAULT: u32 = 0x40 | 0x80 | 0x200;
 
 /// `code` of an [`Outcome`] when the resolver has too much to do; the question was not looked at.
 pub const BUSY: i32 = i32::MIN;

@@ -4,21 +4,17 @@ use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::ptr::{null, null_mut};
 
 use libc::{addrinfo, hostent, sockaddr, socklen_t};
-use nk_attach::names::{Address, Outcome, Question, Writer};
+use nk_attach::names::{
+    Address, Host, NETDB_INTERNAL, NO_RECOVERY, Outcome, Question, RES_DEFAULT, TRY_AGAIN, Writer,
+};
 
 use super::interfaces;
 
-/// Of <netdb.h>.
-const TRY_AGAIN: c_int = 2;
-const NO_RECOVERY: c_int = 3;
-const NETDB_INTERNAL: c_int = -1;
 /// Memory for one hostent, at most: a DNS answer has 64 KiB.
 const HOST_BUFFER_MAX: usize = 1 << 20;
 /// A DNS message's length is 16 bits.
 const RECORDS_MAX: usize = 65535;
-/// Bits of the resolver state's `options` that are set unless somebody clears them: RECURSE, DEFNAMES, DNSRCH.
-const DEFAULT: u32 = 0x40 | 0x80 | 0x200;
-/// Those that a program may set for its own questions, besides: USEVC, IGNTC, EDNS0, DNSSEC, TRUSTAD.
+/// Bits of the resolver state's `options` that a program may set for its own questions, besides the usual ones: USEVC, IGNTC, EDNS0, DNSSEC, TRUSTAD.
 const MORE: u32 = 0x8 | 0x20 | 0x0010_0000 | 0x0080_0000 | 0x0400_0000;
 
 /// The head of glibc's `struct __res_state`.
@@ -265,11 +261,11 @@ fn host(
         }
         let errno = if code == 0 { 0 } else { errno() };
         let mut w = Outcome { code, errno, h_errno }.write(out);
-        w.word(u32::from(!found.is_null()));
         // SAFETY: null, or the place that the function filled, with pointers into the buffer.
-        if let Some(h) = unsafe { found.as_ref() } {
+        match unsafe { found.as_ref() } {
             // SAFETY: as above.
-            unsafe { write_host(h, &mut w) };
+            Some(h) => unsafe { write_host(h, &mut w) },
+            None => Host::write_none(&mut w),
         }
         return (w.finish(), found.is_null() && h_errno == TRY_AGAIN);
     }
@@ -278,26 +274,25 @@ fn host(
 /// # Safety
 /// A hostent as the C library fills it.
 unsafe fn write_host(h: &hostent, w: &mut Writer<'_>) {
-    w.int(h.h_addrtype);
     // SAFETY: the name is a C string, the lists end with null, an address has `h_length` bytes.
     unsafe {
-        w.bytes(bytes_of(h.h_name));
-        let lists = [(h.h_aliases, None), (h.h_addr_list, Some(h.h_length as usize))];
-        for (list, length) in lists {
-            let mut n = 0;
-            while !list.is_null() && !(*list.add(n)).is_null() {
-                n += 1;
-            }
-            w.word(n as u32);
-            for i in 0..n {
-                let p = (*list.add(i)).cast_const();
-                match length {
-                    None => w.bytes(bytes_of(p)),
-                    Some(len) => w.bytes(Some(std::slice::from_raw_parts(p.cast::<u8>(), len))),
-                }
-            }
-        }
+        let aliases = list(h.h_aliases, |p| bytes_of(p).unwrap_or_default());
+        let length = h.h_length as usize;
+        let addresses = list(h.h_addr_list, |p| std::slice::from_raw_parts(p.cast::<u8>(), length));
+        Host::write(w, h.h_addrtype, bytes_of(h.h_name), &aliases, &addresses);
     }
+}
+
+/// # Safety
+/// Null, or pointers that end with null.
+unsafe fn list<'a>(
+    list: *const *mut c_char,
+    each: impl Fn(*const c_char) -> &'a [u8],
+) -> Vec<&'a [u8]> {
+    // SAFETY: the caller's promise: there is a null before the list's end.
+    let pointer = |n| unsafe { list.add(n).read() };
+    let some = (0..).map(pointer).take_while(|p| !p.is_null());
+    if list.is_null() { Vec::new() } else { some.map(|p| each(p.cast_const())).collect() }
 }
 
 /// Calls one of the functions that speak DNS, with the thread's resolver state as resolv.conf makes it and the program's options.
@@ -308,8 +303,8 @@ fn records(options: u32, out: &mut [u8], call: impl Fn(*mut u8) -> c_int) -> (Op
         let state = res_state();
         (*state).options = 0;
         if res_init() == 0 {
-            let kept = (*state).options & !libc::c_ulong::from(DEFAULT);
-            (*state).options = kept | libc::c_ulong::from(options & (DEFAULT | MORE));
+            let kept = (*state).options & !libc::c_ulong::from(RES_DEFAULT);
+            (*state).options = kept | libc::c_ulong::from(options & (RES_DEFAULT | MORE));
         }
         *h_errno_location() = 0;
     }

@@ -7,9 +7,11 @@ use core::ptr::null_mut;
 use core::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
 
 use libc::{c_char, c_int, c_void, hostent, socklen_t};
-use nk_attach::names::{Outcome, Question, Reader};
+use nk_attach::names::address_len;
+use nk_attach::names::{HOST_NOT_FOUND, NETDB_INTERNAL, NO_RECOVERY, Outcome, Question, TRY_AGAIN};
 use nk_device::row::NoAnswer;
 
+use self::place::{Place, fill};
 use super::names::bytes;
 use crate::names::{Answer, ask};
 use crate::next;
@@ -17,13 +19,10 @@ use crate::process::{Process, process};
 use crate::rings::{lock, unlock};
 use crate::sys::{self, SignalsBlocked};
 
-/// Of <netdb.h>.
-pub(super) const NETDB_INTERNAL: c_int = -1;
-const HOST_NOT_FOUND: c_int = 1;
-pub(super) const TRY_AGAIN: c_int = 2;
-pub(super) const NO_RECOVERY: c_int = 3;
 /// Room for the result of the functions that give none: more than an answer has.
 const STATIC_MAX: usize = 512 * 1024;
+
+mod place;
 
 type Found = *mut *mut hostent;
 
@@ -56,105 +55,6 @@ fn is_numeric(name: &[u8]) -> bool {
     let hex = |b: &u8| b.is_ascii_hexdigit() || *b == b':' || *b == b'.';
     (name.iter().all(dotted) && name.last() != Some(&b'.'))
         || (name.contains(&b':') && name.iter().all(hex))
-}
-
-/// A program's place for a result.
-#[derive(Clone, Copy)]
-struct Place {
-    host: *mut hostent,
-    buffer: *mut c_char,
-    len: usize,
-}
-
-/// Hands out pieces of the buffer.
-struct Room {
-    at: *mut u8,
-    left: usize,
-}
-
-impl Room {
-    fn take(&mut self, n: usize) -> Result<*mut u8, c_int> {
-        if n > self.left {
-            return Err(libc::ERANGE);
-        }
-        let at = self.at;
-        self.at = self.at.wrapping_add(n);
-        self.left -= n;
-        Ok(at)
-    }
-
-    /// A list of pointers with room for the null at its end.
-    fn list(&mut self, n: usize) -> Result<*mut *mut c_char, c_int> {
-        Ok(self.take((n + 1) * size_of::<*mut c_char>())?.cast())
-    }
-
-    /// The bytes, with so many zeros behind.
-    fn bytes(&mut self, b: &[u8], zeros: usize) -> Result<*mut c_char, c_int> {
-        let to = self.take(b.len() + zeros)?;
-        // SAFETY: `take` gave that much of the program's buffer.
-        unsafe {
-            core::ptr::copy_nonoverlapping(b.as_ptr(), to, b.len());
-            core::ptr::write_bytes(to.add(b.len()), 0, zeros);
-        }
-        Ok(to.cast())
-    }
-}
-
-/// Fills the place from an answer. `Ok(false)`: there is no such host.
-///
-/// # Safety
-/// The place is as the _r functions want it.
-unsafe fn fill(mut r: Reader<'_>, place: Place) -> Result<bool, c_int> {
-    const LIES: c_int = libc::EAGAIN;
-    if r.word().ok_or(LIES)? == 0 {
-        return Ok(false);
-    }
-    let family = r.int().ok_or(LIES)?;
-    let length = match family {
-        libc::AF_INET => 4,
-        libc::AF_INET6 => 16,
-        _ => return Err(LIES),
-    };
-    let skip = place.buffer.align_offset(size_of::<*mut c_char>());
-    let left = place.len.checked_sub(skip).ok_or(libc::ERANGE)?;
-    let mut room = Room { at: place.buffer.wrapping_add(skip).cast(), left };
-    let name = r.bytes().flatten().ok_or(LIES)?;
-    // Lists first: what follows them needs no alignment.
-    let aliases = r.count(4).ok_or(LIES)?;
-    let mut names = r;
-    for _ in 0..aliases {
-        r.bytes().flatten().ok_or(LIES)?;
-    }
-    let addresses = r.count(4 + length).ok_or(LIES)?;
-    let (alias_list, address_list) = (room.list(aliases)?, room.list(addresses)?);
-    for i in 0..addresses {
-        let a = r.bytes().flatten().filter(|a| a.len() == length).ok_or(LIES)?;
-        let at = room.bytes(a, 0)?;
-        // SAFETY: the list has a place for each, and one more.
-        unsafe { address_list.add(i).write(at) };
-    }
-    if !r.is_at_end() || addresses == 0 {
-        return Err(LIES);
-    }
-    for i in 0..aliases {
-        let at = room.bytes(names.bytes().flatten().ok_or(LIES)?, 1)?;
-        // SAFETY: as above.
-        unsafe { alias_list.add(i).write(at) };
-    }
-    let h_name = room.bytes(name, 1)?;
-    // SAFETY: the ends of the lists; the program's place for the result.
-    unsafe {
-        address_list.add(addresses).write(null_mut());
-        alias_list.add(aliases).write(null_mut());
-        place.host.write(hostent {
-            h_name,
-            h_aliases: alias_list,
-            h_addrtype: family,
-            h_length: length as c_int,
-            h_addr_list: address_list,
-        });
-    }
-    Ok(true)
 }
 
 /// Fills the place. Whether there is such a host, or what a _r function returns; and h_errno.
@@ -302,11 +202,7 @@ pub unsafe extern "C" fn gethostbyname2(name: *const c_char, family: c_int) -> *
 /// # Safety
 /// `address` has `len` bytes.
 unsafe fn address<'a>(address: *const c_void, len: socklen_t, family: c_int) -> Option<&'a [u8]> {
-    let expected = match family {
-        libc::AF_INET => 4,
-        libc::AF_INET6 => 16,
-        _ => return None,
-    };
+    let expected = address_len(family)?;
     // SAFETY: the caller's promise.
     (len as usize == expected && !address.is_null())
         .then(|| unsafe { core::slice::from_raw_parts(address.cast(), expected) })
@@ -446,4 +342,16 @@ pub unsafe extern "C" fn gethostbyaddr_r(
 }
 
 #[cfg(test)]
-mod tests;
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_no_names() {
+        for n in ["127.0.0.1", "1", "1.2", "::1", "fe80::1", "::ffff:1.2.3.4"] {
+            assert!(is_numeric(n.as_bytes()), "{n}");
+        }
+        for n in ["localhost", "1.2.3.4.", "a", "dead.beef", "1a", "x::1"] {
+            assert!(!is_numeric(n.as_bytes()), "{n}");
+        }
+    }
+}

@@ -4,17 +4,16 @@
 //! those that change the question are passed on. glibc has each function under two names, of which programs use either.
 
 use libc::{c_char, c_int, c_ulong};
-use nk_attach::names::Question;
+use nk_attach::names::{NETDB_INTERNAL, NO_RECOVERY, Question, RES_DEFAULT, TRY_AGAIN};
 
-use super::hosts::{NETDB_INTERNAL, NO_RECOVERY, TRY_AGAIN, error, set_h_errno};
+use super::hosts::{error, set_h_errno};
 use super::names::bytes;
 use crate::names::ask;
 use crate::process::{Process, process};
 use crate::{next, sys};
 
-/// RES_INIT, and what is set unless somebody clears it: RES_RECURSE, RES_DEFNAMES, RES_DNSRCH.
+/// RES_INIT.
 const INITIALISED: u32 = 1;
-const DEFAULT: u32 = 0x2c0;
 /// In a DNS message's third byte: it was cut.
 const TRUNCATED: u8 = 2;
 /// A name with its domain.
@@ -39,7 +38,7 @@ unsafe extern "C" {
 unsafe fn options(state: *const ResolverState) -> u32 {
     // SAFETY: the caller's promise.
     let options = unsafe { (*state).options } as u32;
-    if options & INITIALISED == 0 { DEFAULT } else { options }
+    if options & INITIALISED == 0 { RES_DEFAULT } else { options }
 }
 
 fn fail(errno: c_int, h_errno: c_int) -> c_int {
