@@ -1,3 +1,4 @@
+use super::packet::FORMAT;
 use super::*;
 use proptest::prelude::*;
 

@@ -14,6 +14,7 @@ pub mod fortified;
 pub mod hosts;
 pub mod interfaces;
 pub mod limits;
+pub mod many;
 pub mod messages;
 pub mod names;
 pub mod options;

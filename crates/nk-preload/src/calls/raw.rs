@@ -9,7 +9,7 @@ use libc::{c_int, c_long, c_uint, pid_t};
 
 use super::control::fcntl;
 use super::descriptors::{close, close_range, dup, dup2, dup3};
-use super::messages::{recvmmsg, sendmmsg};
+use super::many::{recvmmsg, sendmmsg};
 use crate::fdtable::{self, Entry};
 use crate::fork::fork_as_guest;
 use crate::process::process;
