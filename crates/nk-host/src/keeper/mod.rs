@@ -34,8 +34,13 @@ pub const CLASS_ATTACH: u64 = 1;
 /// A guest: key = its id; c, d = token; text = uid, flags, limits, name; memfd, engine's eventfd, namespace, counters,
 /// and, if it ever asked for a name, the resolver's counters.
 pub const CLASS_GUEST: u64 = 2;
-/// A process: key = guest << 16 | row; c = pid; control connection, pidfd.
+/// A process: key = guest << 16 | row; c = pid, d = what it has; control connection, pidfd. A forked child that has not said hello has
+/// no pidfd.
 pub const CLASS_PROCESS: u64 = 3;
+/// In a process's entry: its control connection is among the descriptors.
+pub(crate) const HAS_CONTROL: u64 = 1;
+/// In a process's entry: its pidfd is the last descriptor.
+pub(crate) const HAS_PIDFD: u64 = 2;
 /// A queue set: key = guest << 32 | row << 16 | number; c = 1 for a primary one; its doorbell.
 pub const CLASS_QSET: u64 = 4;
 /// A hold: key = guest << 48 | serial; c = socket, d = generation; far end.

@@ -14,7 +14,9 @@ use nk_device::sync::{Ordering, fence};
 use nk_device::{Cell, Qset, Row};
 
 use super::entries::Entries;
-use super::{CLASS_GUEST, CLASS_NSM, CLASS_PROCESS, CLASS_QSET, KEPT_COMPLETE, KEPT_END, nsm_of};
+use super::{
+    CLASS_GUEST, CLASS_NSM, CLASS_PROCESS, CLASS_QSET, HAS_PIDFD, KEPT_COMPLETE, KEPT_END, nsm_of,
+};
 use crate::guest::{Region, layout};
 use crate::{sys, watchdog};
 
@@ -39,7 +41,11 @@ struct State {
 pub fn run(path: PathBuf, private: Option<PathBuf>) -> io::Result<()> {
     sys::name_thread(c"nk-keeper");
     sys::raise_fd_limit();
-    let listener = sys::own(crate::spawn::PASSED_FD);
+    serve(&sys::own(crate::spawn::PASSED_FD), path, private);
+    Ok(())
+}
+
+fn serve(listener: &OwnedFd, path: PathBuf, private: Option<PathBuf>) {
     let mut s = State {
         entries: Entries::default(),
         daemon: None,
@@ -53,14 +59,13 @@ pub fn run(path: PathBuf, private: Option<PathBuf>) -> io::Result<()> {
         let waiting = match &s.daemon {
             None if served && !s.has_process() => break,
             Some(_) => Vec::new(),
-            None => s.pidfds(CLASS_PROCESS).chain(s.pidfds(CLASS_NSM)).collect(),
+            None => s.ends(CLASS_PROCESS).chain(s.ends(CLASS_NSM)).collect(),
         };
         let daemon = s.daemon.as_ref().map_or(-1, AsRawFd::as_raw_fd);
-        let mut fds: Vec<libc::pollfd> = [listener.as_raw_fd(), daemon]
-            .into_iter()
-            .chain(waiting.iter().map(|w| w.2))
-            .map(|fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 })
-            .collect();
+        let poll = |(fd, events)| libc::pollfd { fd, events, revents: 0 };
+        let own = [listener.as_raw_fd(), daemon].map(|fd| (fd, libc::POLLIN));
+        let mut fds: Vec<libc::pollfd> =
+            own.into_iter().chain(waiting.iter().map(|w| w.2)).map(poll).collect();
         // SAFETY: as many entries of ours as the length says; a negative number is skipped by the kernel.
         let n = unsafe {
             let wait_ms = if served { -1 } else { FIRST_MAX_MS };
@@ -105,7 +110,6 @@ pub fn run(path: PathBuf, private: Option<PathBuf>) -> io::Result<()> {
             crate::private::remove(&dir);
         }
     }
-    Ok(())
 }
 
 impl State {
@@ -113,10 +117,15 @@ impl State {
         self.entries.of(CLASS_PROCESS).next().is_some()
     }
 
-    /// Class, keys and pidfds of processes; the pidfd is a process's last descriptor.
-    fn pidfds(&self, class: u64) -> impl Iterator<Item = (u64, u64, RawFd)> {
+    /// Class, key, and the descriptor that tells of a process's end, with the events that do: its pidfd, which comes last, is readable
+    /// then. Of a child that has not said hello there is its control socket alone, which is readable when it has, and hung up at its end.
+    fn ends(&self, class: u64) -> impl Iterator<Item = (u64, u64, (RawFd, i16))> {
         let entries = self.entries.of(class);
-        entries.filter_map(move |(k, e)| Some((class, k, e.fds.last()?.as_raw_fd())))
+        entries.filter_map(move |(k, e)| {
+            let has_pidfd = class == CLASS_NSM || e.message.d & HAS_PIDFD != 0;
+            let events = if has_pidfd { libc::POLLIN } else { 0 };
+            Some((class, k, (e.fds.last()?.as_raw_fd(), events)))
+        })
     }
 
     /// A process ended while there was no daemon.
@@ -273,7 +282,39 @@ fn present<T, P>(region: &Region, first: Option<&P>, count: u32) -> Vec<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::keeper::{HAS_CONTROL, Keeper, complete};
     use nk_device::Layout;
+    use std::os::unix::ffi::OsStrExt;
+    use std::time::Duration;
+
+    /// The daemon dies between a fork and the child's hello.
+    #[test]
+    fn a_child_that_says_hello_while_there_is_no_daemon_has_not_ended() {
+        let path = std::env::temp_dir().join(format!("nk-keeper-child-{}", std::process::id()));
+        let listener = sys::listen_at(&path, 0o600).expect("listen");
+        let serves = {
+            let path = path.clone();
+            std::thread::spawn(move || serve(&listener, path, None))
+        };
+        let daemon = sys::own(nk_attach::connect(path.as_os_str().as_bytes()).expect("connect"));
+        let (child, far) = sys::seqpacket_pair().expect("pair");
+        let mut m = Message::new(Kind::Keep);
+        (m.a, m.b, m.d) = (CLASS_PROCESS, 1 << 16 | 2, HAS_CONTROL);
+        nk_attach::send(daemon.as_raw_fd(), &m, &[far.as_raw_fd()]).expect("keep");
+        complete(&daemon).expect("complete");
+        drop((daemon, far));
+        nk_attach::send(child.as_raw_fd(), &Message::new(Kind::Hello), &[]).expect("hello");
+        std::thread::sleep(Duration::from_millis(100));
+        assert!(!sys::is_hung_up(child.as_raw_fd()), "its control socket was closed");
+        let (next, entries) = Keeper::find(&path).expect("it serves").expect("it has something");
+        let [entry] = &entries[..] else { panic!("{entries:?}") };
+        let (hello, ..) = nk_attach::recv(entry.fds[0].as_raw_fd(), true).expect("hello");
+        assert_eq!(hello.kind, Kind::Hello as u32);
+        // One that ends without a daemon does end, and with it the keeper.
+        drop((next, entries, child));
+        serves.join().expect("no panic");
+        assert!(!path.exists());
+    }
 
     #[test]
     fn only_pages_that_exist_are_walked() {

@@ -9,13 +9,12 @@ use nk_device::sync::Ordering;
 use nk_engine::{AdoptedListener, AdoptedRow, Adoption, GuestId, GuestSetup, KeptGuest, NsmId};
 use nk_servicelib::{GuestPool, Key};
 
-use super::keep::{HAS_CONTROL, HAS_PIDFD};
 use super::nsm::Nsm;
 use super::{Role, Server, Source};
 use crate::guest::{Guest, GuestCounters, Names, Process, Region, layout};
 use crate::keeper::{
-    CLASS_GUEST, CLASS_HOLD, CLASS_LISTENER, CLASS_NSM, CLASS_PROCESS, CLASS_QSET, Entry, Keeper,
-    parse_addr,
+    CLASS_GUEST, CLASS_HOLD, CLASS_LISTENER, CLASS_NSM, CLASS_PROCESS, CLASS_QSET, Entry,
+    HAS_CONTROL, HAS_PIDFD, Keeper, parse_addr,
 };
 use crate::limits::GuestLimits;
 use crate::names::Counters as NameCounters;

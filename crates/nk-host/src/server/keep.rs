@@ -9,16 +9,13 @@ use nk_engine::{GuestId, NsmId};
 
 use super::{Server, Source, Token};
 use crate::guest::Guest;
-use crate::keeper::{CLASS_GUEST, CLASS_HOLD, CLASS_NSM, CLASS_PROCESS, CLASS_QSET};
+use crate::keeper::{
+    CLASS_GUEST, CLASS_HOLD, CLASS_NSM, CLASS_PROCESS, CLASS_QSET, HAS_CONTROL, HAS_PIDFD,
+};
 use crate::nsm::PROTOCOL;
 
 /// A keeper that ended sooner than this is not replaced at once.
 const RESTART_REST: Duration = Duration::from_millis(100);
-
-/// In a process's entry: its control connection is among the descriptors.
-pub(super) const HAS_CONTROL: u64 = 1;
-/// In a process's entry: its pidfd is the last descriptor.
-pub(super) const HAS_PIDFD: u64 = 2;
 
 pub(super) fn process_key(guest: GuestId, row: u16) -> u64 {
     u64::from(guest.0) << 16 | u64::from(row)
