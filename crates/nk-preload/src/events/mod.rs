@@ -1,7 +1,7 @@
 //! epoll, poll and select over NetKernel sockets and everything else.
 //!
 //! An epoll instance is a kernel epoll, and, once it has a socket, private state in user space: its interest, a queue of what may be
-//! ready, and a queue set whose doorbell (an eventfd) is a member of the kernel epoll. Kernel descriptors are the kernel's
+//! ready, and a queue set whose doorbell (an eventfd) is a member of the kernel epoll, as is the process's control socket, for its end. Kernel descriptors are the kernel's
 //! business; stand-ins never enter it (they would report HUP). Reporting costs no system call for sockets; sleeping is
 //! the kernel's own epoll_pwait, so masks, EINTR and time limits are natively exact.
 //!
