@@ -250,13 +250,6 @@ impl Consumer {
         })
     }
 
-    /// The operation of the next element, if one was published. Who can write the ring can change it before it is popped.
-    #[inline]
-    pub fn next_op<A32: Word32, A64: Word64>(&self, ring: &Ring<'_, A32, A64>) -> Option<u8> {
-        let w0 = ring.slot(self.head)?.first()?.load(Ordering::Acquire);
-        (w0 & PHASE == phase(self.head, ring.capacity())).then_some(w0 as u8)
-    }
-
     /// Gives the slots read so far back to the producers.
     #[inline]
     pub fn commit<A32: Word32, A64: Word64>(&self, ring: &Ring<'_, A32, A64>) {

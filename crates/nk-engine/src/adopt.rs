@@ -284,6 +284,7 @@ impl Parts<'_> {
             self.renew(from, listeners);
         }
         self.guest.old.retain(|o| o.id != from);
+        self.guest.await_no_nsm();
         let to = self.nsm.id;
         for s in self.guest.sockets.iter_mut().filter(|s| s.nsm == from) {
             s.nsm = to;

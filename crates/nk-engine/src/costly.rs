@@ -2,12 +2,17 @@
 //! engine does for a guest, not what the NSM then has to do; fifty connects in one poll are milliseconds in which nobody else is served.
 //!
 //! So an NSM has few of them before it at any time, a guest adds few in its turn, and the others wait on their guests' own rings, with what
-//! stands behind them there. The queue sets that wait have their turn when the NSM has taken some.
+//! stands behind them there. The queue sets that wait have their turn when the NSM has taken some. Of a guest that was moved each of its NSMs
+//! has its own.
 
 use std::collections::VecDeque;
 
-use nk_device::Op;
 use nk_device::qset::JOB_SLOTS;
+use nk_device::{Nqe, Op};
+
+use crate::NsmId;
+use crate::engine::Parts;
+use crate::guest::{Guest, Socket, State};
 
 /// Before an NSM at once, of all guests: a few hundred microseconds' worth.
 const AHEAD: usize = 8;
@@ -28,6 +33,46 @@ pub(crate) fn is_costly(op: u8) -> bool {
                 | Op::Close
         )
     )
+}
+
+impl Guest {
+    /// How many costly operations an element is. One that names an id which was granted makes a socket of it, whatever else it asks.
+    pub(crate) fn price(&self, nqe: &Nqe) -> u32 {
+        let its = |s: &&Socket| s.generation == nqe.generation;
+        let makes = match self.socket(nqe.socket).filter(its).map(Socket::state) {
+            // Given back, and no socket.
+            Some(State::GrantedRow) => nqe.op != Op::Socket as u8 && nqe.op != Op::Close as u8,
+            _ => false,
+        };
+        u32::from(makes) + u32::from(is_costly(nqe.op))
+    }
+
+    /// The NSM that an element about a socket, or about an id that was granted, is for.
+    pub(crate) fn nsm_asked(&self, socket: u32) -> NsmId {
+        match self.socket(socket) {
+            Some(s) if s.state() != State::GrantedRow => s.nsm,
+            _ => self.nsm,
+        }
+    }
+
+    /// An NSM has nothing of the guest's any more: who waits for it looks again.
+    pub(crate) fn await_no_nsm(&mut self) {
+        self.active.extend(self.waiting.drain(..).map(|(q, _)| q));
+    }
+}
+
+impl Parts<'_> {
+    /// Queue sets that wait for an NSM have their turn when it has room.
+    pub(crate) fn go_on_waiting(&mut self) {
+        for _ in 0..self.guest.waiting.len() {
+            let Some((q, nsm)) = self.guest.waiting.pop_front() else { break };
+            if self.nsm_named(nsm).has_room_for_costly() {
+                self.guest.active.push_back(q);
+            } else {
+                self.guest.waiting.push_back((q, nsm));
+            }
+        }
+    }
 }
 
 /// Those that an NSM was given and has not taken, by their places on its job ring.

@@ -242,8 +242,10 @@ impl Engine {
     }
 
     fn has_turn(&self, g: &Guest) -> bool {
-        let has_room = |n: &Nsm| n.id == g.nsm && n.has_room_for_costly();
-        !g.active.is_empty() || (!g.waiting.is_empty() && self.nsms.iter().any(has_room))
+        let has_room = |(_, id): &(u16, NsmId)| {
+            self.nsms.iter().any(|n| n.id == *id && n.has_room_for_costly())
+        };
+        !g.active.is_empty() || g.waiting.iter().any(has_room)
     }
 
     /// Whether nothing is taken from a guest now.
@@ -269,7 +271,7 @@ impl Engine {
         }
         for n in &self.nsms {
             let waits = |id: &GuestId| {
-                self.guest(*id).is_some_and(|g| g.nsm == n.id && !g.waiting.is_empty())
+                self.guest(*id).is_some_and(|g| g.waiting.iter().any(|(_, nsm)| *nsm == n.id))
             };
             let wants_room = n.is_congested() || self.awake.iter().any(waits);
             let why = if wants_room { WANTS_ROOM } else { 1 };

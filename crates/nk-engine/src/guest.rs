@@ -185,8 +185,8 @@ pub(crate) struct Guest {
     pub(crate) nsm_granted: u32,
     pub(crate) listeners: u32,
     pub(crate) active: VecDeque<u16>,
-    /// Queue sets with work, whose next element waits for the NSM to take what is costly ([`crate::costly`]).
-    pub(crate) waiting: VecDeque<u16>,
+    /// Queue sets with work, whose next element waits for this NSM to take what is costly ([`crate::costly`]).
+    pub(crate) waiting: VecDeque<(u16, NsmId)>,
     /// Words of the bell bitmap that can name a queue set ever used.
     pub(crate) bell_words: usize,
     /// It has not rung for long: no poll looks at it, and its header goes on to say that the engine sleeps.

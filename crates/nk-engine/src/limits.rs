@@ -131,10 +131,7 @@ impl Parts<'_> {
             return;
         }
         self.guest.take_bells(out.round);
-        if !self.guest.waiting.is_empty() && self.nsm.has_room_for_costly() {
-            let waiting = core::mem::take(&mut self.guest.waiting);
-            self.guest.active.extend(waiting);
-        }
+        self.go_on_waiting();
         self.guest.limiter.refill(now_ns);
         while self.guest.limiter.may_connect() && !self.nsm.is_stuck() {
             let Some((id, generation)) = self.guest.limiter.connects.pop_front() else { break };

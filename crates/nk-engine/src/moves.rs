@@ -172,6 +172,7 @@ impl Engine {
                 }
             }
             p.guest.old.retain(|o| o.id != nsm);
+            p.guest.await_no_nsm();
             if !p.guest.is_split() && !p.nsm.up {
                 p.forget_owed(out);
             }

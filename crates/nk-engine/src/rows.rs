@@ -183,7 +183,7 @@ impl Guest {
         }
         *state = QueueSet::default();
         self.active.retain(|a| *a != q);
-        self.waiting.retain(|a| *a != q);
+        self.waiting.retain(|(a, _)| *a != q);
         self.old_calls.retain(|c| c.qset != q);
         if let Some(shared) = self.device.qset(q) {
             shared.in_use.store(0, Ordering::SeqCst);

@@ -3,10 +3,12 @@
 use arrayvec::ArrayVec;
 use nk_device::cell::SOCK_DGRAM;
 use nk_device::nqe::{FLAG_AGAIN, FLAG_ERROR, Nqe, PackedNqe, unpack_option};
+use nk_device::ring::Consumer;
 use nk_device::sync::{Ordering, fence};
 use nk_device::{Addr, Op};
 
-use crate::costly::{self, is_costly};
+use crate::NsmId;
+use crate::costly;
 use crate::engine::{DOZE_AFTER, Parts};
 use crate::guest::{Guest, Socket, State};
 use crate::limits::follows_connect;
@@ -82,16 +84,31 @@ impl Guest {
         s.send.pop(&shared.send()).map(|nqe| (nqe, true))
     }
 
-    fn pop_job(&mut self, q: u16) -> Option<Nqe> {
-        let device = self.device;
-        let shared = device.qset(q)?;
-        self.qsets.get_mut(usize::from(q))?.job.pop(&shared.job())
+    /// The job that comes next and, to be given to [`Guest::take_job`], the ring's end behind it. What is decided of a job is decided of
+    /// this copy: who can write the ring can change it at any time.
+    fn next_job(&self, q: u16) -> Option<(Nqe, Consumer)> {
+        let shared = self.device.qset(q)?;
+        let mut job = self.qsets.get(usize::from(q))?.job;
+        job.pop(&shared.job()).map(|nqe| (nqe, job))
     }
 
-    /// Whether the job that comes next, if there is one, is costly.
-    fn is_next_costly(&self, q: u16) -> Option<bool> {
+    fn take_job(&mut self, q: u16, behind: Consumer) {
+        if let Some(s) = self.qsets.get_mut(usize::from(q)) {
+            s.job = behind;
+        }
+    }
+
+    /// As [`Guest::next_job`], of the send ring.
+    fn next_send(&self, q: u16) -> Option<(Nqe, Consumer)> {
         let shared = self.device.qset(q)?;
-        self.qsets.get(usize::from(q))?.job.next_op(&shared.job()).map(is_costly)
+        let mut send = self.qsets.get(usize::from(q))?.send;
+        send.pop(&shared.send()).map(|nqe| (nqe, send))
+    }
+
+    fn take_send(&mut self, q: u16, behind: Consumer) {
+        if let Some(s) = self.qsets.get_mut(usize::from(q)) {
+            s.send = behind;
+        }
     }
 
     /// Whether a job that was just popped is from before this engine and not to be done: who waits for its reply asks again, or the
@@ -132,8 +149,8 @@ enum Left {
     Nothing,
     /// For the guest's next turn.
     More,
-    /// Until the NSM has taken some of what is costly.
-    ForNsm,
+    /// Until this NSM has taken some of what is costly.
+    ForNsm(NsmId),
 }
 
 impl Parts<'_> {
@@ -150,8 +167,8 @@ impl Parts<'_> {
             let (n, left) = self.serve_qset(q, turn, &mut costly, out);
             worked += n;
             let is_served = self.guest.qsets.get(usize::from(q)).is_some_and(|s| !s.quarantined);
-            if is_served && left == Left::ForNsm {
-                self.guest.waiting.push_back(q);
+            if is_served && let Left::ForNsm(nsm) = left {
+                self.guest.waiting.push_back((q, nsm));
             } else if is_served && (left == Left::More || n >= turn || self.is_stuck()) {
                 self.guest.active.push_back(q);
             } else if let Some(s) = self.guest.qsets.get_mut(usize::from(q)) {
@@ -172,28 +189,21 @@ impl Parts<'_> {
         let mut n = 0;
         let mut left = Left::Nothing;
         while n < turn && self.is_served(q) {
-            let Some(is_costly) = self.guest.is_next_costly(q) else { break };
-            if is_costly && !self.nsm.has_room_for_costly() {
-                left = Left::ForNsm;
+            let Some((nqe, behind)) = self.guest.next_job(q) else { break };
+            left = self.admit(&nqe, costly);
+            if left != Left::Nothing {
                 break;
             }
-            if is_costly && *costly == 0 {
-                left = Left::More;
-                break;
-            }
-            *costly -= u32::from(is_costly);
-            let Some(nqe) = self.guest.pop_job(q) else { break };
+            self.guest.take_job(q, behind);
             n += 1;
-            if costly::is_costly(nqe.op) && !is_costly {
-                // It became so between two looks.
-                self.guest.violation(q);
-            } else if !self.guest.is_over(q, &nqe) {
+            if !self.guest.is_over(q, &nqe) {
                 self.take_from_guest(q, nqe, false, out);
             }
         }
         // What was sent after a job stays behind it.
         while left == Left::Nothing && n < turn && self.is_served(q) {
-            let taken = self.serve_sends(q, turn - n, out);
+            let taken;
+            (taken, left) = self.serve_sends(q, turn - n, costly, out);
             if taken == 0 {
                 break;
             }
@@ -211,19 +221,42 @@ impl Parts<'_> {
         (n, left)
     }
 
+    /// Whether an element may go on as far as costly operations are bounded; else what it waits for.
+    fn admit(&mut self, nqe: &Nqe, costly: &mut u32) -> Left {
+        let price = self.guest.price(nqe);
+        if price == 0 {
+            return Left::Nothing;
+        }
+        let nsm = self.guest.nsm_asked(nqe.socket);
+        if !self.nsm_named(nsm).has_room_for_costly() {
+            return Left::ForNsm(nsm);
+        }
+        if *costly == 0 {
+            return Left::More;
+        }
+        *costly = costly.saturating_sub(price);
+        Left::Nothing
+    }
+
     fn is_served(&self, q: u16) -> bool {
         !self.is_stuck() && self.guest.qsets.get(usize::from(q)).is_some_and(|s| !s.quarantined)
     }
 
     /// Takes a lot of elements off the send ring. Most are a SEND for an open socket and nothing else: they are looked up all
     /// together, so that the look-ups' cache misses overlap, and go on all together. Where one is not, each takes the long way.
-    fn serve_sends(&mut self, q: u16, max: u32, out: &mut Out<'_>) -> u32 {
+    fn serve_sends(
+        &mut self,
+        q: u16,
+        max: u32,
+        costly: &mut u32,
+        out: &mut Out<'_>,
+    ) -> (u32, Left) {
         let device = self.guest.device;
         let (Some(shared), Some(s)) = (device.qset(q), self.guest.qsets.get_mut(usize::from(q)))
         else {
-            return 0;
+            return (0, Left::Nothing);
         };
-        let (ring, row) = (shared.send(), s.row);
+        let (ring, row, before) = (shared.send(), s.row, s.send);
         let room = self.nsm.send_room(max.min(LOT as u32)) as usize;
         let mut lot = ArrayVec::<PackedNqe, LOT>::new();
         // With no room one is taken all the same: it waits in the NSM's backlog, and all others on their rings.
@@ -239,15 +272,34 @@ impl Parts<'_> {
         });
         let n = lot.len();
         if n > room || !are_plain {
-            for nqe in &lot {
-                self.take_from_guest(q, nqe.unpack(), true, out);
-            }
+            self.guest.take_send(q, before);
+            return self.serve_sends_singly(q, n as u32, costly, out);
         } else if n > 0 {
             self.guest.counters.engine.from_guest.add(Op::Send as u8, n as u64);
             let (guest, row) = (self.guest.id.0, u64::from(row));
             self.nsm.push_sends(lot.iter().map(|nqe| nqe.stamped(guest, q, row)));
         }
-        n as u32
+        (n as u32, Left::Nothing)
+    }
+
+    fn serve_sends_singly(
+        &mut self,
+        q: u16,
+        max: u32,
+        costly: &mut u32,
+        out: &mut Out<'_>,
+    ) -> (u32, Left) {
+        for n in 0..max {
+            let next = self.guest.next_send(q).filter(|_| self.is_served(q));
+            let Some((nqe, behind)) = next else { return (n, Left::Nothing) };
+            let left = self.admit(&nqe, costly);
+            if left != Left::Nothing {
+                return (n, left);
+            }
+            self.guest.take_send(q, behind);
+            self.take_from_guest(q, nqe, true, out);
+        }
+        (max, Left::Nothing)
     }
 
     /// Takes one element of a queue set that is about to go, also when the NSM is congested.

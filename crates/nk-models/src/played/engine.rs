@@ -5,7 +5,8 @@ use std::rc::Rc;
 
 use nk_device::Layout;
 use nk_device::cell::{GF_CONNECT_CALLED, SF_CONNECTING, SF_DEAD, SF_FAILED};
-use nk_device::nqe::Op;
+use nk_device::nqe::{Nqe, Op};
+use nk_device::ring::Consumer;
 use nk_device::sync::Ordering;
 use nk_engine::{Engine, GuestId, NewRow, NsmId};
 
@@ -22,6 +23,8 @@ struct Case {
     bells: Bells,
     guest: Region,
     nsms: Vec<Region>,
+    /// Of each NSM its end of its job ring.
+    jobs: [Consumer; 2],
 }
 
 impl Case {
@@ -30,7 +33,8 @@ impl Case {
         let (guest, nsms) = (Region::new(LAYOUT, GUEST.0), vec![Region::new(Layout::NSM, 0)]);
         engine.add_nsm(NSM, nsms[0].device).expect("nsm");
         engine.add_guest(World::setup(&guest, GUEST)).expect("guest");
-        Case { engine, bells: Bells::new(Rc::new(RefCell::new(|| ()))), guest, nsms }
+        let bells = Bells::new(Rc::new(RefCell::new(|| ())));
+        Case { engine, bells, guest, nsms, jobs: Default::default() }
     }
     fn process(&mut self) -> Shell {
         let NewRow { row, qset } = self.engine.add_row(GUEST, 100).expect("row");
@@ -47,6 +51,15 @@ impl Case {
         self.engine.pause_guest(GUEST).expect("known");
         self.engine.move_guest(GUEST, NsmId(1), &[], &mut self.bells).expect("known");
         self.engine.resume_guest(GUEST).expect("known");
+    }
+    /// The operations that the NSM takes off its job ring now, at most `max`.
+    fn take(&mut self, nsm: usize, max: usize) -> Vec<Op> {
+        let device = self.nsms[nsm].device;
+        let q = device.qset(0).expect("an NSM's queue set");
+        let (job, ring) = (&mut self.jobs[nsm], q.job());
+        let taken = (0..max).map_while(|_| job.pop(&ring)).collect::<Vec<Nqe>>();
+        job.commit(&ring);
+        taken.into_iter().map(|nqe| Op::from_u8(nqe.op).expect("an operation")).collect()
     }
     fn state(&self, id: u32) -> u32 {
         self.guest.device.cell(id).expect("a cell").state.load(Ordering::Relaxed)
@@ -97,4 +110,112 @@ fn who_inherits_a_connect_that_no_nsm_gets_is_told_on_two_nsms() {
     case.split();
     dies_after_connect(&mut case, NsmId(1));
     assert_eq!(case.state(stays), 0, "the other NSM's goes on");
+}
+
+/// Before an NSM at once (`nk_engine`'s costly.rs).
+const AHEAD: usize = 8;
+
+fn count(ops: &[Op], op: Op) -> usize {
+    ops.iter().filter(|o| **o == op).count()
+}
+
+/// Whatever names an id that was granted makes a socket of it, and is bounded as sockets are.
+fn granted_ids_are_used_by(op: Op) {
+    let mut case = Case::new();
+    let g = case.process();
+    case.poll();
+    case.take(0, 100);
+    let device = case.guest.device;
+    let ids: Vec<u32> =
+        (0..20).map_while(|_| device.row(g.row).expect("a row").id_grants.pop()).collect();
+    assert_eq!(ids.len(), 20);
+    for id in &ids {
+        device.cell(*id).expect("a cell").hold(g.row);
+        g.job(op, *id, |_| ());
+    }
+    let mut made = 0;
+    for _ in 0..20 {
+        case.poll();
+        let taken = case.take(0, 100);
+        assert!(count(&taken, Op::Socket) <= AHEAD, "{taken:?}");
+        made += count(&taken, Op::Socket);
+    }
+    assert_eq!(made, 20, "the others wait, and have their turn");
+    assert_eq!(case.engine.stats(Some(GUEST)).violations, 0);
+}
+
+#[test]
+fn sockets_that_jobs_make_are_bounded() {
+    granted_ids_are_used_by(Op::RxRoom);
+}
+
+#[test]
+fn sockets_that_sends_make_are_bounded() {
+    granted_ids_are_used_by(Op::Send);
+}
+
+#[test]
+fn of_a_guest_on_two_nsms_each_has_its_own_bound() {
+    let mut case = Case::new();
+    let (old, new) = (case.process(), case.process());
+    case.poll();
+    let ids: Vec<u32> = (0..20).map_while(|_| old.open()).collect();
+    assert_eq!(ids.len(), 20);
+    for _ in 0..10 {
+        case.poll();
+        case.take(0, 100);
+    }
+    case.split();
+    ids.iter().for_each(|id| connect(&old, *id));
+    for _ in 0..20 {
+        new.open().expect("an id");
+    }
+    // As often as it likes: nobody takes anything.
+    for _ in 0..10 {
+        case.poll();
+    }
+    assert!(case.engine.prepare_sleep(), "who waits for an NSM is not looked at");
+    let asks = |nsm: &Region| nsm.device.header().engine_sleeping.load(Ordering::Relaxed);
+    // nk_engine's WANTS_ROOM: each rings when it took something.
+    assert_eq!(case.nsms.iter().map(asks).collect::<Vec<u32>>(), [2, 2]);
+    case.engine.finish_sleep();
+    let first = case.take(0, 100);
+    assert_eq!(count(&first, Op::Connect), AHEAD, "{first:?}");
+    assert!(!case.engine.prepare_sleep(), "one has room, whatever the other has");
+    case.engine.finish_sleep();
+    let mut connects = AHEAD;
+    for _ in 0..10 {
+        case.poll();
+        connects += count(&case.take(0, 100), Op::Connect);
+    }
+    assert_eq!(connects, ids.len());
+    let mut sockets = count(&case.take(1, 100), Op::Socket);
+    assert_eq!(sockets, AHEAD);
+    for _ in 0..10 {
+        case.poll();
+        sockets += count(&case.take(1, 100), Op::Socket);
+    }
+    assert_eq!(sockets, 20);
+}
+
+#[test]
+fn who_waits_for_an_nsm_that_ends_goes_on_at_the_next() {
+    let mut case = Case::new();
+    let g = case.process();
+    let ids: Vec<u32> = (0..20).map_while(|_| g.open()).collect();
+    for _ in 0..10 {
+        case.poll();
+        case.take(0, 100);
+    }
+    case.split();
+    ids.iter().for_each(|id| connect(&g, *id));
+    case.poll();
+    // The first NSM has its fill and dies: its sockets are the second's, and so are the connects that wait.
+    case.engine.nsm_dead(NSM, &mut case.bells).expect("known");
+    let mut connects = 0;
+    for _ in 0..20 {
+        case.poll();
+        connects += count(&case.take(1, 100), Op::Connect);
+    }
+    assert_eq!(connects, ids.len() - AHEAD);
 }
