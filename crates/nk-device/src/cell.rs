@@ -40,6 +40,12 @@ pub const GF_TIMESTAMP: u32 = 1 << 6;
 /// `guest_state`: SO_TIMESTAMPNS is set.
 pub const GF_TIMESTAMPNS: u32 = 1 << 7;
 
+/// In `in_use`: the id is in use.
+pub const IN_USE: u32 = 1;
+/// In `in_use`: the engine has taken a connect off a ring, nobody waits for an answer to it, and no NSM has been given it: the guest's
+/// rate holds it back, or there is no room. An engine that comes next ends it.
+pub const CONNECT_HELD: u32 = 1 << 1;
+
 /// `kind`: the type of a stream socket, Linux's number.
 pub const SOCK_STREAM: u16 = 1;
 /// `kind`: the type of a datagram socket, Linux's number.
@@ -131,7 +137,7 @@ pub struct Cell {
     // ---- engine: written when the id gets another life, beside the service's words that are written about as rarely ----
     /// Generation of this id, bumped on each reuse; 0 is never in use.
     pub generation: AtomicU32,
-    /// 1 while the id is in use.
+    /// [`IN_USE`] while the id is in use, and [`CONNECT_HELD`].
     pub in_use: AtomicU32,
     engine_pad: Pad64,
     // ---- rings ----

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 
+use nk_device::cell::IN_USE;
 use nk_device::grant::GRANT_SLOTS;
 use nk_device::ring::{Consumer, Producer};
 use nk_device::sync::Ordering;
@@ -314,7 +315,7 @@ impl Guest {
         *s = Socket::new(generation);
         let cell = self.device.cell(id)?;
         cell.reset(generation);
-        cell.in_use.store(1, Ordering::SeqCst);
+        cell.in_use.store(IN_USE, Ordering::SeqCst);
         self.ids_used += 1;
         Some(id)
     }

@@ -7,7 +7,9 @@
 
 use std::collections::HashMap;
 
-use nk_device::cell::{GF_CONNECT_CALLED, GF_SHUT_RD, GF_SHUT_WR, SF_RX_STALLED, WATCH_QSET_MASK};
+use nk_device::cell::{
+    CONNECT_HELD, GF_SHUT_RD, GF_SHUT_WR, IN_USE, SF_RX_STALLED, WATCH_QSET_MASK,
+};
 use nk_device::kept::{
     KS_BOUND, KS_CLOSING, KS_CONNECTION, KS_DATAGRAM, KS_LISTENING, KS_SHUT_WR, KS_V6ONLY,
     KeptSocket,
@@ -125,7 +127,7 @@ impl Parts<'_> {
             {
                 // Nobody can have got it yet: a guest that wrote there deceives itself.
                 cell.reset(*told);
-                cell.in_use.store(1, Ordering::SeqCst);
+                cell.in_use.store(IN_USE, Ordering::SeqCst);
             }
             return true;
         }
@@ -231,9 +233,11 @@ impl Parts<'_> {
             return self.close_if_unheld(id, out);
         }
         let called = cell.guest_state.load(Ordering::Relaxed);
-        let was_held_back = called & GF_CONNECT_CALLED != 0
+        // By what that engine wrote, not by the guest's rate, which may have been lifted since. One that it died giving out was given out,
+        // or is still on its ring.
+        let held = cell.in_use.fetch_and(!CONNECT_HELD, Ordering::SeqCst);
+        let was_held_back = held & CONNECT_HELD != 0
             && k.flags & (KS_CONNECTION | KS_DATAGRAM | KS_LISTENING) == 0
-            && self.guest.limits.connections.is_some()
             && !connects.contains(&(id, generation));
         if was_held_back {
             self.close_kept(k);

@@ -5,6 +5,8 @@
 //! an accept waits for an id. The guest never has to ask again: [`crate::PollResult::due_ns`] says when to poll next.
 
 use nk_device::bucket::{Bucket, Rate};
+use nk_device::cell::CONNECT_HELD;
+use nk_device::sync::Ordering;
 use nk_device::{Addr, Nqe, Op};
 
 use crate::engine::{Engine, Parts};
@@ -108,6 +110,16 @@ impl Limiter {
 }
 
 impl Guest {
+    /// Notes where an engine that comes next looks whether a connect is in this engine's memory alone. Who waits for an answer asks again.
+    pub(crate) fn note_held(&self, nqe: &Nqe, is_held: bool) {
+        let Some(cell) = self.cell(nqe.socket).filter(|_| nqe.ticket == 0) else { return };
+        if is_held {
+            cell.in_use.fetch_or(CONNECT_HELD, Ordering::SeqCst);
+        } else if cell.in_use.load(Ordering::Relaxed) & CONNECT_HELD != 0 {
+            cell.in_use.fetch_and(!CONNECT_HELD, Ordering::SeqCst);
+        }
+    }
+
     /// Elements that its turn may take: by its weight, and by what its bucket has.
     fn turn(&mut self) -> u32 {
         let turn = self.limits.nqes_per_turn_max.saturating_mul(self.limits.weight.max(1));
@@ -168,6 +180,8 @@ impl Parts<'_> {
             return true;
         }
         s.held = Some(Box::new(HeldConnect { nqe: *nqe, after: None }));
+        // Before the element's place on the ring is given back.
+        g.note_held(nqe, true);
         g.counters.engine.connects_held.add(1);
         if g.limiter.connects.len() > g.sockets.len() * 2 {
             // Most are of sockets that were closed.

@@ -468,7 +468,10 @@ impl Parts<'_> {
     pub(crate) fn pass_on(&mut self, q: u16, nqe: &Nqe) {
         let nsm = self.nsm_of(nqe.socket);
         nsm.push(nqe);
-        let nsm = nsm.id;
+        let (nsm, waits_for_room) = (nsm.id, nsm.is_congested());
+        if nqe.op == Op::Connect as u8 {
+            self.guest.note_held(nqe, waits_for_room);
+        }
         if nqe.ticket != 0 {
             self.guest.note_call(q, nqe.ticket, nsm);
         }

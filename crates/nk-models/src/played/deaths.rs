@@ -168,6 +168,10 @@ impl Simulation {
                 t.open.retain(|o| o.row != dead.row);
             }
         }
+        if self.random.below(3) == 0 {
+            let at = self.random.below(self.tenants.len());
+            self.draw_limits(at);
+        }
         let living: HashSet<_> = self.living().difference(&left).copied().collect();
         let mut told = Vec::new();
         for nsm in 0..NSMS {

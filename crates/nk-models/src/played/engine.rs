@@ -4,14 +4,19 @@ use std::cell::RefCell;
 use std::rc::Rc;
 
 use nk_device::Layout;
-use nk_device::cell::{GF_CONNECT_CALLED, SF_CONNECTING, SF_DEAD, SF_FAILED};
+use nk_device::bucket::Rate;
+use nk_device::cell::{GF_CONNECT_CALLED, IN_USE, SF_CONNECTING, SF_DEAD, SF_FAILED};
 use nk_device::nqe::{Nqe, Op};
 use nk_device::ring::Consumer;
 use nk_device::sync::Ordering;
-use nk_engine::{Engine, GuestId, NewRow, NsmId};
+use nk_engine::{
+    AdoptedRow, Adoption, Engine, GuestId, GuestSetup, KeptGuest, Limits, NewRow, NsmId,
+};
+use nk_servicelib::Service;
 
 use super::region::Region;
 use super::shell::Shell;
+use super::stack::MemoryStack;
 use super::world::{Bells, NSM, World};
 
 const GUEST: GuestId = GuestId(1);
@@ -218,4 +223,59 @@ fn who_waits_for_an_nsm_that_ends_goes_on_at_the_next() {
         connects += count(&case.take(1, 100), Op::Connect);
     }
     assert_eq!(connects, ids.len() - AHEAD);
+}
+
+/// A world whose engine dies alone; the limits of the guest at the next one.
+fn engine_dies(w: &mut World, guest: &Region, g: &Shell, limits: Limits) -> Region {
+    w.engine = Engine::new();
+    let nsm = Region::new(Layout::NSM, 0);
+    let told = KeptGuest::parse(&w.services[0].keep(nsm.device, 1)).expect("complete");
+    w.engine.adopt_nsm(NSM, nsm.device).expect("nsm");
+    let kept = told.into_iter().find(|(id, _)| *id == GUEST).map(|(_, kept)| kept);
+    let rows = vec![AdoptedRow { row: g.row, pid: 100, qsets: vec![g.qset] }];
+    let adoption = Adoption { rows, listeners: Vec::new(), holds: Vec::new(), kept };
+    let setup = GuestSetup { limits, ..World::setup(guest, GUEST) };
+    w.engine.adopt_guest(setup, &adoption, &mut w.bells).expect("adopt");
+    w.engine.hear_nsm(NSM).expect("nsm");
+    nsm
+}
+
+#[test]
+fn a_connect_that_only_the_last_engine_had_is_ended_by_the_next() {
+    let (guest, first) = (Region::new(LAYOUT, GUEST.0), Region::new(Layout::NSM, 0));
+    let stack = MemoryStack::on(Rc::default(), 0, None);
+    let mut w = World {
+        engine: Engine::new(),
+        services: vec![Service::new(stack, first.device)],
+        bells: Bells::new(Rc::new(RefCell::new(|| ()))),
+        now_ms: 1,
+    };
+    w.engine.add_nsm(NSM, first.device).expect("nsm");
+    let g = w.add_guest(&guest, GUEST);
+    let rate = Some(Rate { per_s: 1, burst: 1 });
+    w.engine.set_limits(GUEST, Limits { connections: rate, ..Limits::default() }).expect("known");
+    let ids: [u32; 4] = std::array::from_fn(|_| g.open().expect("an id"));
+    let [goes, held, ringed, called] = ids;
+    let state = |id: u32| guest.device.cell(id).expect("a cell").state.load(Ordering::Relaxed);
+    connect(&g, goes);
+    w.settle();
+    connect(&g, held);
+    w.settle();
+    assert_ne!(state(goes), 0, "the stack says what becomes of it");
+    assert_eq!(state(held), 0, "it waits for the guest's rate");
+    // Lifted, and nobody has polled since: another connect stands on the ring, and a process is about to push one.
+    w.engine.set_limits(GUEST, Limits::default()).expect("known");
+    connect(&g, ringed);
+    let cell = guest.device.cell(called).expect("a cell");
+    cell.guest_state.fetch_or(GF_CONNECT_CALLED, Ordering::AcqRel);
+    let _second = engine_dies(&mut w, &guest, &g, Limits::default());
+    assert_eq!(state(held) & (SF_DEAD | SF_FAILED), SF_DEAD | SF_FAILED);
+    assert_eq!([state(ringed), state(called)], [0, 0], "these go on");
+    g.address(Op::Connect, called, 80);
+    w.settle();
+    for id in [ringed, called] {
+        assert_ne!(state(id), 0, "they were asked of the stack");
+    }
+    let cell = guest.device.cell(held).expect("a cell");
+    assert_eq!(cell.in_use.load(Ordering::Relaxed), IN_USE);
 }

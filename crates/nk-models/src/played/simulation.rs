@@ -6,9 +6,7 @@
 //! by the death of an engine alone, every chunk accounted for; and at the end, when nothing fails any more, each guest is served, and
 //! when all have ended nothing of them is left. The deaths are in `deaths`, the moves in `moves`.
 //!
-//! What stays out: the daemon's control thread (attaching, adoption's records, the keeper, reloads), whose acts are done here as it does them; and limits
-//! that change while there is no daemon. A connect that the last engine held back for a rate is known by that rate: where the rate was lifted just before
-//! or meanwhile, nobody ends it. No seed has shown that; it is read from `nk_engine`'s adoption (`end_or_remind`) and not mended.
+//! What stays out: the daemon's control thread (attaching, adoption's records, the keeper, reloads), whose acts are done here as it does them.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -330,7 +328,7 @@ impl Simulation {
         shell.sleep_on(id);
         let port = 80 + self.random.below(3) as u16;
         if let Some(cell) = shell.device.cell(id) {
-            // As GuestLib: an engine that comes next ends what the last one held back for the guest's rate.
+            // As GuestLib: without its service the connect is lost with the engine.
             cell.guest_state.fetch_or(GF_CONNECT_CALLED, Ordering::AcqRel);
         }
         shell.address(Op::Connect, id, port);
@@ -445,6 +443,12 @@ impl Simulation {
     // ---- what befalls the host ----
 
     fn limit(&mut self, at: usize) {
+        self.draw_limits(at);
+        let t = &self.tenants[at];
+        self.w.engine.set_limits(t.id, t.limits).expect("known");
+    }
+
+    pub(super) fn draw_limits(&mut self, at: usize) {
         let mut rate = |per_s: u64| {
             (self.random.below(2) == 0).then_some(Rate { per_s, burst: per_s / 10 + 1 })
         };
@@ -452,7 +456,6 @@ impl Simulation {
         let weight = 1 + self.random.below(4) as u32;
         let limits = Limits { nqes, connections, weight, ..Limits::default() };
         self.tenants[at].limits = limits;
-        self.w.engine.set_limits(self.tenants[at].id, limits).expect("known");
     }
 
     fn leave_and_enter(&mut self, at: usize) {
