@@ -380,9 +380,12 @@ impl Parts<'_> {
         for r in &adoption.rows {
             self.guest.adopt_row(r.row, r.pid, &r.qsets);
         }
-        let known = Known::of(adoption.kept.as_ref());
+        let mut known = Known::of(adoption.kept.as_ref());
         match &adoption.kept {
-            Some(kept) => self.compare_rows(kept),
+            Some(kept) => {
+                known.lost = self.connects_on_the_rings(false);
+                self.compare_rows(kept);
+            }
             None => {
                 for q in 0..self.guest.qsets.len() as u16 {
                     self.guest.drop_stale(q);
@@ -400,7 +403,7 @@ impl Parts<'_> {
             self.adopt_cell(id, generation, cell, adoption, &known);
         }
         if let Some(kept) = &adoption.kept {
-            self.go_on(kept, out);
+            self.go_on(kept, &known, out);
         }
         header.epoch.fetch_add(1, Ordering::SeqCst);
         header.engine_state.store(ENGINE_UP, Ordering::SeqCst);
@@ -485,9 +488,11 @@ impl Parts<'_> {
             s.listener = Some(Box::new(Listener::default()));
         } else {
             let state = cell.state.load(Ordering::Relaxed);
-            // Where the service lives it has not heard of it: what was asked is on its way.
-            let called = adoption.kept.is_none()
-                && cell.guest_state.load(Ordering::Relaxed) & GF_CONNECT_CALLED != 0;
+            // Where the service lives it has not heard of it: what was asked is on its way, or lost with who asked.
+            let called = match adoption.kept {
+                None => cell.guest_state.load(Ordering::Relaxed) & GF_CONNECT_CALLED != 0,
+                Some(_) => known.lost.contains(&(id, generation)),
+            };
             let lost =
                 called || state & (SF_CONNECTED | SF_CONNECTING | SF_LISTENING | SF_DEAD) != 0;
             if lost && (!datagram || state & SF_DEAD != 0) {

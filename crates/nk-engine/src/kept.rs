@@ -3,9 +3,10 @@
 //!
 //! What was on its way is lost nowhere. Jobs and sends stay on a guest's rings until the engine has put them on the NSM's; the service
 //! reads those to the end before it tells. What it said meanwhile is in what it tells; events are made up for by waking everybody.
-//! Only what waited in the engine itself is gone: a connect that its guest's rate held back.
+//! Only what waited in the engine itself is gone, a connect that its guest's rate held back; and what stands on the rings of a process
+//! that died meanwhile, of which a connect is all that anybody else can wait for. Both end.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use nk_device::cell::{
     CONNECT_HELD, GF_SHUT_RD, GF_SHUT_WR, IN_USE, SF_RX_STALLED, WATCH_QSET_MASK,
@@ -15,6 +16,7 @@ use nk_device::kept::{
     KeptSocket,
 };
 use nk_device::qset::JOB_SLOTS;
+use nk_device::ring::Consumer;
 use nk_device::stream::{AcceptedSocket, read_slot};
 use nk_device::sync::Ordering;
 use nk_device::{Cell, Device, Nqe, Op, STREAM_SLOTS};
@@ -31,6 +33,8 @@ pub(crate) struct Known<'a> {
     sockets: HashMap<u32, &'a KeptSocket>,
     ids: HashMap<u32, u16>,
     end: u32,
+    /// Connects that nobody will read: they stand on the rings of processes that died meanwhile.
+    pub(crate) lost: HashSet<(u32, u16)>,
 }
 
 impl<'a> Known<'a> {
@@ -40,7 +44,7 @@ impl<'a> Known<'a> {
         let sockets: HashMap<u32, &KeptSocket> =
             kept.sockets.iter().map(|s| (s.socket, s)).collect();
         let end = ids.keys().chain(sockets.keys()).max().map_or(0, |last| last.saturating_add(1));
-        Known { sockets, ids, end }
+        Known { sockets, ids, end, lost: HashSet::new() }
     }
 
     /// Whether there is more from this id on, whatever the cells say.
@@ -169,17 +173,18 @@ impl Parts<'_> {
     }
 
     /// All sockets are entered: what belongs together is joined, what ended meanwhile is ended, and what may have been lost is said again.
-    pub(crate) fn go_on(&mut self, kept: &KeptGuest, out: &mut Out<'_>) {
+    pub(crate) fn go_on(&mut self, kept: &KeptGuest, known: &Known<'_>, out: &mut Out<'_>) {
         for k in kept.sockets.iter().filter(|k| k.is(KS_LISTENING)) {
             self.find_queued(k.socket);
         }
-        let connects = self.connects_on_the_rings();
+        let coming = self.connects_on_the_rings(true);
         for k in &kept.sockets {
             let Some(s) = self.guest.socket(k.socket) else { continue };
             if s.state() != State::Open || s.generation != k.generation {
                 continue;
             }
-            self.end_or_remind(k, &connects, out);
+            let id = (k.socket, k.generation);
+            self.end_or_remind(k, coming.contains(&id), known.lost.contains(&id), out);
         }
         for q in 0..self.guest.qsets.len() as u16 {
             self.guest.activate(q);
@@ -209,22 +214,31 @@ impl Parts<'_> {
         self.guest.sweep_queue(listener);
     }
 
-    /// Sockets whose first connect this engine will find on a ring.
-    fn connects_on_the_rings(&self) -> Vec<(u32, u16)> {
-        let mut found = Vec::new();
-        for (q, s) in self.guest.qsets.iter().enumerate().filter(|(_, s)| s.in_use) {
-            let Some(qs) = self.guest.device.qset(q as u16) else { continue };
-            let mut job = s.job;
+    /// Sockets whose first connect stands on a ring: of those that this engine will read, or of those that nobody reads any more, whose
+    /// process died while there was no engine.
+    pub(crate) fn connects_on_the_rings(&self, are_read: bool) -> HashSet<(u32, u16)> {
+        let mut found = HashSet::new();
+        for q in 0..self.guest.qsets_max {
+            let Some(qs) = self.guest.device.qset(q) else { continue };
+            let mut job = match self.guest.qsets.get(usize::from(q)).filter(|s| s.in_use) {
+                Some(s) if are_read => s.job,
+                None if !are_read && qs.in_use.load(Ordering::Relaxed) != 0 => {
+                    Consumer::at(qs.job_head.load(Ordering::Acquire))
+                }
+                _ => continue,
+            };
             for nqe in (0..JOB_SLOTS).map_while(|_| job.pop(&qs.job())) {
-                if nqe.op == Op::Connect as u8 {
-                    found.push((nqe.socket, nqe.generation));
+                // Who waited for an answer is dead as well.
+                if nqe.op == Op::Connect as u8 && (are_read || nqe.ticket == 0) {
+                    found.insert((nqe.socket, nqe.generation));
                 }
             }
         }
         found
     }
 
-    fn end_or_remind(&mut self, k: &KeptSocket, connects: &[(u32, u16)], out: &mut Out<'_>) {
+    /// `is_coming`, `is_lost`: a connect of it is on a ring that is read, and that is not.
+    fn end_or_remind(&mut self, k: &KeptSocket, is_coming: bool, is_lost: bool, out: &mut Out<'_>) {
         let device = self.guest.device;
         let (id, generation) = (k.socket, k.generation);
         let Some(cell) = device.cell(id) else { return };
@@ -233,13 +247,11 @@ impl Parts<'_> {
             return self.close_if_unheld(id, out);
         }
         let called = cell.guest_state.load(Ordering::Relaxed);
-        // By what that engine wrote, not by the guest's rate, which may have been lifted since. One that it died giving out was given out,
-        // or is still on its ring.
+        // What the last engine held back is known by what it wrote, not by the guest's rate, which may have been lifted since. One that it
+        // died giving out was given out, or is still on its ring.
         let held = cell.in_use.fetch_and(!CONNECT_HELD, Ordering::SeqCst);
-        let was_held_back = held & CONNECT_HELD != 0
-            && k.flags & (KS_CONNECTION | KS_DATAGRAM | KS_LISTENING) == 0
-            && !connects.contains(&(id, generation));
-        if was_held_back {
+        let is_asked = k.flags & (KS_CONNECTION | KS_DATAGRAM | KS_LISTENING) == 0;
+        if is_asked && !is_coming && (is_lost || held & CONNECT_HELD != 0) {
             self.close_kept(k);
             return self.bury(id, out);
         }

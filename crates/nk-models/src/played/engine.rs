@@ -240,17 +240,51 @@ fn engine_dies(w: &mut World, guest: &Region, g: &Shell, limits: Limits) -> Regi
     nsm
 }
 
-#[test]
-fn a_connect_that_only_the_last_engine_had_is_ended_by_the_next() {
-    let (guest, first) = (Region::new(LAYOUT, GUEST.0), Region::new(Layout::NSM, 0));
+/// A world with a service on this NSM.
+fn world(nsm: &Region) -> World {
     let stack = MemoryStack::on(Rc::default(), 0, None);
     let mut w = World {
         engine: Engine::new(),
-        services: vec![Service::new(stack, first.device)],
+        services: vec![Service::new(stack, nsm.device)],
         bells: Bells::new(Rc::new(RefCell::new(|| ()))),
         now_ms: 1,
     };
-    w.engine.add_nsm(NSM, first.device).expect("nsm");
+    w.engine.add_nsm(NSM, nsm.device).expect("nsm");
+    w
+}
+
+#[test]
+fn a_connect_of_a_process_that_died_with_the_engine_ends() {
+    let (guest, first) = (Region::new(LAYOUT, GUEST.0), Region::new(Layout::NSM, 0));
+    let mut w = world(&first);
+    let parent = w.add_guest(&guest, GUEST);
+    let NewRow { row, qset } = w.engine.add_row(GUEST, 101).expect("row");
+    let child = Shell::new(guest.device, row, qset);
+    let known = parent.open().expect("an id");
+    w.settle();
+    // Of this one the NSM has not even heard.
+    let unknown = parent.open().expect("an id");
+    for id in [known, unknown] {
+        connect(&parent, id);
+        guest.device.cell(id).expect("a cell").hold(child.row);
+    }
+    // The parent is not among those that the next engine adopts.
+    let _second = engine_dies(&mut w, &guest, &child, Limits::default());
+    for id in [known, unknown] {
+        let cell = guest.device.cell(id).expect("a cell");
+        let state = cell.state.load(Ordering::Relaxed);
+        assert_eq!(state & (SF_DEAD | SF_FAILED), SF_DEAD | SF_FAILED);
+        assert_eq!(cell.take_error(), libc::ECONNRESET);
+        child.close(id);
+    }
+    w.settle();
+    assert_eq!(w.engine.guest_sockets(GUEST), 0);
+}
+
+#[test]
+fn a_connect_that_only_the_last_engine_had_is_ended_by_the_next() {
+    let (guest, first) = (Region::new(LAYOUT, GUEST.0), Region::new(Layout::NSM, 0));
+    let mut w = world(&first);
     let g = w.add_guest(&guest, GUEST);
     let rate = Some(Rate { per_s: 1, burst: 1 });
     w.engine.set_limits(GUEST, Limits { connections: rate, ..Limits::default() }).expect("known");
