@@ -7,6 +7,7 @@
 //! |---|---|
 //! | `api` | what the host gives and gets |
 //! | `engine` | the tables, the poll, and going to sleep |
+//! | `turns`, `costly` | what is taken off a guest's rings, and when |
 //! | `switch` | from guests to the NSM, with every check |
 //! | `deliver` | from the NSM to guests: who is told and who is woken |
 //! | `control` | the host's requests: guests, rows, queue sets, holds |
@@ -40,6 +41,7 @@ mod ports;
 mod report;
 mod rows;
 mod switch;
+mod turns;
 
 pub use adopt::{OWED, ROW_ADOPTED, ROWS_TOLD, SOCKET_RENEWED};
 pub use api::*;
