@@ -61,6 +61,7 @@ impl Engine {
         self.order.retain(|g| *g != id);
         self.awake.retain(|g| *g != id);
         self.ports.release_guest(id);
+        self.nsms.iter_mut().for_each(|n| n.forget_closes_of(id));
         Ok(())
     }
 

@@ -14,6 +14,14 @@ use crate::out::Out;
 /// Polls between two looks at a socket that nobody seems to hold, before it counts as lost.
 const SUSPICION: u64 = 4096;
 
+/// When an NSM is told to close a socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Closes {
+    Now,
+    /// As it takes what is costly ([`crate::costly`]): nobody waits for it.
+    InTime,
+}
+
 /// A set of queue sets.
 struct QsetSet([u64; QSETS_MAX / 64]);
 
@@ -105,7 +113,9 @@ impl Parts<'_> {
                 && matches!(s.state(), State::Open | State::Dead)
                 && cell.is_unheld()
             {
-                self.close_if_unheld(id, out);
+                if !self.guest.is_queued(id) {
+                    self.close(id, false, Closes::InTime, out);
+                }
                 continue;
             }
             if !open {
@@ -168,7 +178,7 @@ impl Parts<'_> {
         for id in 0..self.guest.sockets.len() as u32 {
             let Some(s) = self.guest.socket(id) else { break };
             if s.host_holds == 0 && matches!(s.state(), State::Open | State::Dead) {
-                self.close_now(id, false, out);
+                self.close(id, false, Closes::InTime, out);
             }
         }
     }
@@ -186,6 +196,10 @@ impl Parts<'_> {
 
     /// Hands a socket to the NSM to end (with a reset, if `abort`); a listener's queued sockets go with it.
     pub(crate) fn close_now(&mut self, id: u32, abort: bool, out: &mut Out<'_>) {
+        self.close(id, abort, Closes::Now, out);
+    }
+
+    fn close(&mut self, id: u32, abort: bool, when: Closes, out: &mut Out<'_>) {
         let (guest, present) = (self.guest.id.0, self.guest.nsm);
         let Some(s) = self.guest.socket_mut(id) else { return };
         let is_owed = s.is_owed;
@@ -216,7 +230,7 @@ impl Parts<'_> {
                 {
                     c.parent = NONE;
                     if ours && matches!(c.state(), State::Open | State::Dead) {
-                        self.close_now(child, true, out);
+                        self.close(child, true, when, out);
                     }
                 }
             }
@@ -227,7 +241,12 @@ impl Parts<'_> {
             nqe.guest = guest;
             nqe.op_data = u64::from(abort);
             nqe.data = if is_owed { OWED } else { 0 };
-            self.nsm_of(id).push(&nqe);
+            match when {
+                // Its port is to be free, and who connects there refused.
+                _ if is_listener => self.nsm_of(id).push(&nqe),
+                Closes::Now => self.nsm_of(id).push(&nqe),
+                Closes::InTime => self.nsm_of(id).close_in_time(&nqe),
+            }
         } else {
             self.forget(id, out);
         }

@@ -136,7 +136,12 @@ impl Engine {
         for i in 0..self.nsms.len() {
             worked += self.drain_nsm(i, &mut out);
         }
+        // Every other time the living come first.
+        if self.round.is_multiple_of(2) {
+            self.nsms.iter_mut().for_each(Nsm::give_closes);
+        }
         worked += self.serve_guests(now_ns, budget, &mut out);
+        self.nsms.iter_mut().for_each(Nsm::give_closes);
         self.sweep(worked, &mut out);
         for nsm in &mut self.nsms {
             nsm.wake(out.notify);
@@ -273,7 +278,7 @@ impl Engine {
             let waits = |id: &GuestId| {
                 self.guest(*id).is_some_and(|g| g.waiting.iter().any(|(_, nsm)| *nsm == n.id))
             };
-            let wants_room = n.is_congested() || self.awake.iter().any(waits);
+            let wants_room = n.is_awaited() || self.awake.iter().any(waits);
             let why = if wants_room { WANTS_ROOM } else { 1 };
             n.device.header().engine_sleeping.store(why, Ordering::SeqCst);
         }

@@ -94,6 +94,8 @@ impl Engine {
     pub fn pause_guest(&mut self, guest: GuestId) -> Result<(), ControlError> {
         let p = self.parts(guest)?;
         p.guest.is_paused = true;
+        // What is to be closed must not be given away.
+        p.nsm.give_closes_of(guest);
         Ok(())
     }
 

@@ -8,7 +8,7 @@ use nk_device::sync::{Ordering, fence};
 use nk_device::{Device, Op};
 
 use crate::costly::{Ahead, is_costly};
-use crate::{Notify, NsmId};
+use crate::{GuestId, Notify, NsmId};
 
 /// `engine_sleeping` on an NSM's device while the engine waits for room on its rings: ring after popping.
 pub(crate) const WANTS_ROOM: u32 = 2;
@@ -27,6 +27,8 @@ pub(crate) struct Nsm {
     receive: Consumer,
     /// What found its ring full. While there is something, no guest's ring is read, so this stays small.
     backlog: VecDeque<Nqe>,
+    /// Closes of what dead processes had, thousands perhaps: an NSM is given them as it takes what is costly, and nobody waits for them.
+    closes: VecDeque<Nqe>,
     /// What was popped to hear of one guest and is about another: a ring's worth at most, since popped slots are given back only
     /// by [`Nsm::commit`].
     ahead: VecDeque<Nqe>,
@@ -54,6 +56,7 @@ impl Nsm {
             completion: Consumer::default(),
             receive: Consumer::default(),
             backlog: VecDeque::new(),
+            closes: VecDeque::new(),
             ahead: VecDeque::new(),
             dirty: false,
             costly: Ahead::default(),
@@ -73,6 +76,7 @@ impl Nsm {
     pub(crate) fn down(&mut self) {
         self.up = false;
         self.backlog.clear();
+        self.closes.clear();
         self.ahead.clear();
     }
 
@@ -96,6 +100,39 @@ impl Nsm {
         if self.is_congested() || !self.try_push(nqe) {
             self.backlog.push_back(*nqe);
         }
+    }
+
+    /// Closes a socket that nobody has any more, in its time.
+    pub(crate) fn close_in_time(&mut self, nqe: &Nqe) {
+        if self.up {
+            self.closes.push_back(*nqe);
+        }
+    }
+
+    /// Gives it closes that wait, as many as there is room for.
+    pub(crate) fn give_closes(&mut self) {
+        while !self.is_stuck() && self.has_room_for_costly() {
+            let Some(nqe) = self.closes.pop_front() else { return };
+            self.push(&nqe);
+        }
+    }
+
+    /// Gives it at once what waits of a guest's.
+    pub(crate) fn give_closes_of(&mut self, guest: GuestId) {
+        let (its, rest) = self.closes.drain(..).partition(|nqe| nqe.guest == guest.0);
+        self.closes = rest;
+        let its: VecDeque<Nqe> = its;
+        its.iter().for_each(|nqe| self.push(nqe));
+    }
+
+    /// Forgets what waits of a guest's that is no more.
+    pub(crate) fn forget_closes_of(&mut self, guest: GuestId) {
+        self.closes.retain(|nqe| nqe.guest != guest.0);
+    }
+
+    /// Whether the engine wants to know when it has taken something.
+    pub(crate) fn is_awaited(&self) -> bool {
+        self.is_congested() || !self.closes.is_empty()
     }
 
     fn try_push(&mut self, nqe: &Nqe) -> bool {
@@ -195,6 +232,7 @@ impl Nsm {
         self.up
             && !self.is_unheard
             && (!self.ahead.is_empty()
+                || (!self.closes.is_empty() && !self.is_stuck() && self.has_room_for_costly())
                 || self.receive.is_ready(&q.receive())
                 || self.completion.is_ready(&q.completion())
                 || self.backlog.front().is_some_and(|n| {

@@ -313,3 +313,38 @@ fn a_connect_that_only_the_last_engine_had_is_ended_by_the_next() {
     let cell = guest.device.cell(held).expect("a cell");
     assert_eq!(cell.in_use.load(Ordering::Relaxed), IN_USE);
 }
+
+/// A process with many sockets dies: its NSM is given their closes some at a time, and others are served in between.
+#[test]
+fn closes_of_the_dead_do_not_hold_up_the_living() {
+    let mut case = Case::new();
+    let (dies, lives) = (case.process(), case.process());
+    let mut ids = Vec::new();
+    for _ in 0..40 {
+        case.poll();
+        case.take(0, usize::MAX);
+        ids.extend(dies.open());
+        dies.device.row(dies.row).expect("row").want.store(1, Ordering::SeqCst);
+    }
+    let count = ids.len();
+    assert!(count >= 24, "{count} sockets");
+    for _ in 0..count {
+        case.poll();
+        case.take(0, usize::MAX);
+    }
+    case.engine.row_dead(GUEST, dies.row, &mut case.bells).expect("a live row");
+    let (mut closed, mut polls, mut served_after) = (0, 0, None);
+    connect(&lives, lives.open().expect("an id"));
+    while closed < count {
+        case.poll();
+        let taken = case.take(0, usize::MAX);
+        let closes = taken.iter().filter(|op| **op == Op::Close).count();
+        assert!(closes <= 8, "{closes} at once");
+        if taken.contains(&Op::Connect) {
+            served_after.get_or_insert(closed);
+        }
+        (closed, polls) = (closed + closes, polls + 1);
+        assert!(polls < 100, "{closed} of {count} were closed");
+    }
+    assert!(served_after.is_some_and(|closed| closed <= 16), "{served_after:?} of {count} first");
+}
