@@ -200,8 +200,9 @@ impl<S: Stack> Ctx<'_, S> {
         let (Some(ledger), Some(d)) = (self.guest.pool.ledger(), &mut s.datagram) else {
             return Vec::new();
         };
+        // Also what was not right: the next service finds that again.
         for (span, chunks) in s.tx.drain(..).zip(d.take_queued()) {
-            for chunk in [span.chunk].into_iter().chain(chunks).filter(|_| span.len > 0) {
+            for chunk in [span.chunk].into_iter().chain(chunks) {
                 self.guest.pool.untake_tx(chunk);
             }
         }

@@ -201,6 +201,45 @@ fn datagrams_out_wait_whole() {
     assert_quiet(&mut host, 1);
 }
 
+/// As long as the ring names them: another service of the guest looks there.
+#[test]
+fn what_a_bad_datagram_names_is_free_only_when_it_is_off_the_ring() {
+    use nk_device::datagram::{DF_PEER, FIRST_BYTES, Header};
+    let out = Some(Rate { per_s: 1_000, burst: 900 });
+    let (mut host, region, mut p) =
+        host(Limits::default(), GuestLimits { out, ..GuestLimits::default() });
+    let server = UdpSocket::bind("127.0.0.1:0").expect("bind");
+    let peer = Addr::v4([127, 0, 0, 1], server.local_addr().expect("addr").port());
+    let id = p.datagram(2);
+    let row = region.device.row(p.row).expect("row");
+    let publish = |len: usize, more: &[u32]| {
+        let chunk = row.chunk_grants.pop().expect("a chunk");
+        let mut h = Header { len: len as u32, flags: DF_PEER, peer, ..Header::default() };
+        h.more[..more.len()].copy_from_slice(more);
+        region.device.put_header(chunk, &h);
+        let span = Header::span_for(chunk, len);
+        p.cell(id).tx().publish(span.to_payload()).expect("room");
+        chunk
+    };
+    // One goes, one is held back, and behind it is one whose third chunk nobody was leased.
+    publish(900, &[]);
+    publish(900, &[]);
+    let leased = row.chunk_grants.pop().expect("a chunk");
+    publish(FIRST_BYTES + 2 * nk_device::CHUNK_SIZE, &[leased, region.device.layout().chunks - 1]);
+    let before = host.service.stats(1).expect("guest").chunks_free;
+    p.push(Nqe::new(Op::Send, id.socket, id.generation));
+    settle(&mut host);
+    let stats = host.service.stats(1).expect("guest");
+    assert_eq!((stats.chunks_tx, stats.violations), (3, 1), "{stats:?}");
+    host.skip_ms += 1_000;
+    settle(&mut host);
+    let stats = host.service.stats(1).expect("guest");
+    assert_eq!((stats.chunks_tx, stats.violations), (0, 1), "{stats:?}");
+    assert!(stats.chunks_free + stats.chunks_leased >= before, "{stats:?}");
+    p.close(id);
+    assert_quiet(&mut host, 1);
+}
+
 #[test]
 fn elements_wait_on_their_ring() {
     let nqes = Some(Rate { per_s: 1_000, burst: 10 });

@@ -1,10 +1,10 @@
 //! Datagrams from the guest's tx ring to the stack.
 
 use nk_device::cell::SF_CONNECTED;
-use nk_device::datagram::{DF_REPORT, Header};
+use nk_device::datagram::{DF_REPORT, FIRST_BYTES, Header};
 use nk_device::stream::Span;
 use nk_device::sync::Ordering;
-use nk_device::{Cell, Nqe, STREAM_SLOTS};
+use nk_device::{CHUNK_SIZE, Cell, Nqe, STREAM_SLOTS};
 
 use super::{CHUNKS, more_of};
 use crate::service::{ALL, Ctx, OUT, Taken};
@@ -27,28 +27,43 @@ const ICMP_ERRORS: [i32; 9] = [
 /// Calls that wait for a report at once.
 const REPORTS_MAX: usize = 64;
 
+/// A place in the queue of no bytes, which has these chunks.
+fn nothing(chunks: &[u32]) -> (Span, Header) {
+    let mut header = Header::default();
+    let (first, more) = chunks.split_first().map_or((u32::MAX, chunks), |(f, more)| (*f, more));
+    if !more.is_empty() {
+        header.len = (FIRST_BYTES + more.len() * CHUNK_SIZE) as u32;
+    }
+    for (to, from) in header.more.iter_mut().zip(more) {
+        *to = *from;
+    }
+    (Span { chunk: first, offset: 0, len: 0 }, header)
+}
+
 impl<S: Stack> Ctx<'_, S> {
-    /// Takes the chunks of a datagram that a descriptor names: all of them leased, or none is taken.
-    pub(crate) fn begin_datagram(&mut self, span: Span) -> Option<Header> {
-        let header = self.guest.device.header_of(span.chunk)?;
-        let more = header.chunks_of(span)?;
-        for (n, chunk) in [span.chunk].iter().chain(more).enumerate() {
+    /// Takes the chunks of a datagram that a descriptor names.
+    ///
+    /// # Errors
+    /// A place of no bytes, when not all of them are leased: it has those that were.
+    fn begin_datagram(&mut self, span: Span) -> Result<Header, (Span, Header)> {
+        let header = self.guest.device.header_of(span.chunk).ok_or_else(|| nothing(&[]))?;
+        let more = header.chunks_of(span).ok_or_else(|| nothing(&[]))?;
+        let mut chunks = [span.chunk; CHUNKS];
+        for (to, from) in chunks.iter_mut().skip(1).zip(more) {
+            *to = *from;
+        }
+        for (n, chunk) in chunks.iter().take(1 + more.len()).enumerate() {
             match self.guest.pool.begin_tx(*chunk) {
                 Some(row) => {
                     if let Some(row) = row {
                         self.guest.spent(row);
                     }
                 }
-                None => {
-                    // The row's account is right: the chunks are free, and no more its.
-                    for begun in [span.chunk].iter().chain(more).take(n) {
-                        self.guest.pool.free(*begun);
-                    }
-                    return None;
-                }
+                // The row's account is right: these are no more its. Free they are when the ring names them no more.
+                None => return Err(nothing(chunks.get(..n).unwrap_or_default())),
             }
         }
-        Some(header)
+        Ok(header)
     }
 
     /// Moves on from the datagram that is next to be sent, and gives back its chunks ([`Ctx::free_tx`]). Who waits for room is told by
@@ -69,15 +84,18 @@ impl<S: Stack> Ctx<'_, S> {
     /// Enters the datagram at the next descriptor. One that is not right is dropped, and counted: after a restart of the service a
     /// guest's process may innocently use a chunk that the last service had leased to it.
     pub(crate) fn enter_datagram(&mut self, s: &mut Taken<S>, span: Option<Span>) {
-        let header = span.and_then(|span| self.begin_datagram(span));
-        if header.is_none() {
+        let begun = match span {
+            Some(span) => self.begin_datagram(span).map(|header| (span, header)),
+            None => Err(nothing(&[])),
+        };
+        if begun.is_err() {
             self.guest.counters.service.violations.add(1);
         }
-        // A place of no bytes in the queue keeps its order, and its index.
-        let none = Span { chunk: u32::MAX, offset: 0, len: 0 };
-        s.tx.push_back(if header.is_some() { span.unwrap_or(none) } else { none });
+        // One of no bytes keeps the order of the queue, and its index.
+        let (Ok((span, header)) | Err((span, header))) = begun;
+        s.tx.push_back(span);
         if let Some(d) = &mut s.datagram {
-            d.tx.push_back(header.unwrap_or_default());
+            d.tx.push_back(header);
         }
         s.tx_next = s.tx_next.wrapping_add(1);
     }
