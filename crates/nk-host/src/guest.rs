@@ -132,8 +132,7 @@ impl SharedLedger {
     pub fn map(memfd: OwnedFd, layout: Layout, service: u8) -> io::Result<SharedLedger> {
         let len = Ledger::bytes(layout);
         let mapping = Mapping::new(&memfd, len)?;
-        // SAFETY: the mapping is page-aligned, of `len` bytes, and lives as long as the value; the memfd is sealed and was made with
-        // this length by the daemon.
+        // SAFETY: the mapping is page-aligned, of `len` bytes, and lives as long as the value; the memfd is sealed.
         let ledger = unsafe { Ledger::new(mapping.base(), len, layout, service) };
         let ledger = ledger.ok_or_else(|| io::Error::from_raw_os_error(libc::EINVAL))?;
         Ok(SharedLedger { memfd, ledger, _mapping: mapping })

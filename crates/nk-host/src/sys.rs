@@ -90,11 +90,14 @@ unsafe impl Send for Mapping {}
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
-    /// Maps `len` bytes of `fd`.
+    /// Maps `len` bytes of `fd`, which has so many: a touch of what it lacks would be a SIGBUS.
     ///
     /// # Errors
-    /// Those of mmap.
+    /// Those of mmap; EINVAL when it has fewer.
     pub fn new(fd: &impl AsRawFd, len: usize) -> io::Result<Mapping> {
+        if self::len(fd)? < len {
+            return Err(io::Error::from_raw_os_error(libc::EINVAL));
+        }
         let prot = libc::PROT_READ | libc::PROT_WRITE;
         // SAFETY: a fresh mapping at an address of the kernel's choice.
         let p = unsafe {

@@ -161,3 +161,9 @@ fn an_answer_that_does_not_fit_is_an_error() {
     let (len, _) = lookup::answer(&host, &mut small);
     assert_eq!(Outcome::parse(&small[..len]).map(|(o, _)| o.code), Some(libc::ENOMEM));
 }
+
+#[test]
+fn counters_that_are_too_short_are_not_mapped() {
+    let short = sys::region("short", 0).expect("memfd");
+    assert_eq!(Counters::map(short).err().and_then(|e| e.raw_os_error()), Some(libc::EINVAL));
+}
