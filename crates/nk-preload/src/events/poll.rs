@@ -1,5 +1,7 @@
 //! poll and ppoll; select is built on them.
 
+use core::sync::atomic::{AtomicBool, Ordering};
+
 use libc::{c_int, pollfd};
 
 use super::instance::{self, Pinned};
@@ -255,6 +257,9 @@ unsafe fn wait(
     r
 }
 
+/// This process may not poll one descriptor more than it needs: a sandbox took RLIMIT_NOFILE down (sshd's, to 1), and ppoll says EINVAL.
+static CRAMPED: AtomicBool = AtomicBool::new(false);
+
 /// # Safety
 /// As [`wait`].
 unsafe fn sleep(
@@ -287,7 +292,7 @@ unsafe fn sleep(
                 sets.kernel.add(len).write(bell);
                 len += 1;
             }
-            if !hangup::is_known() {
+            if !hangup::is_known() && !CRAMPED.load(Ordering::Relaxed) {
                 let control = pollfd { fd: p.control_fd(), events: 0, revents: 0 };
                 sets.kernel.add(len).write(control);
                 watched = Some(len);
@@ -298,7 +303,12 @@ unsafe fn sleep(
         let asleep = ready == 0 && quiet && !short_no_more;
         let (left, mask) = if asleep { (limit.left(), mask) } else { (ZERO, NO_MASK) };
         // SAFETY: `len` pollfds; the mask is the caller's.
-        let r = unsafe { native::ppoll(sets.kernel, len, left, mask) };
+        let mut r = unsafe { native::ppoll(sets.kernel, len, left, mask) };
+        if r < 0 && sys::errno() == libc::EINVAL && watched.take().is_some() {
+            CRAMPED.store(true, Ordering::Relaxed);
+            // SAFETY: as above; it was the last.
+            r = unsafe { native::ppoll(sets.kernel, len - 1, left, mask) };
+        }
         let error = sys::errno();
         if short {
             slot.leave_shortage(p);
