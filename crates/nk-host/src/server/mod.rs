@@ -5,6 +5,7 @@
 
 mod adopt;
 mod attach;
+mod connection;
 mod create;
 mod death;
 mod keep;
@@ -17,6 +18,7 @@ mod query;
 mod reload;
 mod reply;
 mod slab;
+mod source;
 mod survive;
 mod timers;
 mod vm;
@@ -29,9 +31,8 @@ use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver};
 use std::time::{Duration, Instant};
 
-use nk_attach::{Credentials, Fds, Kind, Message, RecvError};
 use nk_device::Layout;
-use nk_engine::{Engine, GuestId, NsmId};
+use nk_engine::{Engine, NsmId};
 use nk_servicelib::Service;
 use sd_notify::NotifyState;
 
@@ -47,15 +48,10 @@ pub use reload::common_version;
 pub(crate) use reply::Reply;
 use slab::Slab;
 pub(crate) use slab::Token;
+pub(crate) use source::{Role, Source};
 
 /// Guests at once.
 pub const GUESTS_MAX: usize = 1024;
-/// Connections that have not said what they are.
-const STRANGERS_MAX: usize = 512;
-/// Messages taken from one connection before the others have their turn.
-const MESSAGES_PER_TURN: usize = 16;
-/// How long accept rests when descriptors ran out.
-const ACCEPT_REST: Duration = Duration::from_millis(200);
 /// How long a guest without processes stays: a program that was spawned may not have attached yet.
 const LINGER: Duration = Duration::from_secs(1);
 /// How long a guest without processes may take to send what its last one left.
@@ -64,44 +60,6 @@ const DRAIN_MAX: Duration = Duration::from_secs(60);
 const ATTACH_MAX: Duration = Duration::from_secs(5);
 /// How long a private daemon waits for its guest.
 const STARTUP_GRACE: Duration = Duration::from_secs(10);
-
-/// What a descriptor in the epoll is.
-#[derive(Debug)]
-pub(crate) enum Source {
-    /// The attach socket.
-    Listener(OwnedFd),
-    /// The poll thread has something to tell.
-    Bell,
-    /// A connection.
-    Connection { fd: OwnedFd, role: Role },
-    /// A process of a guest.
-    Pidfd { fd: OwnedFd, guest: GuestId, row: u16 },
-    /// The process that made a guest.
-    CreatorPidfd { fd: OwnedFd, guest: GuestId },
-    /// The far end of a stand-in pair.
-    Hold { fd: OwnedFd, guest: GuestId },
-    /// The keeper closed its connection.
-    Keeper,
-    /// The configuration is to be read again.
-    Hangup(OwnedFd),
-    /// All is to end.
-    Quit(OwnedFd),
-    /// An NSM process: its control socket or its end.
-    Nsm(NsmId, nsm::Part),
-    /// A guest's resolver.
-    Resolver { fd: OwnedFd, pid: i32, guest: GuestId },
-}
-
-/// Who is at the other end of a connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Role {
-    /// Not said yet, or somebody who asks.
-    Stranger,
-    /// `nk run`, before its exec.
-    Creator(GuestId),
-    /// A process.
-    Process(GuestId, u16),
-}
 
 /// How the daemon is set up.
 #[derive(Debug)]
@@ -308,156 +266,5 @@ impl Server {
                 Ok(())
             }
         }
-    }
-
-    fn accept(&mut self) {
-        for _ in 0..MESSAGES_PER_TURN {
-            let Some(Source::Listener(listener)) = self.sources.get(self.listener) else { return };
-            let listener = listener.as_raw_fd();
-            let fd = match sys::accept(listener) {
-                Ok(fd) => fd,
-                Err(e) => match e.raw_os_error() {
-                    Some(libc::EAGAIN | libc::ECONNABORTED | libc::EINTR) => return,
-                    _ => {
-                        // The listener stays readable: look away for a while instead of spinning.
-                        tracing::error!(error = %e, "cannot accept on the attach socket; raise LimitNOFILE if it is that");
-                        let _ = self.epoll.change(listener, 0, self.listener.word());
-                        self.accept_rests_until = Some(Instant::now() + ACCEPT_REST);
-                        return;
-                    }
-                },
-            };
-            if self.strangers >= STRANGERS_MAX {
-                tracing::warn!("too many connections that say nothing; one more is refused");
-                continue;
-            }
-            let raw = fd.as_raw_fd();
-            if sys::pass_credentials(raw).is_err() {
-                continue;
-            }
-            self.strangers += 1;
-            let token = self.sources.insert(Source::Connection { fd, role: Role::Stranger });
-            if let Err(e) = self.epoll.add(raw, libc::EPOLLIN, token.word()) {
-                tracing::error!(error = %e, "cannot watch a connection");
-                self.drop_source(token);
-            }
-        }
-    }
-
-    /// Takes a source out of the epoll and closes it.
-    pub(crate) fn drop_source(&mut self, token: Token) {
-        let Some(source) = self.sources.remove(token) else { return };
-        let fd = match &source {
-            Source::Listener(fd)
-            | Source::Connection { fd, .. }
-            | Source::Pidfd { fd, .. }
-            | Source::CreatorPidfd { fd, .. }
-            | Source::Hold { fd, .. }
-            | Source::Resolver { fd, .. } => fd.as_raw_fd(),
-            Source::Bell
-            | Source::Keeper
-            | Source::Hangup(_)
-            | Source::Quit(_)
-            | Source::Nsm(..) => return,
-        };
-        if let Source::Connection { role: Role::Stranger, .. } = source {
-            self.strangers -= 1;
-        }
-        self.epoll.remove(fd);
-    }
-
-    fn set_role(&mut self, token: Token, new: Role) {
-        if let Some(Source::Connection { role, .. }) = self.sources.get_mut(token) {
-            if *role == Role::Stranger && new != Role::Stranger {
-                self.strangers -= 1;
-            }
-            *role = new;
-        }
-    }
-
-    /// Handles what came on a connection, until it is empty, closed or has had its turn.
-    fn messages(&mut self, token: Token) -> io::Result<()> {
-        for _ in 0..MESSAGES_PER_TURN {
-            let Some(Source::Connection { fd, role }) = self.sources.get(token) else {
-                return Ok(());
-            };
-            let (raw, role) = (fd.as_raw_fd(), *role);
-            match nk_attach::recv(raw, true) {
-                Ok((message, fds, credentials)) => {
-                    self.message(token, raw, role, &message, fds, credentials)?;
-                }
-                Err(RecvError::Os(libc::EAGAIN)) => return Ok(()),
-                Err(RecvError::Malformed) => {
-                    tracing::warn!(
-                        ?role,
-                        "a message of another protocol version; the connection is closed"
-                    );
-                    let mut m = Message::new(Kind::Query)
-                        .with_text("nk and libnetkernel.so are of another version than the daemon");
-                    m.status = libc::EPROTO;
-                    let _ = nk_attach::try_send(raw, &m, &[]);
-                    return self.connection_closed(token);
-                }
-                Err(RecvError::Closed | RecvError::Os(_)) => return self.connection_closed(token),
-            }
-        }
-        Ok(())
-    }
-
-    fn message(
-        &mut self,
-        token: Token,
-        raw: i32,
-        role: Role,
-        message: &Message,
-        fds: Fds,
-        credentials: Option<Credentials>,
-    ) -> io::Result<()> {
-        // A message sent between our accept and our asking for credentials has none. Whoever connected also asks; only a
-        // forked child's socket was made by another process, and its hello comes long after.
-        let credentials = credentials.filter(|c| c.pid > 0).or_else(|| match role {
-            Role::Stranger | Role::Creator(_) => sys::peer_credentials(raw),
-            Role::Process(..) => None,
-        });
-        let Some(kind) = Kind::from_u32(message.kind) else {
-            return self.connection_closed(token);
-        };
-        let reply = match (kind, role) {
-            (Kind::CreateGuest, Role::Stranger) => {
-                Some(self.create_guest(token, message, fds, credentials)?)
-            }
-            (Kind::Attach, Role::Stranger | Role::Creator(_)) => {
-                Some(self.attach(token, message, fds, credentials)?)
-            }
-            (Kind::Order, Role::Stranger) => Some(self.order(message, credentials)?),
-            (Kind::Query, Role::Stranger) => Some(self.query(message, credentials)?),
-            (Kind::Fork, Role::Process(g, row)) if row != 0 => Some(self.fork(g, row, fds)?),
-            (Kind::Hello, Role::Process(g, row)) => {
-                self.hello(g, row, credentials)?;
-                None
-            }
-            (Kind::ForkFailed, Role::Process(g, _)) => {
-                self.fork_failed(g, message.a)?;
-                None
-            }
-            (Kind::AddQset, Role::Process(g, row)) => Some(self.add_qset(g, row, fds)?),
-            (Kind::DropQset, Role::Process(g, row)) => {
-                self.drop_qset(g, row, message.a)?;
-                None
-            }
-            (Kind::Hold, Role::Process(g, _)) => Some(self.hold(g, message, fds)?),
-            (Kind::Names, Role::Process(g, row)) if row != 0 => Some(self.names(g)),
-            _ => Some(Reply::refused(libc::EINVAL, "not a request that this connection may make")),
-        };
-        if let Some(r) = reply {
-            let mut m = *r.message;
-            (m.kind, m.serial) = (message.kind, message.serial);
-            let fds: Vec<i32> = r.fds.iter().map(AsRawFd::as_raw_fd).collect();
-            if let Err(e) = nk_attach::try_send(raw, &m, &fds) {
-                tracing::debug!(errno = e, "a reply could not be sent");
-                return self.connection_closed(token);
-            }
-        }
-        Ok(())
     }
 }

@@ -1,0 +1,139 @@
+//! Connections to the attach socket: accepted, read in turns, and each message given to what serves it.
+
+use std::io;
+use std::os::fd::AsRawFd;
+use std::time::{Duration, Instant};
+
+use nk_attach::{Credentials, Fds, Kind, Message, RecvError};
+
+use super::{Reply, Role, Server, Source, Token};
+use crate::sys;
+
+/// Connections that have not said what they are.
+const STRANGERS_MAX: usize = 512;
+/// Messages taken from one connection before the others have their turn.
+const MESSAGES_PER_TURN: usize = 16;
+/// How long accept rests when descriptors ran out.
+const ACCEPT_REST: Duration = Duration::from_millis(200);
+
+impl Server {
+    pub(super) fn accept(&mut self) {
+        for _ in 0..MESSAGES_PER_TURN {
+            let Some(Source::Listener(listener)) = self.sources.get(self.listener) else { return };
+            let listener = listener.as_raw_fd();
+            let fd = match sys::accept(listener) {
+                Ok(fd) => fd,
+                Err(e) => match e.raw_os_error() {
+                    Some(libc::EAGAIN | libc::ECONNABORTED | libc::EINTR) => return,
+                    _ => {
+                        // The listener stays readable: look away for a while instead of spinning.
+                        tracing::error!(error = %e, "cannot accept on the attach socket; raise LimitNOFILE if it is that");
+                        let _ = self.epoll.change(listener, 0, self.listener.word());
+                        self.accept_rests_until = Some(Instant::now() + ACCEPT_REST);
+                        return;
+                    }
+                },
+            };
+            if self.strangers >= STRANGERS_MAX {
+                tracing::warn!("too many connections that say nothing; one more is refused");
+                continue;
+            }
+            let raw = fd.as_raw_fd();
+            if sys::pass_credentials(raw).is_err() {
+                continue;
+            }
+            self.strangers += 1;
+            let token = self.sources.insert(Source::Connection { fd, role: Role::Stranger });
+            if let Err(e) = self.epoll.add(raw, libc::EPOLLIN, token.word()) {
+                tracing::error!(error = %e, "cannot watch a connection");
+                self.drop_source(token);
+            }
+        }
+    }
+
+    /// Handles what came on a connection, until it is empty, closed or has had its turn.
+    pub(super) fn messages(&mut self, token: Token) -> io::Result<()> {
+        for _ in 0..MESSAGES_PER_TURN {
+            let Some(Source::Connection { fd, role }) = self.sources.get(token) else {
+                return Ok(());
+            };
+            let (raw, role) = (fd.as_raw_fd(), *role);
+            match nk_attach::recv(raw, true) {
+                Ok((message, fds, credentials)) => {
+                    self.message(token, raw, role, &message, fds, credentials)?;
+                }
+                Err(RecvError::Os(libc::EAGAIN)) => return Ok(()),
+                Err(RecvError::Malformed) => {
+                    tracing::warn!(
+                        ?role,
+                        "a message of another protocol version; the connection is closed"
+                    );
+                    let mut m = Message::new(Kind::Query)
+                        .with_text("nk and libnetkernel.so are of another version than the daemon");
+                    m.status = libc::EPROTO;
+                    let _ = nk_attach::try_send(raw, &m, &[]);
+                    return self.connection_closed(token);
+                }
+                Err(RecvError::Closed | RecvError::Os(_)) => return self.connection_closed(token),
+            }
+        }
+        Ok(())
+    }
+
+    fn message(
+        &mut self,
+        token: Token,
+        raw: i32,
+        role: Role,
+        message: &Message,
+        fds: Fds,
+        credentials: Option<Credentials>,
+    ) -> io::Result<()> {
+        // A message sent between our accept and our asking for credentials has none. Whoever connected also asks; only a
+        // forked child's socket was made by another process, and its hello comes long after.
+        let credentials = credentials.filter(|c| c.pid > 0).or_else(|| match role {
+            Role::Stranger | Role::Creator(_) => sys::peer_credentials(raw),
+            Role::Process(..) => None,
+        });
+        let Some(kind) = Kind::from_u32(message.kind) else {
+            return self.connection_closed(token);
+        };
+        let reply = match (kind, role) {
+            (Kind::CreateGuest, Role::Stranger) => {
+                Some(self.create_guest(token, message, fds, credentials)?)
+            }
+            (Kind::Attach, Role::Stranger | Role::Creator(_)) => {
+                Some(self.attach(token, message, fds, credentials)?)
+            }
+            (Kind::Order, Role::Stranger) => Some(self.order(message, credentials)?),
+            (Kind::Query, Role::Stranger) => Some(self.query(message, credentials)?),
+            (Kind::Fork, Role::Process(g, row)) if row != 0 => Some(self.fork(g, row, fds)?),
+            (Kind::Hello, Role::Process(g, row)) => {
+                self.hello(g, row, credentials)?;
+                None
+            }
+            (Kind::ForkFailed, Role::Process(g, _)) => {
+                self.fork_failed(g, message.a)?;
+                None
+            }
+            (Kind::AddQset, Role::Process(g, row)) => Some(self.add_qset(g, row, fds)?),
+            (Kind::DropQset, Role::Process(g, row)) => {
+                self.drop_qset(g, row, message.a)?;
+                None
+            }
+            (Kind::Hold, Role::Process(g, _)) => Some(self.hold(g, message, fds)?),
+            (Kind::Names, Role::Process(g, row)) if row != 0 => Some(self.names(g)),
+            _ => Some(Reply::refused(libc::EINVAL, "not a request that this connection may make")),
+        };
+        if let Some(r) = reply {
+            let mut m = *r.message;
+            (m.kind, m.serial) = (message.kind, message.serial);
+            let fds: Vec<i32> = r.fds.iter().map(AsRawFd::as_raw_fd).collect();
+            if let Err(e) = nk_attach::try_send(raw, &m, &fds) {
+                tracing::debug!(errno = e, "a reply could not be sent");
+                return self.connection_closed(token);
+            }
+        }
+        Ok(())
+    }
+}
