@@ -15,7 +15,8 @@
 //! | `adopt` | after the death of an NSM or of another engine |
 //! | `kept` | after the death of another engine alone: the service lives on |
 //! | `report` | counters and the list of sockets |
-//! | `guest`, `rows` | what is known of a guest, its ids; its rows and queue sets |
+//! | `guest`, `guest::ids` | what is known of a guest; the life of its socket ids |
+//! | `rows` | its rows and queue sets |
 //! | `limits` | rates, and turns by weight |
 //! | `moves` | from one NSM to another |
 //! | `nsm`, `ports`, `out` | an NSM's device, port ownership, wake-ups due |
