@@ -17,6 +17,8 @@ const KIND_SHIFT: u32 = 60;
 const KIND_SOCKET: u64 = 1;
 const KIND_EPOLL: u64 = 2;
 const KIND_INTERNAL: u64 = 3;
+/// Of a socket's word: the descriptor is one of many for the process's anchor, so only this table knows which socket it is.
+const SHARED: u64 = 1 << 48;
 
 /// What a descriptor is to us.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -114,6 +116,32 @@ pub fn swap(fd: c_int, entry: Entry) -> Option<Entry> {
         TOP.fetch_max(fd as u32 + 1, Ordering::AcqRel);
     }
     Some(Entry::from_word(s.swap(entry.to_word(), Ordering::AcqRel)))
+}
+
+/// Whether the descriptor is a stand-in that sockets share ([`crate::standin`]).
+#[must_use]
+pub fn is_shared(fd: c_int) -> bool {
+    slot(fd).is_some_and(|s| {
+        let w = s.load(Ordering::Acquire);
+        w >> KIND_SHIFT == KIND_SOCKET && w & SHARED != 0
+    })
+}
+
+/// Notes that the descriptor, of this socket, is a shared stand-in.
+pub fn set_shared(fd: c_int, id: u32, generation: u16) {
+    if let Some(s) = slot(fd) {
+        let word = Entry::Socket { id, generation }.to_word();
+        let _ = s.compare_exchange(word, word | SHARED, Ordering::AcqRel, Ordering::Relaxed);
+    }
+}
+
+/// Notes that the descriptor has a stand-in of its own. `false` when it is this socket's no more.
+pub fn set_settled(fd: c_int, id: u32, generation: u16) -> bool {
+    slot(fd).is_some_and(|s| {
+        let word = Entry::Socket { id, generation }.to_word();
+        let r = s.compare_exchange(word | SHARED, word, Ordering::AcqRel, Ordering::Acquire);
+        r == Ok(word | SHARED) || r == Err(word)
+    })
 }
 
 /// One more than the highest descriptor ever entered.
@@ -216,10 +244,13 @@ pub fn for_each_socket(mut f: impl FnMut(c_int, u32, u16)) {
     }
 }
 
-/// Forgets everything (a raw-forked child starts again by scanning).
+/// Forgets all that the descriptors themselves tell (a raw-forked child starts again by scanning): what is left are those with a
+/// shared stand-in.
 pub fn clear() {
     for fd in 0..top() {
-        if let Some(s) = slot(fd) {
+        if let Some(s) = slot(fd)
+            && !is_shared(fd)
+        {
             s.store(0, Ordering::Release);
         }
     }
@@ -238,6 +269,14 @@ mod tests {
         let e = Entry::Socket { id: 1023, generation: 65535 };
         assert_eq!(swap(FD, e), Some(Entry::None));
         assert_eq!(get(FD), e);
+        assert!(!is_shared(FD));
+        set_shared(FD, 1022, 65535);
+        assert!(!is_shared(FD), "another socket's");
+        set_shared(FD, 1023, 65535);
+        assert_eq!((is_shared(FD), get(FD)), (true, e));
+        assert!(!set_settled(FD, 1022, 65535) && is_shared(FD));
+        assert!(set_settled(FD, 1023, 65535) && !is_shared(FD));
+        assert!(set_settled(FD, 1023, 65535), "it is already");
         assert_eq!(swap(FD, Entry::Epoll { index: 9 }), Some(e));
         assert_eq!(swap(FD, Entry::Internal), Some(Entry::Epoll { index: 9 }));
         assert_eq!(swap(FD, Entry::None), Some(Entry::Internal));

@@ -39,7 +39,7 @@ fn accept_now(s: &Open, flags: c_int) -> Option<Result<(c_int, AcceptedSocket), 
         return wait::is_gone(s.p).then_some(Err(libc::EINVAL));
     }
     let _changing = gate::enter();
-    let fd = match standin::make(0, 0, flags) {
+    let fd = match standin::share(flags) {
         Ok(fd) => fd,
         Err(e) => return Some(Err(e)),
     };
@@ -56,15 +56,8 @@ fn accept_now(s: &Open, flags: c_int) -> Option<Result<(c_int, AcceptedSocket), 
     cell.nonblock.store(u32::from(flags & libc::SOCK_NONBLOCK != 0), Ordering::Relaxed);
     inherit(s.cell, cell);
     // The row's bit is set since the pop; entering it counts it.
-    let tagged = standin::tag(fd, a.socket, a.generation);
-    standin::enter(s.p, fd, a.socket, a.generation);
-    match tagged {
-        Ok(()) => Some(Ok((fd, a))),
-        Err(e) => {
-            super::descriptors::close_socket(s.p, fd, a.socket, a.generation);
-            Some(Err(e))
-        }
-    }
+    standin::enter_shared(s.p, fd, a.socket, a.generation);
+    Some(Ok((fd, a)))
 }
 
 /// What Linux copies from a listener to the sockets accepted from it, of the options that live in the cell.

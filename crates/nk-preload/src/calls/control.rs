@@ -12,7 +12,7 @@ use super::options::kind;
 use super::{Target, descriptors, interfaces, native, target};
 use crate::fdtable::{self, Entry};
 use crate::io::Open;
-use crate::sys;
+use crate::{standin, sys};
 
 const SIOCOUTQNSD: c_ulong = 0x894b;
 const SIOCATMARK: c_ulong = 0x8905;
@@ -47,21 +47,55 @@ fn do_fcntl(fd: c_int, command: c_int, argument: usize) -> c_int {
     }
     match command {
         libc::F_DUPFD | libc::F_DUPFD_CLOEXEC => descriptors::dup_from(fd, command, argument),
-        libc::F_SETFL => {
-            let r = native!(libc::SYS_fcntl, fd, command, argument) as c_int;
-            if r >= 0
-                && let Target::Socket(s) = target(fd)
-            {
-                mirror_nonblock(&s, argument as c_int & libc::O_NONBLOCK != 0);
-                if argument as c_int & libc::O_ASYNC != 0 {
-                    s.p.count_missed(Missed::Call, libc::SYS_fcntl as u64);
-                }
-            }
-            r
-        }
+        libc::F_GETFL => status_flags(fd),
+        libc::F_SETFL => set_status_flags(fd, argument),
         _ if entry == Entry::Internal => sys::fail(libc::EBADF),
-        _ => sys::fcntl(fd, command, argument),
+        libc::F_GETFD | libc::F_SETFD => sys::fcntl(fd, command, argument),
+        // Owners, signals, locks: the kernel keeps them per file.
+        _ => match standin::settle(fd) {
+            Ok(()) => sys::fcntl(fd, command, argument),
+            Err(e) => sys::fail(e),
+        },
     }
+}
+
+/// F_GETFL. What a socket does when it would block is in its cell: of several processes that share it, some may have a file of the
+/// kernel's for it that another does not have.
+fn status_flags(fd: c_int) -> c_int {
+    let kept = if fdtable::is_shared(fd) { libc::O_RDWR } else { sys::fcntl(fd, libc::F_GETFL, 0) };
+    match target(fd) {
+        Target::Socket(s) if kept >= 0 => {
+            let nonblock = s.cell.nonblock.load(Ordering::Relaxed) != 0;
+            kept & !libc::O_NONBLOCK | if nonblock { libc::O_NONBLOCK } else { 0 }
+        }
+        Target::Socket(_) | Target::Native => kept,
+        Target::Error(e) => sys::fail(e),
+    }
+}
+
+/// F_SETFL. The kernel's file is asked for whatever is no matter of the cell alone.
+fn set_status_flags(fd: c_int, argument: usize) -> c_int {
+    /// What F_SETFL may change (fcntl(2)), without O_NONBLOCK.
+    const OTHERS: c_int = libc::O_APPEND | libc::O_ASYNC | libc::O_DIRECT | libc::O_NOATIME;
+    let wanted = argument as c_int;
+    if wanted & OTHERS != 0
+        && let Err(e) = standin::settle(fd)
+    {
+        return sys::fail(e);
+    }
+    if wanted & OTHERS != 0 || !fdtable::is_shared(fd) {
+        let r = native!(libc::SYS_fcntl, fd, libc::F_SETFL, argument) as c_int;
+        if r < 0 {
+            return r;
+        }
+    }
+    if let Target::Socket(s) = target(fd) {
+        mirror_nonblock(&s, wanted & libc::O_NONBLOCK != 0);
+        if wanted & libc::O_ASYNC != 0 {
+            s.p.count_missed(Missed::Call, libc::SYS_fcntl as u64);
+        }
+    }
+    0
 }
 
 fn mirror_nonblock(s: &Open, on: bool) {
@@ -98,6 +132,10 @@ fn read_int(argument: usize) -> c_int {
 fn ioctl_socket(s: &Open, fd: c_int, request: c_ulong, argument: usize) -> c_int {
     let listening = s.cell.state.load(Ordering::Acquire) & SF_LISTENING != 0;
     match request {
+        libc::FIONBIO if argument != 0 && fdtable::is_shared(fd) => {
+            mirror_nonblock(s, read_int(argument) != 0);
+            0
+        }
         libc::FIONBIO => {
             let r = native!(libc::SYS_ioctl, fd, request, argument) as c_int;
             if r == 0 {
@@ -117,6 +155,9 @@ fn ioctl_socket(s: &Open, fd: c_int, request: c_ulong, argument: usize) -> c_int
         libc::FIOASYNC if argument != 0 && read_int(argument) == 0 => 0,
         // Whom they would go to, the stand-in keeps.
         FIOSETOWN | SIOCSPGRP | FIOGETOWN | SIOCGPGRP => {
+            if let Err(e) = standin::settle(fd) {
+                return sys::fail(e);
+            }
             native!(libc::SYS_ioctl, fd, request, argument) as c_int
         }
         // No stream has the time at which anything arrived.

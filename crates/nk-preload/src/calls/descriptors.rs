@@ -139,13 +139,16 @@ fn move_internal(p: &Process, fd: c_int) -> bool {
     fdtable::swap(fd, Entry::None);
     fdtable::swap(up, Entry::Internal);
     p.moved(fd, up);
+    standin::anchor_moved(fd, up);
     events::internal_moved(fd, up);
     true
 }
 
-/// After the kernel made `new` from `old`. The caller holds the gate.
-fn copied(p: &Process, old: Entry, new: c_int) {
+/// After the kernel made `new` from `old`. The caller holds the gate. `shared`: whether `old` had a shared stand-in before; if it was
+/// settled meanwhile, the copy may be settled once more.
+fn copied(p: &Process, old: Entry, new: c_int, shared: bool) {
     match old {
+        Entry::Socket { id, generation } if shared => standin::enter_shared(p, new, id, generation),
         Entry::Socket { id, generation } => standin::enter(p, new, id, generation),
         other => {
             match fdtable::swap(new, if other == Entry::Internal { Entry::None } else { other }) {
@@ -172,9 +175,10 @@ fn copy_to_new(old: c_int, make: impl FnOnce() -> c_int) -> c_int {
     }
     let new = {
         let _changing = gate::enter();
+        let shared = fdtable::is_shared(old);
         let new = make();
         if new >= 0 {
-            copied(p, fdtable::get(old), new);
+            copied(p, fdtable::get(old), new, shared);
         }
         new
     };
@@ -196,10 +200,11 @@ fn copy_onto(old: c_int, new: c_int, make: impl FnOnce() -> c_int) -> c_int {
     if fdtable::get(new) == Entry::Internal && !move_internal(p, new) {
         return sys::fail(libc::EBUSY);
     }
+    let shared = fdtable::is_shared(old);
     let r = make();
     if r >= 0 {
         let before = fdtable::get(new);
-        copied(p, fdtable::get(old), new);
+        copied(p, fdtable::get(old), new, shared);
         if let (Entry::Socket { .. }, Entry::Epoll { index }) = (fdtable::get(old), before) {
             events::close_epoll(index);
         }

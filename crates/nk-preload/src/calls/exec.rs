@@ -11,6 +11,7 @@ use nk_elfcheck::Verdict;
 use super::environment::{Environment, environment, for_each, for_each_candidate};
 use super::native;
 use crate::process::{Process, process};
+use crate::standin;
 use crate::sys::{self, Memory};
 
 pub(crate) type Strings = *const *const c_char;
@@ -47,6 +48,9 @@ fn marked(p: &Process, envp: Strings, exec: impl FnOnce(Strings) -> c_int) -> c_
         Ok(e) => e,
         Err(e) => return sys::fail(e),
     };
+    if let Err(e) = standin::settle_inheritable(p) {
+        return sys::fail(e);
+    }
     let Some(row) = p.row() else { return sys::fail(libc::ENETDOWN) };
     row.phase.store(ROW_EXECING, Ordering::SeqCst);
     let r = exec(environment.as_ptr());

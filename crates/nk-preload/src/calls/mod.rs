@@ -24,6 +24,7 @@ pub mod records;
 pub mod rights;
 pub mod socket;
 pub mod spawn;
+pub mod stat;
 pub mod transfer;
 
 use libc::c_int;

@@ -13,7 +13,7 @@ use super::many::{recvmmsg, sendmmsg};
 use crate::fdtable::{self, Entry};
 use crate::fork::fork_as_guest;
 use crate::process::process;
-use crate::sys;
+use crate::{standin, sys};
 
 /// With one of these the child shares what a guest's process has of its own.
 const SHARES: u64 = (libc::CLONE_VM | libc::CLONE_FILES | libc::CLONE_THREAD) as u64;
@@ -83,6 +83,13 @@ pub unsafe extern "C" fn syscall(
         && let Some(p) = process()
     {
         return fork_as_guest(p, || native() as pid_t).into();
+    }
+    if matches!(number, libc::SYS_execve | libc::SYS_execveat)
+        && let Some(p) = process()
+        && p.is_caller()
+        && let Err(e) = standin::settle_inheritable(p)
+    {
+        return sys::fail(e).into();
     }
     if let Some(r) = change_descriptors(number, arguments) {
         return r.into();

@@ -50,7 +50,8 @@ pub(crate) fn about_to_send(message: *const msghdr) -> Result<(), c_int> {
     for_each_right(&m, |fd| match fdtable::get(fd) {
         Entry::Socket { id, generation } => {
             let p = process().ok_or(libc::EBADF)?;
-            hold(p, id, generation)
+            hold(p, id, generation)?;
+            standin::settle(fd)
         }
         Entry::Internal => Err(libc::EBADF),
         _ => Ok(()),
@@ -96,6 +97,7 @@ fn swap_in(p: &Process, near: c_int, far: c_int, id: u32, generation: u16) -> Re
             let flags = if cloexec { libc::O_CLOEXEC } else { 0 };
             // SAFETY: no memory is involved. It replaces the old stand-in at once.
             unsafe { sys::system_call!(libc::SYS_dup3, near, fd, flags) };
+            fdtable::set_settled(fd, id, generation);
         }
     });
     Ok(())

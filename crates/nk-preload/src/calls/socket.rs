@@ -64,7 +64,7 @@ fn create(p: &Process, domain: c_int, kind: c_int, protocol: c_int) -> Result<c_
     let id = grants::take_id(p)?;
     let Some(cell) = p.cell(id) else { return Err(libc::ENFILE) };
     let generation = cell.generation.load(Ordering::Acquire) as u16;
-    let fd = match standin::make(id, generation, kind & FLAGS) {
+    let fd = match standin::share(kind & FLAGS) {
         Ok(fd) => fd,
         Err(e) => {
             grants::put_back_id(epoch, id);
@@ -74,7 +74,7 @@ fn create(p: &Process, domain: c_int, kind: c_int, protocol: c_int) -> Result<c_
     let base = kind & TYPE_MASK;
     cell.kind.store(domain as u32 | (base as u32) << 16, Ordering::Relaxed);
     cell.nonblock.store(u32::from(kind & libc::SOCK_NONBLOCK != 0), Ordering::Relaxed);
-    standin::enter(p, fd, id, generation);
+    standin::enter_shared(p, fd, id, generation);
     let mut nqe = Nqe::new(Op::Socket, id, generation);
     nqe.op_data =
         domain as u64 | (base as u64) << 16 | u64::from(self::protocol(cell) as u32) << 32;

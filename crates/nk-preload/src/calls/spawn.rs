@@ -13,7 +13,7 @@ use super::exec::{Strings, check};
 use super::rights::hold;
 use crate::fdtable::{self, Entry};
 use crate::process::{Process, process};
-use crate::{fork, next, sys};
+use crate::{fork, next, standin, sys};
 
 type Spawn = unsafe extern "C" fn(
     *mut pid_t,
@@ -33,6 +33,8 @@ fn hold_inheritable(p: &Process) {
             let _ = hold(p, id, generation);
         }
     });
+    // Where the daemon could not be asked, the child finds them all the same.
+    let _ = standin::settle_inheritable(p);
 }
 
 #[allow(clippy::too_many_arguments, reason = "posix_spawn has six of its own")]
