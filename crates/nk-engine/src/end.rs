@@ -6,10 +6,10 @@ use nk_device::qset::{JOB_SLOTS, SEND_SLOTS};
 use nk_device::sync::Ordering;
 use nk_device::{Cell, Nqe, Op};
 
-use crate::adopt::OWED;
 use crate::engine::Parts;
 use crate::guest::{NONE, State};
 use crate::out::Out;
+use crate::outlived::OWED;
 
 /// Polls between two looks at a socket that nobody seems to hold, before it counts as lost.
 const SUSPICION: u64 = 4096;

@@ -12,8 +12,10 @@
 //! | `deliver` | from the NSM to guests: who is told and who is woken |
 //! | `control` | the host's requests: guests, rows, queue sets, holds |
 //! | `end` | the end of rows, queue sets and sockets |
-//! | `adopt` | after the death of an NSM or of another engine |
+//! | `dead_nsm` | after the death of an NSM |
+//! | `adopt` | after the death of another engine |
 //! | `kept` | after the death of another engine alone: the service lives on |
+//! | `outlived` | sockets that outlived a service: their cells, and what the next one is told |
 //! | `report` | counters and the list of sockets |
 //! | `guest`, `guest::ids` | what is known of a guest; the life of its socket ids |
 //! | `rows` | its rows and queue sets |
@@ -29,6 +31,7 @@ mod adopt;
 mod api;
 mod control;
 mod costly;
+mod dead_nsm;
 mod deliver;
 mod end;
 mod engine;
@@ -38,14 +41,15 @@ mod limits;
 mod moves;
 mod nsm;
 mod out;
+mod outlived;
 mod ports;
 mod report;
 mod rows;
 mod switch;
 mod turns;
 
-pub use adopt::{OWED, ROW_ADOPTED, ROWS_TOLD, SOCKET_RENEWED};
 pub use api::*;
 pub use control::ROW_EXECED;
 pub use deliver::LOW;
 pub use engine::Engine;
+pub use outlived::{OWED, ROW_ADOPTED, ROWS_TOLD, SOCKET_RENEWED};
