@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`server`] | the control thread: attach socket, processes, their life and death |
 //! | [`poll`] | the poll thread: CoreEngine and the inline NSM |
+//! | `pace` | when a polling thread looks again, lets others run, or sleeps |
 //! | [`notify`] | doorbells and futex wake-ups |
 //! | [`broker`] | sockets in guests' network namespaces |
 //! | [`nsm`] | the kernel-stack NSM, inline or as a process |
@@ -28,6 +29,7 @@ pub mod names;
 pub mod netns;
 pub mod notify;
 pub mod nsm;
+mod pace;
 pub mod poll;
 pub mod private;
 mod seccomp;

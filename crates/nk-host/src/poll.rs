@@ -5,9 +5,8 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender, TryRecvError};
-use std::sync::{Arc, OnceLock};
-use std::time::Instant;
 
 use nk_device::patience::Patience;
 use nk_engine::{Engine, GuestId};
@@ -15,6 +14,7 @@ use nk_servicelib::{Service, Stack};
 use nk_stack_kernel::KernelStack;
 
 use crate::notify::Notifier;
+use crate::pace::{Pace, now_ns, wait_ms};
 use crate::sys;
 
 /// NQEs per turn of the engine.
@@ -180,27 +180,13 @@ impl Drop for PollHandle {
     }
 }
 
-/// Nanoseconds since this process's first look at the clock.
-pub(crate) fn now_ns() -> u64 {
-    static START: OnceLock<Instant> = OnceLock::new();
-    START.get_or_init(Instant::now).elapsed().as_nanos() as u64
-}
-
-/// How long to wait for something that is due then.
-pub(crate) fn wait_ms(due_ns: Option<u64>) -> i32 {
-    due_ns.map_or(-1, |t| {
-        let left = t.saturating_sub(now_ns()).div_ceil(1_000_000);
-        i32::try_from(left).unwrap_or(i32::MAX)
-    })
-}
-
 fn run(state: &mut PollState, commands: &Receiver<Command>) {
     if let Err(e) = crate::watchdog::install() {
         tracing::warn!("no timer: a hostile guest's doorbell may block this thread: {e}");
     }
     let mut polls = 0u32;
     let patience = Patience::new();
-    let mut wait = patience.wait();
+    let mut pace = Pace::new(&patience);
     while !state.end {
         let now = now_ns();
         let e = state.engine.poll(now, BUDGET, &mut state.notify);
@@ -229,25 +215,18 @@ fn run(state: &mut PollState, commands: &Receiver<Command>) {
             state.sleep(0);
         }
         busy |= state.rouse();
-        if busy {
-            wait.found();
-            wait = patience.wait();
-            continue;
-        }
-        if sys::yields(&mut wait) {
-            continue;
-        }
-        if state.engine.prepare_sleep() {
-            let wait_ms = wait_ms(due_ns);
-            match &mut state.service {
-                Some(s) => {
-                    s.poll(now_ns(), wait_ms, &mut || {});
+        pace.rest(busy, || {
+            if state.engine.prepare_sleep() {
+                let wait_ms = wait_ms(due_ns);
+                match &mut state.service {
+                    Some(s) => {
+                        s.poll(now_ns(), wait_ms, &mut || {});
+                    }
+                    None => state.sleep(wait_ms),
                 }
-                None => state.sleep(wait_ms),
             }
-        }
-        state.engine.finish_sleep();
-        state.rouse();
-        wait = patience.wait();
+            state.engine.finish_sleep();
+            state.rouse();
+        });
     }
 }

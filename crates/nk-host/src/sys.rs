@@ -470,19 +470,6 @@ pub fn name_thread(name: &std::ffi::CStr) {
     unsafe { libc::prctl(libc::PR_SET_NAME, name.as_ptr()) };
 }
 
-/// Lets others run before the thread sleeps, if that is wise; `true`: look again.
-pub(crate) fn yields(wait: &mut nk_device::patience::Wait<'_>) -> bool {
-    wait.yields(now_ns, std::thread::yield_now)
-}
-
-/// CLOCK_MONOTONIC.
-fn now_ns() -> u64 {
-    let mut t = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: writes a local.
-    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut t) };
-    t.tv_sec as u64 * 1_000_000_000 + t.tv_nsec as u64
-}
-
 /// The CPUs that are online, as far as the kernel says.
 pub(crate) fn cores_online() -> Vec<usize> {
     let text = std::fs::read_to_string("/sys/devices/system/cpu/online").unwrap_or_default();

@@ -24,7 +24,7 @@ use crate::config::Io;
 use crate::guest::{Region, SharedLedger, layout};
 use crate::keeper::process::wake_guest;
 use crate::keeper::{option_to_text, options_from_text};
-use crate::poll::{now_ns, wait_ms};
+use crate::pace::{Pace, now_ns, wait_ms};
 use crate::sys;
 
 /// How often a thread that waits for the other's answer looks whether the daemon that asked still lives.
@@ -273,7 +273,7 @@ fn begin(
 impl Worker {
     fn run(&mut self) {
         let patience = Patience::new();
-        let mut wait = patience.wait();
+        let mut pace = Pace::new(&patience);
         loop {
             let engine_bell = self.engine_bell.clone();
             let mut ring = || {
@@ -301,19 +301,12 @@ impl Worker {
                     Err(TryRecvError::Disconnected) => return,
                 }
             }
-            if busy {
-                wait.found();
-                wait = patience.wait();
-                continue;
-            }
-            if sys::yields(&mut wait) {
-                continue;
-            }
-            if self.service.prepare_sleep() {
-                self.service.poll(now_ns(), wait_ms(r.due_ns), &mut ring);
-            }
-            self.service.finish_sleep();
-            wait = patience.wait();
+            pace.rest(busy, || {
+                if self.service.prepare_sleep() {
+                    self.service.poll(now_ns(), wait_ms(r.due_ns), &mut ring);
+                }
+                self.service.finish_sleep();
+            });
         }
     }
 

@@ -16,7 +16,8 @@ use super::nsm::Nsm;
 use super::{Reply, Server};
 use crate::guest::SharedLedger;
 use crate::nsm::{command, note, unread_from_text, unread_to_texts};
-use crate::poll::{PollState, now_ns};
+use crate::pace::now_ns;
+use crate::poll::PollState;
 
 /// Tries to get everything to an NSM that it was told, and what it says to the engine.
 const TRIES: u32 = 200;
