@@ -87,7 +87,7 @@ fn open_socket(family: u16, kind: Kind) -> Result<OwnedFd, i32> {
 /// # Errors
 /// Those of fstat.
 pub fn key_of(netns: &OwnedFd) -> io::Result<u64> {
-    Ok(sys::identity(netns.as_raw_fd())?.1)
+    Ok(sys::identity(netns)?.1)
 }
 
 impl Broker {
@@ -109,7 +109,7 @@ impl Broker {
             return Ok(key);
         }
         let own = OwnedFd::from(std::fs::File::open("/proc/self/ns/net")?);
-        let entry = if sys::identity(own.as_raw_fd())? == sys::identity(netns.as_raw_fd())? {
+        let entry = if sys::identity(own)? == sys::identity(netns)? {
             Namespace::Own { users: 1 }
         } else {
             Namespace::Other { users: 1, helper: start(netns.try_clone()?)? }

@@ -21,7 +21,7 @@
 
 pub mod broker;
 pub mod config;
-mod epoll;
+
 pub mod guest;
 pub mod keeper;
 pub mod limits;

@@ -92,7 +92,7 @@ fn path_of(name: &str) -> PathBuf {
 /// Opens a namespace by its name; none where there is none. A file without one is what a kill between making and mounting leaves.
 fn open(name: &str) -> io::Result<Option<OwnedFd>> {
     match File::open(path_of(name)) {
-        Ok(f) if sys::is_netns(f.as_raw_fd()) => Ok(Some(f.into())),
+        Ok(f) if sys::is_netns(&f) => Ok(Some(f.into())),
         Ok(_) => Ok(None),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(e) => Err(e),
@@ -300,7 +300,7 @@ fn set_addresses(of: &mut Netlink, index: u32, wanted: &[Prefix]) -> io::Result<
 /// Those of umount.
 pub fn remove(name: &str, guest: &str) -> io::Result<bool> {
     let Some(netns) = open(name)? else { return Ok(true) };
-    if foreign(name, guest).is_some() || is_inhabited(sys::identity(netns.as_raw_fd())?) {
+    if foreign(name, guest).is_some() || is_inhabited(sys::identity(&netns)?) {
         return Ok(false);
     }
     // Sockets that are left, such as those that end a connection, do not keep the link.

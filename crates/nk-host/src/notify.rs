@@ -1,7 +1,7 @@
 //! What the engine asks for: doorbells of queue sets, futex wake-ups, doorbells of NSM processes.
 
 use std::collections::HashMap;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
 
@@ -38,7 +38,7 @@ impl Notifier {
 
     fn tell(&mut self, news: News) {
         if self.news.send(news).is_ok() {
-            sys::ring(self.control.as_raw_fd());
+            sys::ring(&self.control);
         }
     }
 
@@ -89,17 +89,17 @@ impl Notify for Notifier {
         let Some(slot) = slot else { return };
         let Some(fd) = slot else { return };
         watchdog::watch();
-        if !sys::ring(fd.as_raw_fd()) {
+        if !sys::ring(&*fd) {
             tracing::warn!(guest = guest.0, qset, "a doorbell blocks: it is not rung again");
             *slot = None;
         }
     }
     fn futex_wake(&mut self, word: &AtomicU32, count: u32) {
-        sys::futex_wake(word, i32::try_from(count).unwrap_or(i32::MAX));
+        sys::futex_wake(word, count);
     }
     fn nsm_doorbell(&mut self, nsm: NsmId) {
         if let Some(fd) = self.nsms.get(&nsm.0) {
-            sys::ring(fd.as_raw_fd());
+            sys::ring(fd);
         }
     }
     fn guest_idle(&mut self, guest: GuestId) {

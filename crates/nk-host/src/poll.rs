@@ -159,7 +159,7 @@ impl PollHandle {
             let _ = reply.send(command(s));
         });
         self.commands.send(command).map_err(|_| PollGone)?;
-        sys::ring(self.bell.as_raw_fd());
+        sys::ring(&self.bell);
         answer.recv().map_err(|_| PollGone)
     }
 

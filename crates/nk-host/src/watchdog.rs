@@ -95,14 +95,14 @@ mod tests {
         std::thread::spawn(|| {
             super::install().expect("timer");
             let fd = sys::eventfd().expect("eventfd");
-            sys::set_blocking(fd.as_raw_fd()).expect("fcntl");
+            sys::set_blocking(&fd).expect("fcntl");
             let full = u64::MAX - 1;
             // SAFETY: writes eight bytes of a local.
             let n = unsafe { libc::write(fd.as_raw_fd(), (&raw const full).cast(), 8) };
             assert_eq!(n, 8);
             let start = Instant::now();
             super::watch();
-            assert!(!sys::ring(fd.as_raw_fd()), "it blocked");
+            assert!(!sys::ring(&fd), "it blocked");
             assert!(start.elapsed() < Duration::from_secs(3));
             // An idle thread's timer has stopped after two more periods.
             std::thread::sleep(Duration::from_secs(3));

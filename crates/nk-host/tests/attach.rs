@@ -46,7 +46,7 @@ impl Host {
 
     fn connect(&self) -> OwnedFd {
         let fd = sys::own(nk_attach::connect(self.path.as_os_str().as_bytes()).expect("connect"));
-        sys::set_receive_timeout(fd.as_raw_fd(), 10).expect("time-out");
+        sys::set_receive_timeout(&fd, 10).expect("time-out");
         fd
     }
 
@@ -173,7 +173,7 @@ impl Attached {
         nqe.op_data = 2 | 1 << 16;
         d.qset(self.qset).expect("queue set").job().push(&nqe).expect("room");
         if d.header().ring_bell(self.qset) {
-            sys::ring(self.engine.as_raw_fd());
+            sys::ring(&self.engine);
         }
         (id, generation)
     }
@@ -209,11 +209,11 @@ fn a_resolver_that_dies_ends_the_questions_and_is_not_started_without_rest() {
             0 => {
                 given += 1;
                 let near = sys::own(fds.take(0).expect("a connection"));
-                sys::set_receive_timeout(near.as_raw_fd(), 10).expect("time-out");
+                sys::set_receive_timeout(&near, 10).expect("time-out");
                 let mut byte = 0u8;
                 // SAFETY: one byte of ours.
                 let n = unsafe { libc::recv(near.as_raw_fd(), (&raw mut byte).cast(), 1, 0) };
-                assert!(n == 0 || sys::has_ended(near.as_raw_fd()), "the connection did not end");
+                assert!(n == 0 || sys::has_ended(&near), "the connection did not end");
             }
             libc::EAGAIN => refused += 1,
             e => panic!("errno {e}"),

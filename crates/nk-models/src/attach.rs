@@ -191,7 +191,7 @@ fn honest(d: &Daemon) {
             std::thread::sleep(Duration::from_millis(5));
             continue;
         };
-        sys::set_receive_timeout(fd.as_raw_fd(), 10).expect("time-out");
+        sys::set_receive_timeout(&fd, 10).expect("time-out");
         let m = Message::new(Kind::Query).with_text("guests");
         if nk_attach::send(fd.as_raw_fd(), &m, &[]).is_ok() {
             match nk_attach::recv(fd.as_raw_fd(), false) {

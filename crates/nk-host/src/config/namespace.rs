@@ -53,13 +53,12 @@ impl NamespaceName {
     /// # Errors
     /// Those of open; EINVAL when it is no network namespace.
     pub fn open(&self) -> io::Result<OwnedFd> {
-        use std::os::fd::AsRawFd;
         let file = match self {
             NamespaceName::Host => open_host()?,
             NamespaceName::Named(n) if n.starts_with('/') => File::open(n)?,
             NamespaceName::Named(n) => File::open(Path::new(crate::netns::NAMES).join(n))?,
         };
-        if !crate::sys::is_netns(file.as_raw_fd()) {
+        if !crate::sys::is_netns(&file) {
             return Err(io::Error::from_raw_os_error(libc::EINVAL));
         }
         Ok(file.into())

@@ -357,7 +357,7 @@ mod tests {
         ends.join().expect("ended");
         let listener = sys::listen_at(&path, 0o600).expect("listen");
         let serves = std::thread::spawn(move || {
-            let second = sys::accept(listener.as_raw_fd()).expect("a connection");
+            let second = sys::accept(&listener).expect("a connection");
             // It has asked by now, and is not read.
             std::thread::sleep(Duration::from_millis(50));
             refuse_second(second.as_raw_fd());

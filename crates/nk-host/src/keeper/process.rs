@@ -91,7 +91,7 @@ fn serve(listener: &OwnedFd, path: PathBuf, private: Option<PathBuf>) {
             }
         }
         if ready(0)
-            && let Ok(fd) = sys::accept(listener.as_raw_fd())
+            && let Ok(fd) = sys::accept(listener)
         {
             if s.daemon.is_none() {
                 served = true;
@@ -166,7 +166,7 @@ impl State {
             Some(Kind::Kept) if m.a == KEPT_COMPLETE => self.is_complete = true,
             Some(Kind::Kept) if m.a == KEPT_END => self.is_last = true,
             Some(Kind::Kept) => {
-                let _ = sys::set_blocking(daemon);
+                let _ = self.daemon.as_ref().map(sys::set_blocking);
                 let _ = self.entries.send(daemon);
                 let _ = nk_attach::send(daemon, &Message::new(Kind::Kept), &[]);
             }
@@ -179,7 +179,7 @@ impl State {
         let living: Vec<&str> = self
             .entries
             .of(CLASS_NSM)
-            .filter(|(_, e)| e.fds.last().is_some_and(|p| !sys::has_ended(p.as_raw_fd())))
+            .filter(|(_, e)| e.fds.last().is_some_and(|p| !sys::has_ended(p)))
             .filter_map(|(_, e)| e.message.text())
             .collect();
         self.mark(|nsm| {
@@ -218,7 +218,7 @@ impl State {
             if let Some(bell) = e.fds.first() {
                 watchdog::watch();
                 // One that blocks is a hostile guest's: the next.
-                let _ = sys::ring(bell.as_raw_fd());
+                let _ = sys::ring(bell);
             }
         }
     }
@@ -305,7 +305,7 @@ mod tests {
         drop((daemon, far));
         nk_attach::send(child.as_raw_fd(), &Message::new(Kind::Hello), &[]).expect("hello");
         std::thread::sleep(Duration::from_millis(100));
-        assert!(!sys::is_hung_up(child.as_raw_fd()), "its control socket was closed");
+        assert!(!sys::is_hung_up(&child), "its control socket was closed");
         let (next, entries) = Keeper::find(&path).expect("it serves").expect("it has something");
         let [entry] = &entries[..] else { panic!("{entries:?}") };
         let (hello, ..) = nk_attach::recv(entry.fds[0].as_raw_fd(), true).expect("hello");

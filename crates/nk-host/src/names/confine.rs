@@ -28,7 +28,7 @@ const X32: i64 = 0x4000_0000;
 
 /// Enters the namespace, puts its own files in the place of /etc's as `ip netns exec` does, and gives up every privilege.
 pub(super) fn enter(netns: &OwnedFd, guest: u16) -> io::Result<()> {
-    let wanted = sys::identity(netns.as_raw_fd())?;
+    let wanted = sys::identity(netns)?;
     // Looked for before anything is mounted or entered.
     let etc = etc_of(wanted);
     let own = fs::metadata("/proc/self/ns/net")?;

@@ -36,7 +36,7 @@ impl Played {
         let (near, far) = sys::seqpacket_pair().expect("pair");
         let m = Message::new(Kind::Names);
         nk_attach::send(self.control.as_raw_fd(), &m, &[far.as_raw_fd()]).expect("send");
-        sys::set_receive_timeout(near.as_raw_fd(), 10).expect("time-out");
+        sys::set_receive_timeout(&near, 10).expect("time-out");
         near
     }
 

@@ -25,7 +25,7 @@ use netlink_sys::{Socket, SocketAddr};
 use super::Prefix;
 
 /// The kernel answers at once.
-const ANSWER_MAX_S: i64 = 10;
+const ANSWER_MAX_S: u64 = 10;
 
 /// The conversation.
 pub(super) struct Netlink {
@@ -46,7 +46,7 @@ impl Netlink {
         let mut socket = Socket::new(NETLINK_ROUTE)?;
         socket.bind_auto()?;
         socket.connect(&SocketAddr::new(0, 0))?;
-        crate::sys::set_receive_timeout(socket.as_raw_fd(), ANSWER_MAX_S)?;
+        crate::sys::set_receive_timeout(&socket, ANSWER_MAX_S)?;
         Ok(Netlink { socket, sequence: 0 })
     }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::time::Instant;
 
 use nk_device::sync::Ordering;
@@ -183,7 +183,7 @@ impl Server {
             let pidfd = if e.d & HAS_PIDFD != 0 { e.fds.pop() } else { None };
             let control = if e.d & HAS_CONTROL != 0 { e.fds.pop() } else { None };
             let own = qsets.remove(&row).unwrap_or_default();
-            let ended = pidfd.as_ref().is_some_and(|p| sys::has_ended(p.as_raw_fd()));
+            let ended = pidfd.as_ref().is_some_and(sys::has_ended);
             if ended || (control.is_none() && pidfd.is_none()) || own.is_empty() {
                 guest.keep_missed(row);
                 dead.push(row);

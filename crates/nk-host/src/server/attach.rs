@@ -1,7 +1,7 @@
 //! Processes that join their guest: by attaching, or by being forked.
 
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 
 use nk_attach::{Credentials, Fds, Message};
 use nk_engine::GuestId;
@@ -13,7 +13,7 @@ use crate::sys;
 /// Takes a doorbell from a message: an eventfd, made non-blocking.
 pub(super) fn doorbell(fds: &mut Fds, i: usize) -> Option<OwnedFd> {
     let fd = sys::own(fds.take(i)?);
-    (sys::is_eventfd(fd.as_raw_fd()) && sys::set_nonblocking(fd.as_raw_fd()).is_ok()).then_some(fd)
+    (sys::is_eventfd(&fd) && sys::set_nonblocking(&fd).is_ok()).then_some(fd)
 }
 
 pub(super) const NO_DOORBELL: &str = "an eventfd must come with this request";
@@ -181,13 +181,13 @@ impl Server {
             let why = "the far end of the child's control socket must come with this request";
             return Ok(Reply::refused(libc::EINVAL, why));
         };
-        let raw = far.as_raw_fd();
-        if let Some((row, qset)) = self.child_on(id, raw) {
+        if let Some((row, qset)) = self.child_on(id, &far) {
             // Asked again: a daemon died between doing this and saying so, or this one was slow. A second row would share the child's
             // control socket.
             return Ok(Reply::ok(row.into(), qset.into(), 0, 0));
         }
-        if let Err(e) = sys::pass_credentials(raw) {
+        let raw = far.as_raw_fd();
+        if let Err(e) = sys::pass_credentials(&far) {
             return Ok(Reply::failed("the child's control socket is of no use", &e));
         }
         let noted = bell.try_clone()?;
@@ -219,10 +219,10 @@ impl Server {
     }
 
     /// The row, with its queue set, of the child whose control socket this is.
-    fn child_on(&self, id: GuestId, far: RawFd) -> Option<(u16, u16)> {
+    fn child_on(&self, id: GuestId, far: &OwnedFd) -> Option<(u16, u16)> {
         let identity = sys::identity(far).ok()?;
         self.guests.get(&id.0)?.processes.iter().find_map(|(row, p)| {
-            let control = sys::identity(self.raw(p.control)?).ok()?;
+            let control = sys::identity(self.fd(p.control)?).ok()?;
             Some((*row, *p.qsets.first().filter(|_| control == identity)?))
         })
     }

@@ -20,7 +20,7 @@ impl Server {
     pub(super) fn accept(&mut self) {
         for _ in 0..MESSAGES_PER_TURN {
             let Some(Source::Listener(listener)) = self.sources.get(self.listener) else { return };
-            let listener = listener.as_raw_fd();
+            let raw = listener.as_raw_fd();
             let fd = match sys::accept(listener) {
                 Ok(fd) => fd,
                 Err(e) => match e.raw_os_error() {
@@ -28,7 +28,7 @@ impl Server {
                     _ => {
                         // The listener stays readable: look away for a while instead of spinning.
                         tracing::error!(error = %e, "cannot accept on the attach socket; raise LimitNOFILE if it is that");
-                        let _ = self.epoll.change(listener, 0, self.listener.word());
+                        let _ = self.epoll.change(raw, 0, self.listener.word());
                         self.accept_rests_until = Some(Instant::now() + ACCEPT_REST);
                         return;
                     }
@@ -39,7 +39,7 @@ impl Server {
                 continue;
             }
             let raw = fd.as_raw_fd();
-            if sys::pass_credentials(raw).is_err() {
+            if sys::pass_credentials(&fd).is_err() {
                 continue;
             }
             self.strangers += 1;

@@ -138,13 +138,12 @@ impl Server {
                 None => Err(Reply::refused(libc::EINVAL, "no network namespace was named")),
             };
         };
-        if !sys::is_netns(fd.as_raw_fd()) {
+        if !sys::is_netns(&fd) {
             return Err(Reply::refused(libc::EINVAL, "that is not a network namespace"));
         }
         if !is_operator(who) {
             let theirs = std::fs::File::open(format!("/proc/{}/ns/net", who.pid));
-            let same = theirs
-                .and_then(|f| Ok(sys::identity(f.as_raw_fd())? == sys::identity(fd.as_raw_fd())?));
+            let same = theirs.and_then(|f| Ok(sys::identity(&f)? == sys::identity(&fd)?));
             if !same.unwrap_or(false) {
                 return refused(
                     "a namespace that is not your own needs the configuration's leave ([guest.NAME] namespace = ...)",

@@ -2,7 +2,7 @@
 //! the keeper's own end: another is started and told all of it again.
 
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::time::{Duration, Instant};
 
 use nk_engine::{GuestId, NsmId};
@@ -72,6 +72,10 @@ impl Server {
     }
 
     pub(super) fn raw(&self, token: Option<Token>) -> Option<RawFd> {
+        Some(self.fd(token)?.as_raw_fd())
+    }
+
+    pub(super) fn fd(&self, token: Option<Token>) -> Option<&OwnedFd> {
         match self.sources.get(token?)? {
             Source::Connection { fd, .. }
             | Source::Pidfd { fd, .. }
@@ -79,7 +83,7 @@ impl Server {
             | Source::Hold { fd, .. }
             | Source::Hangup(fd)
             | Source::Quit(fd)
-            | Source::Listener(fd) => Some(fd.as_raw_fd()),
+            | Source::Listener(fd) => Some(fd),
             Source::Bell | Source::Keeper | Source::Nsm(..) | Source::Resolver { .. } => None,
         }
     }

@@ -143,7 +143,7 @@ impl Server {
         let notify = Notifier::new(news_sender, bell.clone());
         let poll = PollHandle::start(PollState::new(engine, notify, service)?, cores)?;
         let fd = setup.listener.as_raw_fd();
-        sys::set_nonblocking(fd)?;
+        sys::set_nonblocking(&setup.listener)?;
         let listener = sources.insert(Source::Listener(setup.listener));
         epoll.add(fd, libc::EPOLLIN, listener.word())?;
         let bell_token = sources.insert(Source::Bell);
@@ -218,7 +218,7 @@ impl Server {
                 Ok(())
             }
             Some(Source::Bell) => {
-                sys::drain(self.bell.as_raw_fd());
+                sys::drain(&self.bell);
                 while let Ok(news) = self.news.try_recv() {
                     match news {
                         News::Idle(guest) => self.guest_is_idle(guest)?,
@@ -246,7 +246,7 @@ impl Server {
                 self.nsm_event(id, part)
             }
             Some(Source::Hangup(fd)) => {
-                sys::drain_signals(fd.as_raw_fd());
+                sys::drain_signals(fd);
                 self.reload();
                 Ok(())
             }

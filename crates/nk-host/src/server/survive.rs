@@ -56,7 +56,7 @@ impl Server {
         let id = self.nsm_named(&e.text);
         let named = id.and_then(|id| self.nsm(id)).filter(|n| !n.is_inline());
         let why = match named {
-            _ if sys::has_ended(pidfd.as_raw_fd()) => "it has ended".to_owned(),
+            _ if sys::has_ended(pidfd) => "it has ended".to_owned(),
             None => "the configuration has no such NSM with a process".to_owned(),
             Some(_) if e.d != PROTOCOL => {
                 format!("it is of another version: it speaks {}, this daemon {PROTOCOL}", e.d)

@@ -73,10 +73,8 @@ impl Talk {
         let (reply, answer) = mpsc::sync_channel(1);
         let mut m = Message::new(Kind::Nsm);
         m.a = command::END;
-        if sys::is_hung_up(self.control.as_raw_fd())
-            && self.worker.send((m, Fds::none(), reply)).is_ok()
-        {
-            sys::ring(self.command_bell.as_raw_fd());
+        if sys::is_hung_up(&self.control) && self.worker.send((m, Fds::none(), reply)).is_ok() {
+            sys::ring(&self.command_bell);
             let _ = answer.recv_timeout(END_MAX);
         }
     }
@@ -99,7 +97,7 @@ impl Talk {
         }
         let (reply, answer) = mpsc::sync_channel(1);
         self.worker.send((m, fds, reply)).ok()?;
-        sys::ring(self.command_bell.as_raw_fd());
+        sys::ring(&self.command_bell);
         loop {
             match answer.recv_timeout(LOOK) {
                 Ok(answer) => {

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::io::{self, Write};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, TryRecvError};
 
@@ -64,7 +64,7 @@ impl Worker {
         loop {
             let engine_bell = self.engine_bell.clone();
             let mut ring = || {
-                sys::ring(engine_bell.as_raw_fd());
+                sys::ring(&engine_bell);
             };
             let r = self.service.poll(now_ns(), 0, &mut ring);
             let mut busy = r.worked > 0 || r.pending;
@@ -121,9 +121,9 @@ impl Worker {
     }
 
     pub(super) fn settle(&mut self) -> bool {
-        let bell = self.engine_bell.as_raw_fd();
+        let bell = self.engine_bell.clone();
         self.service.settle(now_ns(), &mut || {
-            sys::ring(bell);
+            sys::ring(&bell);
         })
     }
 }

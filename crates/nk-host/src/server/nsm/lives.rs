@@ -17,7 +17,7 @@ use crate::nsm::command;
 use crate::sys;
 
 /// How long an NSM process may take to answer.
-const ANSWER_MAX_S: i64 = 10;
+const ANSWER_MAX_S: u64 = 10;
 /// How long the end of a killed process is waited for.
 const END_MAX_MS: i32 = 5_000;
 /// How long an NSM process must have run for its death not to count as one of a row.
@@ -246,7 +246,7 @@ impl Nsm {
         let fds = [self.region.memfd.as_raw_fd(), bell, engine_bell, broker.as_raw_fd()];
         let raw = control.as_raw_fd();
         nk_attach::send(raw, &m, &fds).map_err(io::Error::from_raw_os_error)?;
-        sys::set_receive_timeout(raw, ANSWER_MAX_S)?;
+        sys::set_receive_timeout(control, ANSWER_MAX_S)?;
         let (reply, ..) = nk_attach::recv(raw, false)
             .map_err(|e| io::Error::other(format!("its process did not start ({e:?})")))?;
         match reply.status {

@@ -4,7 +4,7 @@ use std::io;
 use std::mem::zeroed;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
-use crate::sys::{check, own};
+use super::{check, own};
 
 /// An epoll instance whose events carry a token.
 #[derive(Debug)]

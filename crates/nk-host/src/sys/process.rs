@@ -1,0 +1,132 @@
+//! Processes, threads and signals; what they may use.
+
+use std::io;
+use std::mem::zeroed;
+use std::os::fd::{AsFd, OwnedFd};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, Resource, Rlimit};
+use rustix::rand::GetRandomFlags;
+use rustix::thread::{CapabilitySet, CapabilitySets, CpuSet};
+
+use super::{check, own};
+
+/// A descriptor that becomes readable when the process has ended.
+///
+/// # Errors
+/// Those of pidfd_open.
+pub fn pidfd(pid: i32) -> io::Result<OwnedFd> {
+    let pid = Some(pid).filter(|p| *p > 0).and_then(Pid::from_raw);
+    let pid = pid.ok_or(io::Error::from_raw_os_error(libc::EINVAL))?;
+    Ok(rustix::process::pidfd_open(pid, PidfdFlags::empty())?)
+}
+
+/// Whether the process of the pidfd has ended.
+#[must_use]
+pub fn has_ended(pidfd: impl AsFd) -> bool {
+    let mut p = [PollFd::new(&pidfd, PollFlags::IN)];
+    poll(&mut p, Some(&Timespec::default())).is_ok_and(|n| n > 0)
+}
+
+/// A group's number, by name or number.
+#[must_use]
+pub fn group(name: &str) -> Option<u32> {
+    if let Ok(gid) = name.parse() {
+        return Some(gid);
+    }
+    let name = std::ffi::CString::new(name).ok()?;
+    let mut buffer = vec![0u8; 1 << 16];
+    // SAFETY: plain data that the call fills.
+    let mut entry: libc::group = unsafe { zeroed() };
+    let mut found = std::ptr::null_mut();
+    // SAFETY: a name that ends, an entry, a buffer of that length, and where to say whether it was found: all ours.
+    unsafe {
+        let at = buffer.as_mut_ptr().cast();
+        libc::getgrnam_r(name.as_ptr(), &raw mut entry, at, buffer.len(), &raw mut found);
+    }
+    (!found.is_null()).then_some(entry.gr_gid)
+}
+
+/// A descriptor that is readable when the signal came. The signal is blocked in this thread from now on, and in those that it starts.
+///
+/// # Errors
+/// Those of signalfd.
+pub fn signals(signal: i32) -> io::Result<OwnedFd> {
+    // SAFETY: a set of our own.
+    unsafe {
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut set);
+        libc::sigaddset(&raw mut set, signal);
+        libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut());
+        Ok(own(check(libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK))?))
+    }
+}
+
+/// Empties such a descriptor.
+pub fn drain_signals(fd: impl AsFd) {
+    // One record.
+    let mut info = [0u8; size_of::<libc::signalfd_siginfo>()];
+    while rustix::io::read(&fd, &mut info).is_ok_and(|n| n > 0) {}
+}
+
+/// Raises RLIMIT_NOFILE to the hard limit and returns it.
+pub fn raise_fd_limit() -> u64 {
+    let Rlimit { maximum, .. } = rustix::process::getrlimit(Resource::Nofile);
+    let _ = rustix::process::setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
+    maximum.unwrap_or(u64::MAX)
+}
+
+/// 128 random bits.
+///
+/// # Errors
+/// Those of getrandom.
+pub fn random() -> io::Result<(u64, u64)> {
+    let mut b = [0u8; 16];
+    // So few come whole or not at all.
+    rustix::rand::getrandom(&mut b, GetRandomFlags::empty())?;
+    let n = u128::from_ne_bytes(b);
+    Ok((n as u64, (n >> 64) as u64))
+}
+
+/// Names the calling thread, as ps and top show it.
+pub fn name_thread(name: &std::ffi::CStr) {
+    let _ = rustix::thread::set_name(name);
+}
+
+/// The CPUs that are online, as far as the kernel says.
+pub(crate) fn cores_online() -> Vec<usize> {
+    let text = std::fs::read_to_string("/sys/devices/system/cpu/online").unwrap_or_default();
+    let parse = |part: &str| {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        Some(first.parse::<usize>().ok()?..=last.parse::<usize>().ok()?)
+    };
+    let cores: Vec<usize> = text.trim().split(',').filter_map(parse).flatten().collect();
+    if cores.is_empty() {
+        return (0..std::thread::available_parallelism().map_or(1, usize::from)).collect();
+    }
+    cores
+}
+
+/// Lets the calling thread, and those that it makes, run on these CPUs only; on all where none is named.
+///
+/// # Errors
+/// EINVAL where it may run on none of them.
+pub(crate) fn pin(cores: &[usize]) -> io::Result<()> {
+    if cores.is_empty() {
+        return Ok(());
+    }
+    let mut set = CpuSet::new();
+    cores.iter().filter(|c| **c < CpuSet::MAX_CPU).for_each(|c| set.set(*c));
+    Ok(rustix::thread::sched_setaffinity(None, &set)?)
+}
+
+/// The calling thread, and those that it makes, have these capabilities and no others.
+///
+/// # Errors
+/// EPERM where one of them is not there.
+pub(crate) fn set_capabilities(mask: u64) -> io::Result<()> {
+    let set = CapabilitySet::from_bits_retain(mask);
+    let sets =
+        CapabilitySets { effective: set, permitted: set, inheritable: CapabilitySet::empty() };
+    Ok(rustix::thread::set_capabilities(None, sets)?)
+}
