@@ -7,7 +7,7 @@
 //! - consume: read position (index and offset in one word), copy, CAS the position. Whoever loses copies again; the peer reuses
 //!   a chunk only once the position is past it, so what a loser read may be torn but is never used.
 
-use crate::sync::{Ordering, Word32, Word64};
+use crate::sync::{AtomicU64, Ordering, Word32, Word64};
 use crate::{CHUNK_SIZE, STREAM_SLOTS};
 
 /// Free tx descriptors from which a socket counts as writable; a quarter of the ring, so that a writer that was refused is
@@ -248,13 +248,29 @@ pub struct Taken {
     pub payload: u64,
     /// Somebody may still write into the chunk, behind the span: the chunk is nobody else's until no row says so.
     pub appending: bool,
+    /// It was taken before, by this service or by one that is dead.
+    pub again: bool,
 }
 
 /// Takes the descriptor at `index` < `tail` of a tx ring: whoever appends to it from now on fails. `None` as for [`read_slot`].
 pub fn take_slot<A64: Word64>(slots: &[A64], index: u32) -> Option<Taken> {
     let w = slots.get(index as usize % STREAM_SLOTS)?.fetch_or(TAKEN, Ordering::AcqRel);
-    let taken = Taken { payload: w & SPAN_MASK, appending: w & APPENDING != 0 };
+    let (appending, again) = (w & APPENDING != 0, w & TAKEN != 0);
+    let taken = Taken { payload: w & SPAN_MASK, appending, again };
     (w & !PAYLOAD_MASK == lap(index)).then_some(taken)
+}
+
+/// Whether a service took the descriptor at `index`.
+pub fn is_taken<A64: Word64>(slots: &[A64], index: u32) -> bool {
+    let slot = slots.get(index as usize % STREAM_SLOTS);
+    slot.is_some_and(|s| s.load(Ordering::Acquire) & TAKEN != 0)
+}
+
+/// Undoes [`take_slot`]: another service is to take the descriptor. Nothing is appended to those of a datagram socket, for which alone this is.
+pub fn untake_slot(slots: &[AtomicU64], index: u32) {
+    if let Some(slot) = slots.get(index as usize % STREAM_SLOTS) {
+        slot.fetch_and(!TAKEN, Ordering::AcqRel);
+    }
 }
 
 /// A consumer's position: descriptor index and bytes already taken of that descriptor.

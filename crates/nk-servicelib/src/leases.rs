@@ -1,9 +1,10 @@
 //! What is leased to a guest's rows: chunks for sending, ahead of need. Of several services that a guest has one leases.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 
+use nk_device::cell::SF_DEAD;
 use nk_device::grant::GRANT_SLOTS;
-use nk_device::stream::{Span, read_slot};
+use nk_device::stream::{Span, is_taken, read_slot};
 use nk_device::sync::{Ordering, fence};
 use nk_device::{Ledger, Nqe, Op, STREAM_SLOTS};
 
@@ -221,7 +222,7 @@ impl<T> Guest<T> {
             })
         };
         let its = self.pool.leases_of(row).filter(|(_, lease)| is_lost(lease.index));
-        let lost: HashSet<u32> = its.map(|(chunk, _)| chunk).collect();
+        let lost: BTreeSet<u32> = its.map(|(chunk, _)| chunk).collect();
         match (popped_below, self.rows.get_mut(usize::from(row))) {
             (None, Some(r)) => {
                 *r = Row::default();
@@ -239,32 +240,40 @@ impl<T> Guest<T> {
         let lives = |l: &Lease| {
             self.rows.get(usize::from(l.row)).is_some_and(|r| r.live && r.life == l.life)
         };
-        let lost: HashSet<u32> =
+        let lost: BTreeSet<u32> =
             self.pool.leases().filter(|(_, l)| !lives(l)).map(|(chunk, _)| chunk).collect();
         self.take_lost(&lost, sockets);
     }
 
-    fn take_lost(&mut self, lost: &HashSet<u32>, sockets: u32) {
+    fn take_lost(&mut self, lost: &BTreeSet<u32>, sockets: u32) {
         if lost.is_empty() {
             return;
         }
         let device = self.device;
         let is_shared = self.pool.ledger().is_some();
         let known = self.sockets.len() as u32;
-        for id in 0..if is_shared { known.max(sockets) } else { known } {
+        for id in 0..known.max(sockets) {
             let Some(cell) = device.cell(id) else { break };
-            // Of another service's socket the cell says from where on it looks; what it has taken meanwhile is leased no more.
-            let (is_datagram, mut index) =
+            // Of another service's socket the cell says from where on it looks; what it has taken meanwhile is leased no more. One whose
+            // service died is this one's to close, and what its ring names to be taken back then (`free_published`).
+            let is_dead = cell.state.load(Ordering::Acquire) & SF_DEAD != 0;
+            let (is_datagram, mut index, is_lost) =
                 match self.sockets.get(id as usize).and_then(Option::as_ref) {
-                    Some(s) => (s.datagram.is_some(), s.tx_next),
-                    None if is_shared => (cell.is_datagram(), cell.tx_head.load(Ordering::Acquire)),
+                    Some(s) => (s.datagram.is_some(), s.tx_next, false),
+                    None if is_shared || is_dead => {
+                        (cell.is_datagram(), cell.tx_head.load(Ordering::Acquire), is_dead)
+                    }
                     None => continue,
                 };
             // A slot that was filled and not published is published now, so that the next publisher finds nothing of the dead.
             let _ = cell.tx().help();
             let tail = cell.tx_tail.load(Ordering::Acquire);
             for _ in 0..=STREAM_SLOTS {
-                if let Some(span) = read_slot(&cell.tx_slots, index).and_then(Span::from_payload) {
+                let slots = &cell.tx_slots;
+                // What the dead service took was free with its end: these are leases of later.
+                let payload =
+                    read_slot(slots, index).filter(|_| !(is_lost && is_taken(slots, index)));
+                if let Some(span) = payload.and_then(Span::from_payload) {
                     if lost.contains(&span.chunk) {
                         self.pool.orphan(span.chunk);
                     }

@@ -4,7 +4,7 @@
 use std::os::fd::OwnedFd;
 
 use nk_device::cell::{SF_CONNECTED, SF_CONNECTING, SF_RX_STALLED};
-use nk_device::stream::{Span, take_slot};
+use nk_device::stream::{Span, take_slot, untake_slot};
 use nk_device::sync::Ordering;
 use nk_device::{Cell, Ledger, STREAM_SLOTS};
 
@@ -181,7 +181,7 @@ impl<S: Stack> Ctx<'_, S> {
                     Ok(fd) => {
                         c.guest.leave_reap(key.socket, &s);
                         let at = s.left_at();
-                        let unread = c.hand_over(&mut s, to);
+                        let unread = c.hand_over(cell, &mut s, to);
                         moved.push(MovedSocket { key, fd, unread, at });
                         None
                     }
@@ -196,12 +196,13 @@ impl<S: Stack> Ctx<'_, S> {
     }
 
     /// What stands on a datagram socket's rings is the next service's; returns what was received, by its chunks.
-    fn hand_over(&mut self, s: &mut Taken<S>, to: u8) -> Vec<Vec<u32>> {
+    fn hand_over(&mut self, cell: &Cell, s: &mut Taken<S>, to: u8) -> Vec<Vec<u32>> {
         let (Some(ledger), Some(d)) = (self.guest.pool.ledger(), &mut s.datagram) else {
             return Vec::new();
         };
         // Also what was not right: the next service finds that again.
-        for (span, chunks) in s.tx.drain(..).zip(d.take_queued()) {
+        for (n, (span, chunks)) in (0u32..).zip(s.tx.drain(..).zip(d.take_queued())) {
+            untake_slot(&cell.tx_slots, s.tx_head.wrapping_add(n));
             for chunk in [span.chunk].into_iter().chain(chunks) {
                 self.guest.pool.untake_tx(chunk);
             }
@@ -268,7 +269,8 @@ impl<S: Stack> Ctx<'_, S> {
             if index == tail {
                 return;
             }
-            let taken = take_slot(&cell.tx_slots, index);
+            // What the dead service had taken was free with its end, and may be leased to somebody by now.
+            let taken = take_slot(&cell.tx_slots, index).filter(|t| !t.again);
             let span = taken.and_then(|t| Span::from_payload(t.payload));
             let header = span.filter(|_| cell.is_datagram());
             let header = header.and_then(|s| self.guest.device.header_of(s.chunk).map(|h| (s, h)));

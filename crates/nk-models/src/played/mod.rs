@@ -5,12 +5,14 @@
 //! every chunk is accounted for, and the honest guest's bytes arrive.
 //!
 //! [`simulation::run`] draws everything from a seed: ordinary guests, and a host whose parts die. `engine` has single cases of what the
-//! engine does.
+//! engine does, `lost` of what becomes of chunks that connections of a dead NSM carry.
 
 mod deaths;
 #[cfg(test)]
 mod engine;
 pub mod hostile;
+#[cfg(test)]
+mod lost;
 mod moves;
 pub mod region;
 mod shell;

@@ -143,43 +143,7 @@ pub(super) struct Killed;
 /// # Panics
 /// When something does not hold.
 pub fn run(seed: u64) {
-    let nsms: Vec<Region> = (0..NSMS).map(|_| Region::new(Layout::NSM, 0)).collect();
-    let devices = std::array::from_fn(|n| nsms[n].device);
-    let net = Rc::new(RefCell::new(Net::default()));
-    let mut engine = Engine::new();
-    let mut services = Vec::new();
-    for (n, device) in (0u8..).zip(devices) {
-        engine.add_nsm(NsmId(n), device).expect("nsm");
-        services.push(Service::new(MemoryStack::on(Rc::clone(&net), n, None), device));
-    }
-    let dies_in: Rc<Cell<Option<usize>>> = Rc::default();
-    let countdown = dies_in.clone();
-    let meanwhile = move || match countdown.get() {
-        Some(0) => {
-            countdown.set(None);
-            // No panic: nothing is printed.
-            std::panic::resume_unwind(Box::new(Killed))
-        }
-        n => countdown.set(n.map(|n| n - 1)),
-    };
-    let bells = Bells::new(Rc::new(RefCell::new(meanwhile)));
-    let mut sim = Simulation {
-        w: World { engine, services, bells, now_ms: 1 },
-        random: Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1),
-        tenants: Vec::new(),
-        entered: 0,
-        nsms,
-        devices,
-        life: 0,
-        is_down: [false; NSMS],
-        kept: [HashMap::new(), HashMap::new()],
-        net,
-        stack_fails: seed.is_multiple_of(2),
-        dies_in,
-    };
-    for _ in 0..GUESTS {
-        sim.enter();
-    }
+    let mut sim = Simulation::new(seed);
     for _ in 0..STEPS {
         sim.step();
     }
@@ -187,6 +151,47 @@ pub fn run(seed: u64) {
 }
 
 impl Simulation {
+    pub(super) fn new(seed: u64) -> Simulation {
+        let nsms: Vec<Region> = (0..NSMS).map(|_| Region::new(Layout::NSM, 0)).collect();
+        let devices = std::array::from_fn(|n| nsms[n].device);
+        let net = Rc::new(RefCell::new(Net::default()));
+        let mut engine = Engine::new();
+        let mut services = Vec::new();
+        for (n, device) in (0u8..).zip(devices) {
+            engine.add_nsm(NsmId(n), device).expect("nsm");
+            services.push(Service::new(MemoryStack::on(Rc::clone(&net), n, None), device));
+        }
+        let dies_in: Rc<Cell<Option<usize>>> = Rc::default();
+        let countdown = dies_in.clone();
+        let meanwhile = move || match countdown.get() {
+            Some(0) => {
+                countdown.set(None);
+                // No panic: nothing is printed.
+                std::panic::resume_unwind(Box::new(Killed))
+            }
+            n => countdown.set(n.map(|n| n - 1)),
+        };
+        let bells = Bells::new(Rc::new(RefCell::new(meanwhile)));
+        let mut sim = Simulation {
+            w: World { engine, services, bells, now_ms: 1 },
+            random: Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1),
+            tenants: Vec::new(),
+            entered: 0,
+            nsms,
+            devices,
+            life: 0,
+            is_down: [false; NSMS],
+            kept: [HashMap::new(), HashMap::new()],
+            net,
+            stack_fails: seed.is_multiple_of(2),
+            dies_in,
+        };
+        for _ in 0..GUESTS {
+            sim.enter();
+        }
+        sim
+    }
+
     /// Numbers go up: what is on an NSM's rings of a guest that left must not reach another.
     fn enter(&mut self) {
         self.entered += 1;

@@ -1,0 +1,135 @@
+//! Single cases of chunks that the rings of lost connections name: the guest was moved, and the NSM that had the connections died.
+
+use std::collections::HashSet;
+
+use nk_device::nqe::Op;
+use nk_device::stream::{Span, is_taken, read_slot};
+use nk_device::sync::Ordering;
+use nk_engine::{GuestId, NewRow};
+
+use super::shell::Shell;
+use super::simulation::Simulation;
+use super::world::datagrams;
+
+/// A guest on two NSMs, with a connection on the first that two processes have.
+struct Case {
+    sim: Simulation,
+    id: GuestId,
+    parent: Shell,
+    child: Shell,
+    client: u32,
+}
+
+impl Case {
+    /// `fills`: more is sent before the guest is moved than the stack takes.
+    fn new(fills: bool) -> Case {
+        let mut sim = Simulation::new(1);
+        let (id, parent) = (sim.tenants[0].id, sim.tenants[0].processes[0].clone());
+        let child = process(&mut sim, id);
+        let listener = parent.open().expect("an id");
+        parent.address(Op::Bind, listener, 80);
+        parent.job(Op::Listen, listener, |n| n.op_data = 8);
+        sim.w.settle();
+        let client = parent.open().expect("an id");
+        parent.address(Op::Connect, client, 80);
+        sim.w.settle();
+        parent.accept(listener).expect("a connection");
+        parent.device.cell(client).expect("a cell").hold(child.row);
+        // Until the stack takes no more, and the ring is full.
+        let mut refused = if fills { 0 } else { 10 };
+        while refused < 10 {
+            refused += usize::from(parent.send(client, 0, 16_000) == 0);
+            sim.w.settle();
+        }
+        sim.move_guest(0);
+        assert_eq!((sim.tenants[0].nsm, sim.is_down), (1, [false; 2]));
+        sim.w.settle();
+        Case { sim, id, parent, child, client }
+    }
+
+    /// What the connection's ring names from where the service was, and of that what the service has taken.
+    fn named(&self) -> [HashSet<u32>; 2] {
+        let cell = self.parent.device.cell(self.client).expect("a cell");
+        let (head, tail) =
+            (cell.tx_head.load(Ordering::Relaxed), cell.tx_tail.load(Ordering::Relaxed));
+        let span = |n| Span::from_payload(read_slot(&cell.tx_slots, n)?).map(|s| s.chunk);
+        let all: HashSet<u32> = (head..tail).filter_map(span).collect();
+        let taken = (head..tail).filter(|n| is_taken(&cell.tx_slots, *n)).filter_map(span);
+        [all.clone(), taken.collect()]
+    }
+
+    fn dies(&mut self, g: &Shell) {
+        let w = &mut self.sim.w;
+        w.engine.row_dead(self.id, g.row, &mut w.bells).expect("a live row");
+        w.settle();
+    }
+
+    fn close(&mut self) {
+        for g in [&self.parent, &self.child] {
+            g.close(self.client);
+        }
+        self.sim.w.settle();
+    }
+}
+
+fn process(sim: &mut Simulation, id: GuestId) -> Shell {
+    let NewRow { row, qset } = sim.w.engine.add_row(id, 200).expect("a free row");
+    sim.w.settle();
+    Shell::new(sim.tenants[0].region.device, row, qset)
+}
+
+/// All that a process gets.
+fn take_all(sim: &mut Simulation, g: &Shell) -> HashSet<u32> {
+    let grants = &g.device.row(g.row).expect("a row").chunk_grants;
+    let mut all = HashSet::new();
+    loop {
+        let before = all.len();
+        while let Some(chunk) = grants.pop() {
+            assert!(all.insert(chunk), "chunk {chunk} is leased twice");
+        }
+        if all.len() == before {
+            return all;
+        }
+        g.job(Op::Refill, 0, |_| ());
+        sim.w.settle();
+    }
+}
+
+#[test]
+fn what_a_dead_process_sent_on_a_lost_connection_is_leased_to_nobody() {
+    let mut case = Case::new(false);
+    assert_eq!(case.child.send(case.client, 0, 100), 100);
+    let [named, _] = case.named();
+    assert_eq!(named.len(), 1);
+    case.sim.nsm_dies(0);
+    assert!(case.sim.tenants[0].ledger.is_none(), "the other has the chunks for itself");
+    let child = case.child.clone();
+    case.dies(&child);
+    let next = process(&mut case.sim, case.id);
+    let taken = take_all(&mut case.sim, &next);
+    assert!(taken.is_disjoint(&named), "{named:?} stands on a ring that is still to be freed");
+    case.close();
+    // The next waits for more.
+    assert_eq!(take_all(&mut case.sim, &next).len(), 1, "it came back");
+}
+
+#[test]
+fn what_a_dead_service_had_taken_is_free_once() {
+    let mut case = Case::new(true);
+    let [_, named] = case.named();
+    assert!(!named.is_empty(), "the stack took all");
+    case.sim.nsm_dies(0);
+    case.sim.w.assert_chunks(case.id, super::simulation::LAYOUT.chunks);
+    // Chunks that were never used go first: the second gets what was.
+    let first = process(&mut case.sim, case.id);
+    take_all(&mut case.sim, &first);
+    case.dies(&first);
+    let next = process(&mut case.sim, case.id);
+    let taken = take_all(&mut case.sim, &next);
+    assert!(!taken.is_disjoint(&named), "{named:?} were free");
+    case.close();
+    // It sends with these first.
+    next.spare.borrow_mut().extend(taken.difference(&named).chain(taken.intersection(&named)));
+    datagrams(&mut case.sim.w, &next, case.id);
+    assert_eq!(case.sim.w.stats(case.id).violations, 0);
+}
