@@ -14,7 +14,7 @@ use crate::out::Out;
 use crate::outlived::{drop_unread, renewal, reset_cell};
 use crate::ports::Space;
 use crate::switch::is_datagram;
-use crate::{Adoption, ControlError, GuestId, GuestSetup, Notify};
+use crate::{Adoption, ControlError, GuestId, GuestSetup, Notify, OWED};
 
 #[allow(clippy::missing_errors_doc, reason = "ControlError's variants say it")]
 impl Engine {
@@ -169,6 +169,17 @@ impl Parts<'_> {
                 becomes = State::GrantedRow;
                 s.row = row;
                 s.grant_index = index;
+            } else if adoption.kept.is_some()
+                && cell.in_use.load(Ordering::Relaxed) != 0
+                && cell.state.load(Ordering::Relaxed) & SF_DEAD != 0
+            {
+                // Lost with an NSM before: the service that lives on knows the leases that its ring names, and takes them back.
+                becomes = State::Closing;
+                s.is_owed = true;
+                let mut nqe = Nqe::new(Op::Close, id, generation);
+                nqe.guest = self.guest.id.0;
+                nqe.data = OWED;
+                jobs = [Some(nqe), None, None];
             } else {
                 becomes = State::Free;
                 self.guest.count_cell(id);
