@@ -1,17 +1,23 @@
 //! Ports for tests, below the range from which the kernel picks by itself. Two runs on one machine are never given the same.
 //!
+//! A port that something still has, an earlier case's connection in TIME_WAIT too, is passed over: cases bind without SO_REUSEADDR.
+//!
 //! A run owns blocks of ports. The owner of a block has bound an abstract Unix name, which belongs to a network namespace, as ports do,
 //! and goes with the process.
 
 use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV4, SocketAddrV6};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener};
+
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketType, bind, socket};
 
 const FIRST: u16 = 10_000;
 const BLOCK: u16 = 1000;
 const BLOCKS: u16 = 22;
 
-/// Ports of one run. Given out in turn, and again when all were: there should be enough that the first are long quiet then.
+/// Ports of one run. Given out in turn, and again when all were.
 #[derive(Debug)]
 pub struct Ports {
     blocks: Vec<Block>,
@@ -51,8 +57,20 @@ impl Ports {
         Ok(Ports { blocks, next: 0 })
     }
 
-    /// The first of so many ports in a row.
+    /// The first of so many ports in a row that nothing has; of any when there are none.
     pub fn take(&mut self, count: u16) -> u16 {
+        let tries = self.blocks.len() * usize::from(BLOCK / count.max(1));
+        let mut first = self.next_in_turn(count);
+        for _ in 0..tries {
+            if (first..first + count).all(is_free) {
+                break;
+            }
+            first = self.next_in_turn(count);
+        }
+        first
+    }
+
+    fn next_in_turn(&mut self, count: u16) -> u16 {
         let (size, count) = (usize::from(BLOCK), usize::from(count));
         if self.next % size + count > size {
             self.next = (self.next / size + 1) * size;
@@ -61,6 +79,21 @@ impl Ports {
         self.next = at + count;
         let first = self.blocks.get(at / size).map_or(FIRST, |block| block.first);
         first + (at % size) as u16
+    }
+}
+
+/// Whether a TCP socket could have the port to itself, on all addresses of both families. (The standard library's listener would set
+/// SO_REUSEADDR.)
+fn is_free(port: u16) -> bool {
+    let tried = socket(AddressFamily::INET6, SocketType::STREAM, None)
+        .and_then(|s| bind(&s, &SocketAddrV6::new(Ipv6Addr::UNSPECIFIED, port, 0, 0)));
+    match tried {
+        Err(Errno::AFNOSUPPORT | Errno::ADDRNOTAVAIL) => {
+            socket(AddressFamily::INET, SocketType::STREAM, None)
+                .and_then(|s| bind(&s, &SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port)))
+                .is_ok()
+        }
+        tried => tried.is_ok(),
     }
 }
 
@@ -76,5 +109,22 @@ mod tests {
         let in_block = |port: u16| (port - FIRST) / BLOCK == (port + 2 - FIRST) / BLOCK;
         assert!(taken.iter().all(|port| in_block(*port)), "three in a row are of one block");
         assert!(Ports::claim(usize::from(BLOCKS)).is_err(), "some are taken");
+    }
+
+    #[test]
+    fn a_port_that_a_connection_had_is_passed_over() {
+        use std::net::{Shutdown, TcpListener, TcpStream};
+        let mut ports = Ports::claim(1).unwrap();
+        let first = ports.take(1);
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, first)).unwrap();
+        let client = TcpStream::connect((Ipv4Addr::LOCALHOST, first)).unwrap();
+        let (server, _) = listener.accept().unwrap();
+        assert!(!is_free(first), "it has a listener");
+        // Whoever closes first keeps the port in TIME_WAIT: the listener's side.
+        server.shutdown(Shutdown::Both).unwrap();
+        drop((server, client, listener));
+        assert!(!is_free(first), "a connection of it is in TIME_WAIT");
+        ports.next = 0;
+        assert!(ports.take(1) > first);
     }
 }
