@@ -57,8 +57,7 @@ static void files(void) {
     close(a[0]), close(a[1]), close(b[0]), close(b[1]), close(d);
 }
 
-static void heard(const char *what, int *ends, int n, pid_t child) {
-    reap(what, child);
+static void heard(const char *what, int *ends, int n) {
     for (int i = 0; i < n; i++) {
         char text[64] = "";
         int got = read(ends[i], text, sizeof text - 1);
@@ -86,7 +85,8 @@ static int with_no_number_left(void) {
         if (errno != EMFILE) _exit(97);
         exec_with("full", far, 3, false);
     }
-    heard("all descriptors in use", near, 3, child);
+    reap("all descriptors in use", child);
+    heard("all descriptors in use", near, 3);
     return 0;
 }
 
@@ -99,19 +99,21 @@ int main(int argc, char **argv) {
     pairs(near, far);
     pid_t child = must_fork();
     if (child == 0) exec_with("execve", far, 3, false);
-    heard("execve", near, 3, child);
+    reap("execve", child);
+    heard("execve", near, 3);
     child = must_fork();
     if (child == 0) exec_with("number", far, 3, true);
-    heard("by number", near, 3, child);
+    reap("by number", child);
+    heard("by number", near, 3);
 
     child = syscall(SYS_clone, SIGCHLD, 0, 0, 0, 0);
     if (child == 0) {
         if (write(far[0], "raw fork", 8) != 8) _exit(98);
         exec_with("raw", far, 3, false);
     }
-    char text[64] = "";
-    T("raw fork: %d %s", (int)read(near[0], text, 8), text);
-    heard("raw fork and exec", near, 3, child);
+    reap("raw fork and exec", child);
+    expect_text("raw fork", near[0], 8);
+    heard("raw fork and exec", near, 3);
 
     child = must_fork();
     if (child == 0) {

@@ -39,6 +39,18 @@ static void speak(int connection, int pipe_end) {
     dup2(pipe_end, 1);
     puts("closed and again the pipe");
     fflush(stdout);
+    setvbuf(stdout, NULL, _IONBF, 0);
+    dup2(connection, 1);
+    printf("a prompt without a line's end>");
+    setvbuf(stdin, NULL, _IONBF, 0);
+    if (!freopen("/dev/null", "w", stdout)) _exit(2);
+    printf("nowhere");
+    fflush(stdout);
+    FILE *own = fdopen(dup(connection), "w");
+    fprintf(own, "\nby a stream of its own\n");
+    if (!(own = freopen("/dev/null", "w", own))) _exit(3);
+    fprintf(own, "nowhere");
+    fclose(own);
     dup2(out, 1);
     _exit(0);
 }

@@ -80,6 +80,8 @@ pub(crate) static POSIX_SPAWN: Next = Next::new(c"posix_spawn");
 pub(crate) static POSIX_SPAWNP: Next = Next::new(c"posix_spawnp");
 pub(crate) static ADDDUP2: Next = Next::new(c"posix_spawn_file_actions_adddup2");
 pub(crate) static FDOPEN: Next = Next::new(c"fdopen");
+pub(crate) static FREOPEN: Next = Next::new(c"freopen");
+pub(crate) static FREOPEN64: Next = Next::new(c"freopen64");
 pub(crate) static FILENO: Next = Next::new(c"fileno");
 pub(crate) static FILENO_UNLOCKED: Next = Next::new(c"fileno_unlocked");
 pub(crate) static SETCANCELTYPE: Next = Next::new(c"pthread_setcanceltype");
@@ -114,6 +116,8 @@ pub(crate) fn init() {
         &POSIX_SPAWNP,
         &ADDDUP2,
         &FDOPEN,
+        &FREOPEN,
+        &FREOPEN64,
         &FILENO,
         &FILENO_UNLOCKED,
         &SETCANCELTYPE,

@@ -46,6 +46,9 @@ fn forget(fd: c_int) {
 }
 
 fn number_of(stream: *mut c_void) -> Option<c_int> {
+    if let Some(fd) = standard(stream) {
+        return Some(fd);
+    }
     let found = STREAM
         .iter()
         .zip(&STREAM_FD)
@@ -81,7 +84,9 @@ pub unsafe extern "C" fn fileno_unlocked(stream: *mut c_void) -> c_int {
     number_of(stream).unwrap_or_else(|| native_fileno(&next::FILENO_UNLOCKED, stream))
 }
 
-// The cookie is the descriptor's number.
+/// Of a cookie, which is the descriptor's number: it is the stream that stands in the place of stdin, stdout or stderr.
+const STANDARD: usize = 1 << 32;
+
 unsafe extern "C" fn cookie_read(cookie: *mut c_void, to: *mut c_char, len: usize) -> isize {
     // SAFETY: the C library's own buffer.
     unsafe { read(cookie as usize as c_int, to.cast(), len) }
@@ -94,9 +99,25 @@ unsafe extern "C" fn cookie_write(cookie: *mut c_void, from: *const c_char, len:
 }
 unsafe extern "C" fn cookie_close(cookie: *mut c_void) -> c_int {
     let fd = cookie as usize as c_int;
-    forget(fd);
-    forget_standard(fd);
+    if cookie as usize & STANDARD == 0 {
+        forget(fd);
+    } else {
+        forget_standard(fd);
+    }
     close(fd)
+}
+
+/// # Safety
+/// A C string.
+unsafe fn open(cookie: usize, mode: *const c_char) -> *mut c_void {
+    let io = CookieFunctions {
+        read: Some(cookie_read),
+        write: Some(cookie_write),
+        seek: None,
+        close: Some(cookie_close),
+    };
+    // SAFETY: the functions take such a cookie; the caller's promise.
+    unsafe { fopencookie(cookie as *mut c_void, mode, io) }
 }
 
 /// fdopen(3).
@@ -114,14 +135,8 @@ pub unsafe extern "C" fn fdopen(fd: c_int, mode: *const c_char) -> *mut c_void {
         if unsafe { CStr::from_ptr(mode) }.to_bytes().contains(&b'e') {
             sys::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC as usize);
         }
-        let io = CookieFunctions {
-            read: Some(cookie_read),
-            write: Some(cookie_write),
-            seek: None,
-            close: Some(cookie_close),
-        };
-        // SAFETY: the functions above take such a cookie.
-        let stream = unsafe { fopencookie(fd as usize as *mut c_void, mode, io) };
+        // SAFETY: the program's C string.
+        let stream = unsafe { open(fd as usize, mode) };
         if !stream.is_null() {
             remember(stream, fd);
         }
@@ -145,16 +160,25 @@ unsafe extern "C" {
     fn fwrite(from: *const c_void, size: usize, n: usize, stream: *mut c_void) -> usize;
     fn __fpending(stream: *mut c_void) -> usize;
     fn __fpurge(stream: *mut c_void);
-    fn __flbf(stream: *mut c_void) -> c_int;
+    fn fflush(stream: *mut c_void) -> c_int;
+    fn fclose(stream: *mut c_void) -> c_int;
+    fn fopen(path: *const c_char, mode: *const c_char) -> *mut c_void;
 }
 
+const FULLY_BUFFERED: c_int = 0;
 const LINE_BUFFERED: c_int = 1;
 const UNBUFFERED: c_int = 2;
 
-/// The C library's stream for each of the first three descriptors while ours stands in its place, and ours, kept for the
-/// next time.
+/// The C library's stream for each of the first three descriptors while ours stands in its place, and ours. They are made before
+/// the program runs: dup2 and close, which change what stands there, may be called where memory must not be asked for.
 static NATIVE: [AtomicUsize; 3] = [const { AtomicUsize::new(0) }; 3];
 static OURS: [AtomicUsize; 3] = [const { AtomicUsize::new(0) }; 3];
+
+/// The descriptor for which this stream of ours stands in the C library's place.
+fn standard(stream: *mut c_void) -> Option<c_int> {
+    let at = OURS.iter().position(|o| o.load(Ordering::Acquire) == stream as usize)?;
+    (!stream.is_null()).then_some(at as c_int)
+}
 
 /// What the program's variable for that descriptor says.
 fn variable(fd: c_int) -> *mut *mut c_void {
@@ -162,6 +186,33 @@ fn variable(fd: c_int) -> *mut *mut c_void {
         0 => &raw mut stdin,
         1 => &raw mut stdout,
         _ => &raw mut stderr,
+    }
+}
+
+/// How a stream buffers, of what setvbuf takes: by the flags in glibc's FILE (`_IO_UNBUFFERED`, `_IO_LINE_BUF`).
+///
+/// # Safety
+/// A stream of the C library.
+unsafe fn buffering(stream: *mut c_void) -> c_int {
+    // SAFETY: the flags are the FILE's first word (bits/types/struct_FILE.h).
+    match unsafe { stream.cast::<c_int>().read() } {
+        flags if flags & 0x2 != 0 => UNBUFFERED,
+        flags if flags & 0x200 != 0 => LINE_BUFFERED,
+        _ => FULLY_BUFFERED,
+    }
+}
+
+/// What the program said of one stream's buffer holds for the other.
+///
+/// # Safety
+/// Both are streams of the C library.
+unsafe fn buffer_alike(from: *mut c_void, to: *mut c_void) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let wanted = buffering(from);
+        if wanted != buffering(to) {
+            setvbuf(to, core::ptr::null_mut(), wanted, 0);
+        }
     }
 }
 
@@ -210,6 +261,7 @@ fn follow_one_of_three(fd: c_int) {
         }
         if !is_socket {
             let native = native.load(Ordering::Acquire) as *mut c_void;
+            buffer_alike(now, native);
             if fd != 0 {
                 carry(now, native);
             }
@@ -219,20 +271,13 @@ fn follow_one_of_three(fd: c_int) {
         if native_fileno(&next::FILENO, now) != fd {
             return;
         }
-        let stream = match of_ours {
-            0 => fdopen(fd, if fd == 0 { c"r".as_ptr() } else { c"w".as_ptr() }),
-            kept => kept as *mut c_void,
-        };
+        let stream = of_ours as *mut c_void;
         if stream.is_null() {
+            // The program closed it.
             return;
         }
-        if fd == 2 {
-            setvbuf(stream, core::ptr::null_mut(), UNBUFFERED, 0);
-        } else if fd == 1 && __flbf(now) != 0 {
-            setvbuf(stream, core::ptr::null_mut(), LINE_BUFFERED, 0);
-        }
+        buffer_alike(now, stream);
         native.store(now as usize, Ordering::Release);
-        ours.store(stream as usize, Ordering::Release);
         if fd != 0 {
             carry(now, stream);
         }
@@ -240,11 +285,76 @@ fn follow_one_of_three(fd: c_int) {
     }
 }
 
-/// A program that starts with a socket as its standard input or output (as inetd starts them).
+/// Before the program runs: makes the streams, and puts them there where it starts with a socket as its standard input or output
+/// (as inetd starts them).
 pub(crate) fn follow_standard() {
-    for fd in 0..=2 {
-        follow(fd);
+    for (fd, ours) in OURS.iter().enumerate() {
+        let mode = if fd == 0 { c"r" } else { c"w" };
+        // SAFETY: a literal.
+        ours.store(unsafe { open(fd | STANDARD, mode.as_ptr()) } as usize, Ordering::Release);
+        follow(fd as c_int);
     }
+}
+
+fn reopen(
+    next: &next::Next,
+    path: *const c_char,
+    mode: *const c_char,
+    stream: *mut c_void,
+) -> *mut c_void {
+    type Reopen = unsafe extern "C" fn(*const c_char, *const c_char, *mut c_void) -> *mut c_void;
+    // SAFETY: the C library's function of that name.
+    let Some(real) = (unsafe { next.function::<Reopen>() }) else {
+        sys::set_errno(libc::ENOSYS);
+        return core::ptr::null_mut();
+    };
+    let stream = match (standard(stream), number_of(stream)) {
+        // SAFETY: a stream of ours.
+        (_, Some(_)) if path.is_null() => unsafe {
+            fflush(stream);
+            return stream;
+        },
+        // SAFETY: a stream of ours, kept for the next time; the C library's own takes the place, without the descriptor.
+        (Some(fd), _) => unsafe {
+            fflush(stream);
+            close(fd);
+            *variable(fd)
+        },
+        // SAFETY: a stream of ours that the program gives up. The C library cannot open a file on one that fopencookie made.
+        (None, Some(_)) => unsafe {
+            fclose(stream);
+            return fopen(path, mode);
+        },
+        (None, None) => stream,
+    };
+    // SAFETY: the program's arguments, and a stream of the C library's own.
+    unsafe { real(path, mode, stream) }
+}
+
+/// freopen(3).
+///
+/// # Safety
+/// As freopen(3).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn freopen(
+    path: *const c_char,
+    mode: *const c_char,
+    stream: *mut c_void,
+) -> *mut c_void {
+    reopen(&next::FREOPEN, path, mode, stream)
+}
+
+/// freopen64: the same on 64-bit machines.
+///
+/// # Safety
+/// As freopen(3).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn freopen64(
+    path: *const c_char,
+    mode: *const c_char,
+    stream: *mut c_void,
+) -> *mut c_void {
+    reopen(&next::FREOPEN64, path, mode, stream)
 }
 
 /// The program closes a stream of ours that stands for standard input or output: the variable gets the C library's own again,

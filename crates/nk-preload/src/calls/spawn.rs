@@ -4,6 +4,7 @@
 //! the sockets that it may get, for the parent may close them at once.
 
 use core::ffi::CStr;
+use core::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 
 use libc::{c_char, c_int, c_void, pid_t};
 
@@ -35,6 +36,38 @@ fn hold_inheritable(p: &Process) {
     });
     // Where the daemon could not be asked, the child finds them all the same.
     let _ = standin::settle_inheritable(p);
+}
+
+/// Descriptors that file actions name: what stands there when they are used counts, not what stood there when they were made.
+const NAMED_MAX: usize = 64;
+static NAMED: [AtomicI32; NAMED_MAX] = [const { AtomicI32::new(-1) }; NAMED_MAX];
+/// More than that were named.
+static ANY: AtomicBool = AtomicBool::new(false);
+
+fn name_descriptor(fd: c_int) {
+    for place in &NAMED {
+        match place.compare_exchange(-1, fd, Ordering::AcqRel, Ordering::Acquire) {
+            Ok(_) => return,
+            Err(named) if named == fd => return,
+            Err(_) => {}
+        }
+    }
+    ANY.store(true, Ordering::Release);
+}
+
+/// The daemon holds what file actions may give to a child.
+fn hold_named(p: &Process) {
+    let hold_one = |fd: c_int| {
+        if let Entry::Socket { id, generation } = fdtable::get(fd) {
+            let _ = hold(p, id, generation);
+            let _ = standin::settle(fd);
+        }
+    };
+    if ANY.load(Ordering::Acquire) {
+        fdtable::for_each_socket(|fd, _, _| hold_one(fd));
+    } else {
+        NAMED.iter().for_each(|named| hold_one(named.load(Ordering::Acquire)));
+    }
 }
 
 #[allow(clippy::too_many_arguments, reason = "posix_spawn has six of its own")]
@@ -75,6 +108,9 @@ fn spawn(
         Err(e) => return e,
     };
     hold_inheritable(p);
+    if !actions.is_null() {
+        hold_named(p);
+    }
     run(environment.as_ptr())
 }
 
@@ -126,6 +162,7 @@ pub unsafe extern "C" fn posix_spawn_file_actions_adddup2(
     {
         return e;
     }
+    name_descriptor(fd);
     let real = next::ADDDUP2.get();
     if real.is_null() {
         return libc::ENOSYS;
