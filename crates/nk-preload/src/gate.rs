@@ -6,7 +6,8 @@
 
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use crate::sys;
+use crate::process::Process;
+use crate::sys::{self, SignalsBlocked};
 
 const FORKING: u32 = 1 << 31;
 /// How long a fork waits for calls under way: far longer than any of them takes.
@@ -72,6 +73,25 @@ pub fn open() {
     FORKER.store(0, Ordering::Release);
     GATE.fetch_and(!FORKING, Ordering::AcqRel);
     sys::futex_wake(&GATE, i32::MAX);
+}
+
+/// Runs something during which no other thread changes descriptors: what looks at the table and then puts a file onto a number would else
+/// put it onto a number that another thread closed, or opened again, in between. It must not block.
+pub(crate) fn alone<R>(p: &Process, change: impl FnOnce() -> R) -> R {
+    if FORKER.load(Ordering::Acquire) == sys::thread_pointer() {
+        return change();
+    }
+    if !p.is_caller() {
+        // A child that shares this memory changes its own descriptors only, and if it is killed here nobody opens the gate.
+        let _changing = enter();
+        return change();
+    }
+    let signals = SignalsBlocked::new();
+    close();
+    let r = change();
+    open();
+    drop(signals);
+    r
 }
 
 /// In the child nobody else is there.

@@ -150,11 +150,11 @@ pub(crate) fn enter_shared(p: &Process, fd: c_int, id: u32, generation: u16) {
 }
 
 /// Gives the descriptor's socket a stand-in of its own, if it has none; its other descriptors here get the same, as dups are one file.
-/// The caller holds the gate.
+/// No other thread changes descriptors meanwhile.
 ///
 /// # Errors
 /// As [`make`].
-fn settle_held(p: &Process, fd: c_int) -> Result<(), c_int> {
+fn settle_alone(p: &Process, fd: c_int) -> Result<(), c_int> {
     let fdtable::Entry::Socket { id, generation } = fdtable::get(fd) else { return Ok(()) };
     if !fdtable::is_shared(fd) {
         return Ok(());
@@ -209,8 +209,7 @@ pub(crate) fn settle(fd: c_int) -> Result<(), c_int> {
     }
     let Some(p) = crate::process::process() else { return Ok(()) };
     let saved = sys::errno();
-    let _changing = gate::enter();
-    let r = settle_held(p, fd);
+    let r = gate::alone(p, || settle_alone(p, fd));
     sys::set_errno(saved);
     r
 }
@@ -221,14 +220,15 @@ pub(crate) fn settle(fd: c_int) -> Result<(), c_int> {
 /// As [`make`].
 pub(crate) fn settle_inheritable(p: &Process) -> Result<(), c_int> {
     let mut result = Ok(());
-    let _changing = gate::enter();
-    fdtable::for_each_socket(|fd, _, _| {
-        if result.is_ok()
-            && fdtable::is_shared(fd)
-            && sys::fcntl(fd, libc::F_GETFD, 0) & libc::FD_CLOEXEC == 0
-        {
-            result = settle_held(p, fd);
-        }
+    gate::alone(p, || {
+        fdtable::for_each_socket(|fd, _, _| {
+            if result.is_ok()
+                && fdtable::is_shared(fd)
+                && sys::fcntl(fd, libc::F_GETFD, 0) & libc::FD_CLOEXEC == 0
+            {
+                result = settle_alone(p, fd);
+            }
+        });
     });
     result
 }

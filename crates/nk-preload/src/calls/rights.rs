@@ -90,15 +90,16 @@ fn swap_in(p: &Process, near: c_int, far: c_int, id: u32, generation: u16) -> Re
     message.a = id.into();
     message.b = generation.into();
     control::request(p, &message, &[far])?;
-    let _changing = gate::enter();
-    fdtable::for_each_socket(|fd, i, g| {
-        if (i, g) == (id, generation) {
-            let cloexec = sys::fcntl(fd, libc::F_GETFD, 0) & libc::FD_CLOEXEC != 0;
-            let flags = if cloexec { libc::O_CLOEXEC } else { 0 };
-            // SAFETY: no memory is involved. It replaces the old stand-in at once.
-            unsafe { sys::system_call!(libc::SYS_dup3, near, fd, flags) };
-            fdtable::set_settled(fd, id, generation);
-        }
+    gate::alone(p, || {
+        fdtable::for_each_socket(|fd, i, g| {
+            if (i, g) == (id, generation) {
+                let cloexec = sys::fcntl(fd, libc::F_GETFD, 0) & libc::FD_CLOEXEC != 0;
+                let flags = if cloexec { libc::O_CLOEXEC } else { 0 };
+                // SAFETY: no memory is involved. It replaces the old stand-in at once.
+                unsafe { sys::system_call!(libc::SYS_dup3, near, fd, flags) };
+                fdtable::set_settled(fd, id, generation);
+            }
+        });
     });
     Ok(())
 }
