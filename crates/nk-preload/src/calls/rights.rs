@@ -136,7 +136,11 @@ pub(crate) fn import(message: *const msghdr) {
                     .is_some_and(|c| c.generation.load(Ordering::Acquire) == u32::from(generation))
                 {
                     standin::enter(p, fd, id, generation);
-                    fdtable::set_held(id);
+                    // What came is an end of the pair by which the daemon holds the socket. Other descriptors of it here are not, and the
+                    // next to be sent may be one of those: then there will be a pair for all.
+                    if fdtable::holders(id) == 1 {
+                        fdtable::set_held(id);
+                    }
                 }
             }
             files::follow(fd);
