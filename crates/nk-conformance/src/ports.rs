@@ -7,11 +7,12 @@
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV4, SocketAddrV6};
+use std::os::fd::OwnedFd;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener};
 
 use rustix::io::Errno;
-use rustix::net::{AddressFamily, SocketType, bind, socket};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, socket_with};
 
 const FIRST: u16 = 10_000;
 const BLOCK: u16 = 1000;
@@ -82,17 +83,20 @@ impl Ports {
     }
 }
 
+/// Close-on-exec: another thread may start a program meanwhile, and a guest that was given a socket is refused.
+fn stream(family: AddressFamily) -> rustix::io::Result<OwnedFd> {
+    socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC, None)
+}
+
 /// Whether a TCP socket could have the port to itself, on all addresses of both families. (The standard library's listener would set
 /// SO_REUSEADDR.)
 fn is_free(port: u16) -> bool {
-    let tried = socket(AddressFamily::INET6, SocketType::STREAM, None)
+    let tried = stream(AddressFamily::INET6)
         .and_then(|s| bind(&s, &SocketAddrV6::new(Ipv6Addr::UNSPECIFIED, port, 0, 0)));
     match tried {
-        Err(Errno::AFNOSUPPORT | Errno::ADDRNOTAVAIL) => {
-            socket(AddressFamily::INET, SocketType::STREAM, None)
-                .and_then(|s| bind(&s, &SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port)))
-                .is_ok()
-        }
+        Err(Errno::AFNOSUPPORT | Errno::ADDRNOTAVAIL) => stream(AddressFamily::INET)
+            .and_then(|s| bind(&s, &SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port)))
+            .is_ok(),
         tried => tried.is_ok(),
     }
 }
