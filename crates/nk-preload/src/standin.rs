@@ -29,7 +29,10 @@ const TAG_OPTION: c_int = libc::SO_MAX_PACING_RATE;
 /// # Errors
 /// The errno of socket (EMFILE, ENFILE, ENOMEM, ...).
 pub fn make(id: u32, generation: u16, flags: c_int) -> Result<c_int, c_int> {
-    let flags = flags & (libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC);
+    make_with(tag_word(id, generation), flags & (libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC))
+}
+
+fn make_with(tag: u64, flags: c_int) -> Result<c_int, c_int> {
     // SAFETY: no memory is involved.
     let fd = unsafe {
         sys::system_call!(libc::SYS_socket, libc::AF_UNIX, libc::SOCK_SEQPACKET | flags, 0) as c_int
@@ -37,11 +40,15 @@ pub fn make(id: u32, generation: u16, flags: c_int) -> Result<c_int, c_int> {
     if fd < 0 {
         return Err(sys::errno());
     }
-    if let Err(e) = tag(fd, id, generation) {
+    if let Err(e) = set_tag(fd, tag) {
         sys::close(fd);
         return Err(e);
     }
     Ok(fd)
+}
+
+fn tag_word(id: u32, generation: u16) -> u64 {
+    TAG << 48 | u64::from(generation) << 32 | u64::from(id)
 }
 
 /// Tags a Unix socket.
@@ -49,7 +56,7 @@ pub fn make(id: u32, generation: u16, flags: c_int) -> Result<c_int, c_int> {
 /// # Errors
 /// The errno of setsockopt.
 pub fn tag(fd: c_int, id: u32, generation: u16) -> Result<(), c_int> {
-    set_tag(fd, TAG << 48 | u64::from(generation) << 32 | u64::from(id))
+    set_tag(fd, tag_word(id, generation))
 }
 
 fn set_tag(fd: c_int, value: u64) -> Result<(), c_int> {
@@ -111,12 +118,7 @@ pub(crate) fn share(flags: c_int) -> Result<c_int, c_int> {
 
 /// Makes this process's anchor.
 fn drop_anchor() -> Result<c_int, c_int> {
-    let fd = make(0, 0, libc::SOCK_CLOEXEC)?;
-    let fd = sys::move_up(fd);
-    if let Err(e) = set_tag(fd, ANCHOR_TAG << 48) {
-        sys::close(fd);
-        return Err(e);
-    }
+    let fd = sys::move_up(make_with(ANCHOR_TAG << 48, libc::SOCK_CLOEXEC)?);
     fdtable::swap(fd, fdtable::Entry::Internal);
     match ANCHOR.compare_exchange(-1, fd, Ordering::AcqRel, Ordering::Acquire) {
         Ok(_) => Ok(fd),

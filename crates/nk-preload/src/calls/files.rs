@@ -252,7 +252,7 @@ fn follow_one_of_three(fd: c_int) {
     let is_socket = matches!(fdtable::get(fd), Entry::Socket { .. });
     let variable = variable(fd);
     // SAFETY: the C library's own variables, which the program reads as it does; both streams stay open until the program closes
-    // them (`forget` notes that of ours).
+    // them (`forget_standard` notes that of ours).
     unsafe {
         let now = *variable;
         let of_ours = ours.load(Ordering::Acquire);
@@ -360,9 +360,6 @@ pub unsafe extern "C" fn freopen64(
 /// The program closes a stream of ours that stands for standard input or output: the variable gets the C library's own again,
 /// since it must not refer to what is freed.
 fn forget_standard(fd: c_int) {
-    if !(0..=2).contains(&fd) {
-        return;
-    }
     let stream = OURS[fd as usize].swap(0, Ordering::AcqRel);
     let variable = variable(fd);
     // SAFETY: as in `follow`.
