@@ -40,9 +40,11 @@ impl<S: Stack> Ctx<'_, S> {
         if !self.transmit(key, cell, &mut s) {
             self.break_off(key, cell, &mut s);
         }
-        if s.closing && (s.tx_broken || s.is_drained(cell)) {
+        // One that is to be reset leaves what the stack does not take at once, as Linux drops what it could not yet send.
+        let gives_up = s.resets && !s.sending && !s.waits_out;
+        if s.closing && (s.tx_broken || gives_up || s.is_drained(cell)) {
             // Otherwise the stack resets by itself when it has unread bytes.
-            let abort = s.tx_broken;
+            let abort = s.tx_broken || s.resets;
             self.end(key, cell, s, abort);
             return None;
         }
@@ -98,11 +100,13 @@ impl<S: Stack> Ctx<'_, S> {
         let lingers_not = cell.linger.load(Ordering::Relaxed) == 1;
         let connected = s.has(SF_CONNECTED) && !s.has(SF_DEAD);
         let unread = connected && !s.is_listening() && pos.index != s.rx_tail;
-        let abort = abort || lingers_not || unread;
+        let resets = lingers_not || unread;
         if abort || !connected || s.listener.is_some() {
-            self.end(key, cell, s, abort);
+            self.end(key, cell, s, abort || resets);
             return None;
         }
+        // What was written before goes first: natively it was on its way before the reset was.
+        s.resets = resets;
         self.free_rx(&mut s);
         // What is left goes now if the stack takes it, as it nearly always does: an orphan, with a timer of its own for minutes,
         // is what remains.

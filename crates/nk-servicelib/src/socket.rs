@@ -87,6 +87,8 @@ pub(crate) struct Socket<T> {
     // ---- life ----
     pub(crate) running: bool,
     pub(crate) closing: bool,
+    /// Closed in a way that resets: for bytes that nobody read, or by SO_LINGER.
+    pub(crate) resets: bool,
     /// Closed, and the stack did not take all that was left.
     pub(crate) orphaned: bool,
     pub(crate) drain: Option<Drain>,
@@ -129,6 +131,7 @@ impl<T> Socket<T> {
             in_reap: false,
             running: false,
             closing: false,
+            resets: false,
             orphaned: false,
             drain: None,
             listener: None,
