@@ -69,12 +69,14 @@ impl Parts<'_> {
                 if op == Op::Socket && !own {
                     return self.guest.violation(q);
                 }
+                // Who makes one holds it first. By now its last holder may have been another process, or the host, neither of which pushes
+                // a close here: of a socket that was made after that, nobody would ever ask the end.
+                if self.guest.cell(nqe.socket).is_some_and(nk_device::Cell::is_unheld) {
+                    self.drop_granted(nqe.socket);
+                    self.guest.top_up_row(row);
+                    return self.refuse(q, &nqe, EBADF, out);
+                }
                 if op == Op::Close {
-                    let unheld =
-                        self.guest.cell(nqe.socket).is_some_and(nk_device::Cell::is_unheld);
-                    if unheld {
-                        self.drop_granted(nqe.socket);
-                    }
                     return;
                 }
                 let kind =

@@ -348,3 +348,30 @@ fn closes_of_the_dead_do_not_hold_up_the_living() {
     }
     assert!(served_after.is_some_and(|closed| closed <= 16), "{served_after:?} of {count} first");
 }
+
+/// What makes a socket stands on its process's ring, and nobody holds it any more: its last holder was another process, which died, or the
+/// host, while it travelled. Neither pushes a close.
+#[test]
+fn what_nobody_holds_any_more_becomes_no_socket() {
+    let mut case = Case::new();
+    let (maker, heir) = (case.process(), case.process());
+    let [inherited, travelled] = std::array::from_fn(|_| maker.open().expect("an id"));
+    let generation =
+        case.guest.device.cell(travelled).expect("a cell").generation.load(Ordering::Relaxed)
+            as u16;
+    case.guest.device.cell(inherited).expect("a cell").hold(heir.row);
+    case.engine.hold(GUEST, travelled, generation, &mut case.bells).expect("granted");
+    for id in [inherited, travelled] {
+        maker.address(Op::Bind, id, 80);
+        maker.job(Op::Listen, id, |n| n.op_data = 8);
+        maker.close(id);
+    }
+    case.engine.row_dead(GUEST, heir.row, &mut case.bells).expect("a live row");
+    case.engine.unhold(GUEST, travelled, generation, &mut case.bells).expect("held");
+    case.poll();
+    case.poll();
+    assert_eq!(case.engine.guest_sockets(GUEST), 0, "{:?}", case.take(0, 100));
+    let stats = case.engine.stats(Some(GUEST));
+    // As many as a row is to have.
+    assert_eq!((stats.violations, stats.ids_granted), (0, 32), "others were granted instead");
+}
