@@ -9,8 +9,9 @@ use nk_attach::CREATE_VM;
 use nk_device::counters::{COUNTERS_VERSION, HostCounters};
 use nk_device::sync::Ordering;
 use nk_device::{Counters, Device, Layout, Ledger, Row, SharedCounters, row};
-use nk_engine::{GuestId, NsmId};
+use nk_engine::GuestId;
 
+use crate::control::place::Place;
 use crate::limits::GuestLimits;
 use crate::names::Counters as NameCounters;
 use crate::server::Token;
@@ -171,12 +172,8 @@ pub(crate) struct Guest {
     pub(crate) engine_bell: OwnedFd,
     pub(crate) netns: OwnedFd,
     pub(crate) namespace: u64,
-    /// The NSM that serves it.
-    pub(crate) nsm: NsmId,
-    /// NSMs from which it was moved, as long as they have sockets of its.
-    pub(crate) old_nsms: Vec<NsmId>,
-    /// What all of these share its chunks by, while there are several.
-    pub(crate) ledger: Option<SharedLedger>,
+    /// On which NSMs it is.
+    pub(crate) place: Place<SharedLedger>,
     pub(crate) limits: GuestLimits,
     pub(crate) flags: u64,
     /// By row.
@@ -249,16 +246,6 @@ impl Guest {
     /// Whether it is a VM: row 0 stands for its kernel, and the connection that made it for its life.
     pub(crate) fn is_vm(&self) -> bool {
         self.flags & CREATE_VM != 0
-    }
-
-    /// All NSMs that have sockets of its, the present one first.
-    pub(crate) fn all_nsms(&self) -> Vec<NsmId> {
-        [self.nsm].into_iter().chain(self.old_nsms.iter().copied()).collect()
-    }
-
-    /// Whether an NSM has sockets of its, or may.
-    pub(crate) fn is_on(&self, nsm: NsmId) -> bool {
-        self.nsm == nsm || self.old_nsms.contains(&nsm)
     }
 
     /// What all its processes counted as not redirected, also those that ended.

@@ -13,6 +13,7 @@
 //! | [`keeper`] | what survives the daemon |
 //! | [`private`] | daemons that `nk run` starts for itself |
 //! | [`config`] | the configuration file |
+//! | [`control`] | what the control thread decides, without I/O |
 //! | [`limits`] | what a guest may use |
 //! | [`guest`] | a guest's region and processes |
 //! | [`spawn`] | this program again, as another process |
@@ -21,7 +22,7 @@
 
 pub mod broker;
 pub mod config;
-
+pub mod control;
 pub mod guest;
 pub mod keeper;
 pub mod limits;

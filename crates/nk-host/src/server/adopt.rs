@@ -11,6 +11,8 @@ use nk_servicelib::{GuestPool, Key};
 
 use super::nsm::Nsm;
 use super::{Role, Server, Source};
+use crate::control::moves::Host;
+use crate::control::place::Place;
 use crate::guest::{Guest, GuestCounters, Names, Process, Region, layout};
 use crate::keeper::{
     CLASS_GUEST, CLASS_HOLD, CLASS_LISTENER, CLASS_NSM, CLASS_PROCESS, CLASS_QSET, Entry,
@@ -110,7 +112,7 @@ impl Server {
         self.start_nsms()?;
         for p in prepared {
             let id = p.id;
-            let nsm = self.guests.get(&id.0).map(|g| g.nsm);
+            let nsm = self.guests.get(&id.0).map(|g| g.place.nsm());
             let kept = nsm.and_then(|nsm| told.remove(&(nsm, id)));
             if let Err(e) = self.enter_guest(p, kept) {
                 self.not_adopted(id, &e);
@@ -122,7 +124,7 @@ impl Server {
     fn not_adopted(&mut self, id: GuestId, e: &io::Error) {
         tracing::error!(guest = id.0, error = %e, "a guest could not be adopted");
         if let Some(g) = self.guests.remove(&id.0) {
-            self.nsm_remove_guest(g.nsm, id);
+            self.nsm_remove_guest(g.place.nsm(), id);
         }
         self.note_guest_gone(id);
     }
@@ -162,9 +164,7 @@ impl Server {
             engine_bell,
             netns,
             namespace,
-            nsm,
-            old_nsms: Vec::new(),
-            ledger: None,
+            place: Place::new(nsm),
             limits,
             flags,
             processes: BTreeMap::new(),
@@ -250,18 +250,18 @@ impl Server {
             let is_there = |socket| there.iter().any(|(key, ..)| key.socket == socket);
             p.adoption.listeners.retain(|l| !is_there(l.socket));
             // What it left on others ended with the last daemon.
-            self.nsm_alone(id)?;
-            self.nsm_limits(id)?;
-            if let Some(nsm) = self.guests.get(&id.0).map(|g| g.nsm) {
+            if let Some(nsm) = self.guests.get(&id.0).map(|g| g.place.nsm()) {
+                self.alone(nsm, id)?;
+                self.nsm_limits(id)?;
                 // Of sockets that it was not yet told of.
-                self.give_options(nsm, id)?;
+                self.nsm_options(nsm, id)?;
             }
-        } else if let Some(nsm) = self.guests.get(&id.0).map(|g| g.nsm) {
+        } else if let Some(nsm) = self.guests.get(&id.0).map(|g| g.place.nsm()) {
             self.nsm_add_guest(nsm, id)?;
         }
         p.adoption.kept = kept;
         let Some(g) = self.guests.get(&id.0) else { return Ok(()) };
-        let (device, namespace, nsm) = (g.region.device, g.namespace, g.nsm);
+        let (device, namespace, nsm) = (g.region.device, g.namespace, g.place.nsm());
         let counters = g.counters.shared;
         let setup = GuestSetup {
             id,
@@ -301,7 +301,7 @@ impl Server {
         })??;
         self.limit_bytes(id)?;
         self.set_listen(id)?;
-        self.drop_stale_options(id)?;
+        self.forget_stale_options(id)?;
         self.remember_listeners(nsm, there)?;
         self.give_listeners(lacking)?;
         // Tokens are new ones, and with them the holds' keys.
@@ -352,7 +352,12 @@ impl Server {
                 self.note_listener_gone(key);
                 continue;
             }
-            self.nsm_adopt_listener(key, fd, backlog)?;
+            let nsm = self.guests.get(&key.guest).map(|g| g.place.nsm());
+            if let Some(nsm) = nsm
+                && !self.nsm_adopt_listener(nsm, key, fd, backlog)?
+            {
+                self.listener_lost(key)?;
+            }
         }
         Ok(())
     }

@@ -14,6 +14,7 @@ use super::names::end_resolver;
 use super::nsm::Nsm;
 use super::{GUESTS_MAX, Reply, Role, Server, Source, Token};
 use crate::config::{GuestConfig, is_name};
+use crate::control::place::Place;
 use crate::guest::{Creator, Guest, GuestCounters, Names, Region, layout};
 use crate::sys;
 
@@ -222,9 +223,7 @@ impl Server {
                 engine_bell,
                 netns,
                 namespace,
-                nsm,
-                old_nsms: Vec::new(),
-                ledger: None,
+                place: Place::new(nsm),
                 limits,
                 flags,
                 processes: BTreeMap::new(),
@@ -270,7 +269,7 @@ impl Server {
             }
             s.notify.remove_guest(id);
         })?;
-        for nsm in guest.all_nsms() {
+        for nsm in guest.place.all() {
             self.nsm_remove_guest(nsm, id);
         }
         end_resolver(&guest.names);

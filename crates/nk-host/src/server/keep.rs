@@ -98,7 +98,7 @@ impl Server {
             counters,
         ];
         fds.extend(g.names.counters.as_ref().map(|c| c.memfd.as_raw_fd()));
-        let nsm = self.nsm(g.nsm).map_or("", |n| n.name.as_str());
+        let nsm = self.nsm(g.place.nsm()).map_or("", |n| n.name.as_str());
         k.keep(CLASS_GUEST, id.0.into(), g.token, &guest_text(g, nsm), &fds);
     }
 

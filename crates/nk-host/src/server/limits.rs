@@ -13,7 +13,7 @@ impl Server {
     /// Tells the guest's NSM, inline or not, its part.
     pub(super) fn limit_bytes(&mut self, id: GuestId) -> io::Result<()> {
         let Some(g) = self.guests.get(&id.0) else { return Ok(()) };
-        let part = g.limits.divided(g.all_nsms().len()).service();
+        let part = g.limits.divided(g.place.all().len()).service();
         self.ask(move |s| {
             if let Some(service) = &mut s.service {
                 service.set_limits(id.0, &part);

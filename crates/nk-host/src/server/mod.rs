@@ -222,7 +222,9 @@ impl Server {
                 while let Ok(news) = self.news.try_recv() {
                     match news {
                         News::Idle(guest) => self.guest_is_idle(guest)?,
-                        News::Left(guest, nsm) => self.nsm_left(guest, nsm)?,
+                        News::Left(guest, nsm) => {
+                            crate::control::moves::nsm_left(self, guest, nsm)?
+                        }
                     }
                 }
                 Ok(())

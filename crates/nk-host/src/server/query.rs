@@ -64,7 +64,7 @@ impl Server {
         })?;
         let mut networks = super::networks::Described::default();
         let guests = ids.iter().zip(stats).filter_map(|(id, ((engine, served), service))| {
-            let nsms = self.guests.get(&id.0)?.all_nsms();
+            let nsms = self.guests.get(&id.0)?.place.all();
             // The present one's word of what they share counts.
             let parts: Vec<GuestStats> = nsms
                 .iter()
@@ -76,7 +76,7 @@ impl Server {
             let service = parts.into_iter().reduce(|sum, more| sum.with(&more));
             let g = self.guests.get(&id.0)?;
             let mut v = describe_guest(g, &engine);
-            if let (Some(map), Some(nsm)) = (v.as_object_mut(), self.nsm(g.nsm)) {
+            if let (Some(map), Some(nsm)) = (v.as_object_mut(), self.nsm(g.place.nsm())) {
                 map.insert("network".into(), networks.of(g));
                 map.insert("nsm_name".into(), json!(nsm.name));
                 if let Some(pid) = nsm.pid() {
@@ -127,7 +127,8 @@ impl Server {
     }
 
     fn describe_nsms(&self, who: Credentials) -> io::Result<Value> {
-        let guests: Vec<(GuestId, NsmId)> = self.guests.values().map(|g| (g.id, g.nsm)).collect();
+        let guests: Vec<(GuestId, NsmId)> =
+            self.guests.values().map(|g| (g.id, g.place.nsm())).collect();
         let stats = self.ask(move |s| {
             let of =
                 |(g, n): (GuestId, NsmId)| (n, s.engine.stats(Some(g)), s.engine.sockets_by_nsm(g));
@@ -147,9 +148,9 @@ impl Server {
                 let guests = visible.iter().filter_map(|id| self.guests.get(&id.0));
                 guests.filter(|g| is_its(g)).map(|g| g.name.as_str()).collect()
             };
-            let names = named(&|g| g.nsm == n.id);
+            let names = named(&|g| g.place.nsm() == n.id);
             // What it still has of these is finishing there.
-            let moved = named(&|g| g.old_nsms.contains(&n.id));
+            let moved = named(&|g| g.place.was_on(n.id));
             json!({
                 "name": n.name,
                 "stack": "kernel",

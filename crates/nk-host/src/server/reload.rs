@@ -143,7 +143,7 @@ impl Server {
                 if n.is_inline() {
                     return Err(refuse(&n.name, WITH_DAEMON.to_owned()));
                 }
-                let has = |g: &&crate::guest::Guest| g.nsm == n.id || g.old_nsms.contains(&n.id);
+                let has = |g: &&crate::guest::Guest| g.place.is_on(n.id);
                 let its = self.guests.values().filter(has);
                 let names: Vec<&str> = its.map(|g| g.name.as_str()).collect();
                 if !names.is_empty() {

@@ -9,37 +9,34 @@ use nk_device::cell::{SF_CONNECTED, SF_DEAD, SF_EOF};
 use nk_engine::{
     AdoptedListener, AdoptedRow, Adoption, Engine, GuestId, GuestSetup, KeptGuest, NsmId,
 };
-use nk_servicelib::{GuestPool, Key, Service};
+use nk_host::control::moves::{self, Host};
+use nk_host::control::place::Place;
+use nk_servicelib::{Key, Service};
 
 use super::region::Region;
 use super::shell::Shell;
-use super::simulation::{Killed, NSMS, Part, Simulation};
+use super::simulation::{Killed, NSMS, Part, Simulation, State};
 use super::stack::MemoryStack;
 use super::world::World;
 
 impl Simulation {
+    /// An NSM dies, and the control thread hears of it.
     pub(super) fn nsm_dies(&mut self, nsm: usize) {
-        if self.is_down[nsm] {
+        if self.states[nsm] != State::Up {
             return;
         }
-        self.is_down[nsm] = true;
+        self.nsm_ends(nsm);
+        self.states[nsm] = State::Down;
+        moves::nsm_died(self, NsmId(nsm as u8)).expect("nothing is refused");
+    }
+
+    /// An NSM's process ends. Nothing of it is looked at again.
+    fn nsm_ends(&mut self, nsm: usize) {
+        self.states[nsm] = State::Dead;
         self.life += 1;
         self.kept[nsm] = std::mem::take(&mut self.w.services[nsm].stack_mut().kept);
         self.net.borrow_mut().end_stack(nsm as u8);
-        let id = NsmId(nsm as u8);
-        let listeners = self.w.engine.nsm_dead(id, &mut self.w.bells).expect("known");
-        // Nothing of it is looked at again.
         self.begin_service(nsm);
-        for (guest, l) in listeners {
-            let key = Key { guest: guest.0, socket: l.socket, generation: l.generation };
-            let present = self.tenants.iter().find(|t| t.id == guest).expect("known").nsm;
-            self.give(present, nsm, key, &l);
-        }
-        for at in 0..self.tenants.len() {
-            if self.tenants[at].ledger.is_some() {
-                self.is_gone_from(at, nsm);
-            }
-        }
     }
 
     /// A fresh service of an NSM, which knows no guest.
@@ -52,35 +49,9 @@ impl Simulation {
 
     /// The next NSM, with the listeners whose descriptors the keeper has.
     pub(super) fn nsm_returns(&mut self, nsm: usize) {
-        self.is_down[nsm] = false;
-        for t in self.tenants.iter().filter(|t| t.nsm == nsm) {
-            let ledger = t.ledger.as_ref().map(|l| l.ledger.of_service(nsm as u8));
-            if ledger.is_none() {
-                // What a process has taken from its grants, nobody leases to it any more.
-                t.processes.iter().for_each(|p| p.spare.borrow_mut().clear());
-            }
-            self.w.services[nsm].add_guest(GuestPool { ledger, ..World::pool(&t.region, t.id) });
-        }
+        self.states[nsm] = State::Up;
         let device = self.devices[nsm];
-        let listeners = self.w.engine.nsm_back(NsmId(nsm as u8), device).expect("known");
-        for (guest, l) in listeners {
-            let key = Key { guest: guest.0, socket: l.socket, generation: l.generation };
-            self.give(nsm, nsm, key, &l);
-        }
-    }
-
-    /// Gives an NSM a listener that was kept of one that died.
-    fn give(&mut self, to: usize, of: usize, key: Key, l: &AdoptedListener) {
-        let kept = self.kept[of].get(&key.to_word());
-        let fd = kept.map(|(addr, _)| MemoryStack::kept_descriptor(addr));
-        // One in four is missing.
-        let given = fd
-            .filter(|_| self.random.below(4) != 0)
-            .map(|fd| self.w.services[to].adopt_listener(key, fd, l.backlog));
-        if !matches!(given, Some(Ok(()))) {
-            let (id, bells) = (GuestId(key.guest), &mut self.w.bells);
-            let _ = self.w.engine.listener_lost(id, key.socket, key.generation, bells);
-        }
+        moves::nsm_back(self, NsmId(nsm as u8), device).expect("nothing is refused");
     }
 
     /// Engine and services are gone, devices and kept listeners stay.
@@ -89,20 +60,20 @@ impl Simulation {
         self.w.bells.left.clear();
         self.w.engine = Engine::new();
         for nsm in 0..NSMS {
-            if !self.is_down[nsm] {
+            if self.states[nsm] == State::Up {
                 self.kept[nsm] = std::mem::take(&mut self.w.services[nsm].stack_mut().kept);
                 self.net.borrow_mut().end_stack(nsm as u8);
             }
-            self.is_down[nsm] = false;
+            self.states[nsm] = State::Up;
             self.begin_service(nsm);
             self.w.engine.add_nsm(NsmId(nsm as u8), self.devices[nsm]).expect("nsm");
         }
         for at in 0..self.tenants.len() {
             let t = &mut self.tenants[at];
-            (t.old, t.ledger) = (None, None);
-            t.processes.iter().for_each(|p| p.spare.borrow_mut().clear());
-            let (t, nsm) = (&self.tenants[at], self.tenants[at].nsm);
-            self.w.services[nsm].add_guest(World::pool(&t.region, t.id));
+            t.place = Place::new(t.noted);
+            let (id, nsm) = (t.id, t.noted);
+            self.add(nsm, id).expect("nothing is refused");
+            let t = &self.tenants[at];
             let all = self.kept.iter().flatten();
             let of_guest = all.filter(|(word, _)| Key::from_word(**word).guest == t.id.0);
             let mut listeners: Vec<AdoptedListener> = of_guest
@@ -121,8 +92,12 @@ impl Simulation {
                 if !self.w.engine.is_listener(GuestId(guest), l.socket, l.generation) {
                     continue;
                 }
-                let of = usize::from(self.kept[1].contains_key(&key.to_word()));
-                self.give(nsm, of, key, &l);
+                let has = |n: &usize| self.kept[*n].contains_key(&key.to_word());
+                let of = NsmId((0..NSMS).find(has).unwrap_or_default() as u8);
+                if !self.give_kept(of, nsm, key, l.backlog).expect("nothing is refused") {
+                    let (id, bells) = (GuestId(guest), &mut self.w.bells);
+                    let _ = self.w.engine.listener_lost(id, key.socket, key.generation, bells);
+                }
             }
         }
     }
@@ -132,14 +107,14 @@ impl Simulation {
         let row = |p: &Shell| AdoptedRow { row: p.row, pid: 100, qsets: vec![p.qset] };
         let rows = t.processes.iter().map(row).collect();
         let adoption = Adoption { rows, listeners, holds: Vec::new(), kept };
-        let (nsm, limits) = (NsmId(t.nsm as u8), t.limits);
+        let (nsm, limits) = (t.place.nsm(), t.limits.engine());
         let setup = GuestSetup { nsm, limits, ..World::setup(&t.region, t.id) };
         self.w.engine.adopt_guest(setup, &adoption, &mut self.w.bells).expect("adopt");
     }
 
     /// The engine is gone, perhaps in the middle of a poll; service, stack and connections live.
     pub(super) fn engine_dies(&mut self) {
-        if self.is_down != [false; NSMS] {
+        if self.states != [State::Up; NSMS] {
             return;
         }
         self.dies_in.set(Some(self.random.below(12)));
@@ -153,7 +128,7 @@ impl Simulation {
         let mut left = HashSet::new();
         for t in &self.tenants {
             let flows = self.w.engine.flows(Some(t.id)).into_iter();
-            let elsewhere = flows.filter(|f| usize::from(f.nsm.0) != t.nsm);
+            let elsewhere = flows.filter(|f| f.nsm != t.place.nsm());
             left.extend(elsewhere.map(|f| (t.id.0, f.socket)));
         }
         self.w.bells.left.clear();
@@ -184,11 +159,11 @@ impl Simulation {
         let goes_on = self.random.below(2) == 0;
         for at in 0..self.tenants.len() {
             let t = &mut self.tenants[at];
-            let (id, nsm) = (t.id, t.nsm);
+            let (id, nsm) = (t.id, usize::from(t.noted.0));
             let kept = told[nsm].iter().find(|(guest, _)| *guest == id).map(|(_, k)| k.clone());
             assert!(kept.is_some(), "the service knows guest {}", id.0);
             self.w.services[nsm].be_alone(id.0);
-            (t.old, t.ledger) = (None, None);
+            self.tenants[at].place = Place::new(NsmId(nsm as u8));
             self.adopt(at, Vec::new(), kept);
             // Guests and service go on; the engine serves, and does not hear yet.
             if goes_on {

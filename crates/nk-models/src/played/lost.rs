@@ -5,7 +5,8 @@ use std::collections::HashSet;
 use nk_device::nqe::Op;
 use nk_device::stream::{Span, is_taken, read_slot};
 use nk_device::sync::Ordering;
-use nk_engine::{GuestId, NewRow};
+use nk_engine::{GuestId, NewRow, NsmId};
+use nk_host::control::moves;
 
 use super::shell::Shell;
 use super::simulation::Simulation;
@@ -41,8 +42,8 @@ impl Case {
             refused += usize::from(parent.send(client, 0, 16_000) == 0);
             sim.w.settle();
         }
-        sim.move_guest(0);
-        assert_eq!((sim.tenants[0].nsm, sim.is_down), (1, [false; 2]));
+        moves::move_guest(&mut sim, id, NsmId(1)).expect("moved");
+        assert_eq!(sim.tenants[0].place.nsm(), NsmId(1));
         sim.w.settle();
         Case { sim, id, parent, child, client }
     }
@@ -102,7 +103,7 @@ fn what_a_dead_process_sent_on_a_lost_connection_is_leased_to_nobody() {
     let [named, _] = case.named();
     assert_eq!(named.len(), 1);
     case.sim.nsm_dies(0);
-    assert!(case.sim.tenants[0].ledger.is_none(), "the other has the chunks for itself");
+    assert!(case.sim.tenants[0].place.ledger().is_none(), "the other has the chunks for itself");
     let child = case.child.clone();
     case.dies(&child);
     let next = process(&mut case.sim, case.id);

@@ -1,34 +1,37 @@
 //! Ordinary guests on a host whose parts die, all of it drawn from one seed: a run that fails is run again by its number.
 //!
-//! Guests listen, connect, send, receive, fork, exit and are killed. Meanwhile stacks fail and reset, guests are moved between two NSMs,
+//! Guests listen, connect, send, receive, fork, exit and are killed. Meanwhile stacks fail and reset, guests are moved between three NSMs,
 //! each of which dies and comes back with the listeners that were kept, the daemon dies, with its NSM or without, also in the middle of a poll, and another adopts the
 //! guests, limits change, guests doze, and the clock jumps. What must hold: no panic, no byte that was not sent there, no connection reset
 //! by the death of an engine alone, every chunk accounted for; and at the end, when nothing fails any more, each guest is served, and
 //! when all have ended nothing of them is left. The deaths are in `deaths`, the moves in `moves`.
 //!
-//! What stays out: the daemon's control thread (attaching, adoption's records, the keeper, reloads), whose acts are done here as it does them.
+//! What the control thread decides of moves and of the deaths of NSMs is its own code (`nk_host::control`). What stays out: attaching, adoption's
+//! records, the keeper, reloads, whose acts are done here as it does them.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::rc::Rc;
 
-use nk_device::bucket::Rate;
 use nk_device::cell::{GF_CONNECT_CALLED, SF_CONNECTED, SF_DEAD, SF_EOF, SF_FAILED};
 use nk_device::nqe::Op;
 use nk_device::sync::Ordering;
 use nk_device::{Addr, Device, Layout};
-use nk_engine::{Engine, GuestId, Limits, NewRow, NsmId};
+use nk_engine::{Engine, GuestId, NewRow, NsmId};
+use nk_host::control::moves::Host;
+use nk_host::control::place::Place;
+use nk_host::limits::GuestLimits;
 use nk_servicelib::Service;
 
 use super::region::{Region, SharedLedger};
 use super::shell::Shell;
 use super::stack::{MemoryStack, Net};
-use super::world::{Bells, World, datagrams, transfer};
+use super::world::{Bells, NSM, World, datagrams, transfer};
 
 /// So few chunks that processes take them from each other.
 pub(super) const LAYOUT: Layout = Layout { rows: 4, qsets: 6, cells: 200, chunks: 300 };
 const GUESTS: u16 = 3;
-pub(super) const NSMS: usize = 2;
+pub(super) const NSMS: usize = 3;
 const STEPS: usize = 600;
 const SOCKETS_MAX: usize = 24;
 /// Longer than any orphan is left to send what it has.
@@ -78,13 +81,11 @@ pub(super) struct Tenant {
     pub(super) open: Vec<Open>,
     /// Bytes sent and received.
     flows: HashMap<Way, (usize, usize)>,
-    /// Where it is, and from where it was moved and has not left yet.
-    pub(super) nsm: usize,
-    pub(super) old: Option<usize>,
-    /// While it is on both.
-    pub(super) ledger: Option<SharedLedger>,
+    pub(super) place: Place<SharedLedger>,
+    /// Where the keeper has it.
+    pub(super) noted: NsmId,
     /// They outlive the daemon.
-    pub(super) limits: Limits,
+    pub(super) limits: GuestLimits,
     /// What the engine had counted when last looked: bytes sent and received, connections.
     counted: [u64; 3],
 }
@@ -112,6 +113,16 @@ impl Tenant {
     }
 }
 
+/// An NSM's process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum State {
+    Up,
+    /// It died, and the control thread has not heard of it.
+    Dead,
+    /// It died, as is known.
+    Down,
+}
+
 pub(super) struct Simulation {
     pub(super) w: World,
     pub(super) random: Random,
@@ -124,7 +135,7 @@ pub(super) struct Simulation {
     pub(super) devices: [Device; NSMS],
     /// Deaths so far, of an NSM or all.
     pub(super) life: u32,
-    pub(super) is_down: [bool; NSMS],
+    pub(super) states: [State; NSMS],
     /// By NSM: what a keeper has of the listeners of one that died.
     pub(super) kept: [HashMap<u64, (Addr, u32)>; NSMS],
     pub(super) net: Rc<RefCell<Net>>,
@@ -180,8 +191,8 @@ impl Simulation {
             nsms,
             devices,
             life: 0,
-            is_down: [false; NSMS],
-            kept: [HashMap::new(), HashMap::new()],
+            states: [State::Up; NSMS],
+            kept: Default::default(),
             net,
             stack_fails: seed.is_multiple_of(2),
             dies_in,
@@ -200,10 +211,9 @@ impl Simulation {
         let first = self.w.add_guest(&region, id);
         let (open, flows) = (Vec::new(), HashMap::new());
         let processes = vec![first];
-        let (nsm, old, ledger, counted) = (0, None, None, [0; 3]);
-        let limits = Limits::default();
-        let tenant =
-            Tenant { id, region, processes, open, flows, nsm, old, ledger, limits, counted };
+        let (place, noted) = (Place::new(NSM), NSM);
+        let (limits, counted) = (GuestLimits::default(), [0; 3]);
+        let tenant = Tenant { id, region, processes, open, flows, place, noted, limits, counted };
         self.tenants.push(tenant);
     }
 
@@ -217,7 +227,7 @@ impl Simulation {
         }
         self.w.poll_engine();
         for nsm in 0..NSMS {
-            if !self.is_down[nsm] {
+            if self.states[nsm] == State::Up {
                 self.w.poll_one(nsm);
             }
         }
@@ -258,7 +268,7 @@ impl Simulation {
                 net.faults.next.push_back(errnos[n]);
                 net.reset(which);
             }
-            96 => self.limit(at),
+            96 => self.change_limits(at),
             97 => {
                 let nsm = self.random.below(NSMS);
                 self.nsm_dies(nsm);
@@ -272,7 +282,7 @@ impl Simulation {
             _ => {}
         }
         for nsm in 0..NSMS {
-            if self.is_down[nsm] && self.random.below(6) == 0 {
+            if self.states[nsm] == State::Down && self.random.below(6) == 0 {
                 self.nsm_returns(nsm);
             }
         }
@@ -447,24 +457,37 @@ impl Simulation {
 
     // ---- what befalls the host ----
 
-    fn limit(&mut self, at: usize) {
+    fn change_limits(&mut self, at: usize) {
         self.draw_limits(at);
+        self.set_limits(at);
+    }
+
+    fn set_limits(&mut self, at: usize) {
         let t = &self.tenants[at];
-        self.w.engine.set_limits(t.id, t.limits).expect("known");
+        let id = t.id;
+        self.w.engine.set_limits(id, t.limits.engine()).expect("known");
+        self.limit(id).expect("nothing is refused");
     }
 
     pub(super) fn draw_limits(&mut self, at: usize) {
-        let mut rate = |per_s: u64| {
-            (self.random.below(2) == 0).then_some(Rate { per_s, burst: per_s / 10 + 1 })
-        };
-        let (nqes, connections) = (rate(20_000), rate(200));
+        let mut rate = |per_s: u64| if self.random.below(2) == 0 { per_s } else { 0 };
+        let (nqes_per_s, connections_per_s) = (rate(20_000), rate(200));
+        let (out, input) = (rate(2_000_000), rate(2_000_000));
         let weight = 1 + self.random.below(4) as u32;
-        let limits = Limits { nqes, connections, weight, ..Limits::default() };
+        let limits = GuestLimits {
+            out,
+            input,
+            nqes_per_s,
+            connections_per_s,
+            weight,
+            burst_ms: 100,
+            ..GuestLimits::default()
+        };
         self.tenants[at].limits = limits;
     }
 
     fn leave_and_enter(&mut self, at: usize) {
-        if self.is_down[0] {
+        if self.states[0] != State::Up {
             // It would be told of the new one when it is back, which is not the matter here.
             return;
         }
@@ -529,14 +552,15 @@ impl Simulation {
 
     fn end(&mut self) {
         for nsm in 0..NSMS {
-            if self.is_down[nsm] {
+            if self.states[nsm] == State::Down {
                 self.nsm_returns(nsm);
             }
         }
         self.net.borrow_mut().faults.next.clear();
         for at in 0..self.tenants.len() {
             let id = self.tenants[at].id;
-            self.w.engine.set_limits(id, Limits::default()).expect("known");
+            self.tenants[at].limits = GuestLimits::default();
+            self.set_limits(at);
             self.w.engine.rouse(id);
             self.w.assert_chunks(id, LAYOUT.chunks);
             if !self.stack_fails {
@@ -567,7 +591,8 @@ impl Simulation {
             let counted = [e.bytes_sent, e.bytes_received];
             assert_eq!(counted, [s.bytes_sent.get(), s.bytes_received.get()], "guest {}", t.id.0);
             assert_eq!(self.w.engine.guest_sockets(t.id), 0, "sockets of guest {}", t.id.0);
-            assert!(t.old.is_none() && t.ledger.is_none(), "guest {} is on two NSMs", t.id.0);
+            let is_on_one = t.place.old().is_empty() && t.place.ledger().is_none();
+            assert!(is_on_one, "guest {} is on several NSMs", t.id.0);
             let s = self.w.stats(t.id);
             let left = (s.sockets, s.chunks_leased, s.chunks_tx, s.chunks_rx);
             assert_eq!(left, (0, 0, 0, 0), "guest {}: {s:?}", t.id.0);

@@ -31,11 +31,11 @@ impl Server {
             device,
             namespace: g.namespace,
             pool: 0..device.layout().chunks,
-            ledger: g.ledger.as_ref().map(|l| l.ledger.of_service(nsm.0)),
+            ledger: g.place.ledger().map(|l| l.ledger.of_service(nsm.0)),
             counters: g.counters.shared,
         };
         let (memfd, flags) = (g.region.memfd.try_clone()?, g.flags);
-        let ledger = g.ledger.as_ref().map(|l| l.memfd.try_clone()).transpose()?;
+        let ledger = g.place.ledger().map(|l| l.memfd.try_clone()).transpose()?;
         if pool.ledger.is_some() && self.nsm(nsm).is_some_and(Nsm::is_inline) {
             return self.ask(move |s| {
                 if let Some(service) = &mut s.service {
@@ -44,12 +44,12 @@ impl Server {
             });
         }
         self.nsm_guest(nsm, &pool, flags, &memfd, ledger.as_ref())?;
-        self.give_options(nsm, id)?;
+        self.nsm_options(nsm, id)?;
         self.nsm_limits(id)
     }
 
     /// Tells an NSM which options the guest's datagram sockets are to have again when they are made again there.
-    pub(in crate::server) fn give_options(&mut self, nsm: NsmId, id: GuestId) -> io::Result<()> {
+    pub(in crate::server) fn nsm_options(&mut self, nsm: NsmId, id: GuestId) -> io::Result<()> {
         let all = self.keeper.as_ref().map(|k| k.options_of(id.0)).unwrap_or_default();
         let Some(n) = self.nsm(nsm).filter(|_| !all.is_empty()) else { return Ok(()) };
         if n.is_inline() {
@@ -82,7 +82,7 @@ impl Server {
     }
 
     /// Options of sockets that the guest closed while no NSM could tell are not kept any more.
-    pub(in crate::server) fn drop_stale_options(&self, id: GuestId) -> io::Result<()> {
+    pub(in crate::server) fn forget_stale_options(&self, id: GuestId) -> io::Result<()> {
         let Some(k) = &self.keeper else { return Ok(()) };
         let mut keys: Vec<Key> = k.options_of(id.0).into_iter().map(|(key, _)| key).collect();
         if keys.is_empty() {
@@ -100,7 +100,7 @@ impl Server {
     /// Tells the guest's NSM processes of its limits.
     pub(in crate::server) fn nsm_limits(&mut self, id: GuestId) -> io::Result<()> {
         let Some(g) = self.guests.get(&id.0) else { return Ok(()) };
-        let nsms = g.all_nsms();
+        let nsms = g.place.all();
         let limits = g.limits.divided(nsms.len());
         nsms.into_iter().try_for_each(|nsm| self.nsm_limit(nsm, id, &limits))
     }
@@ -163,14 +163,14 @@ impl Server {
         }
     }
 
-    /// Hands a kept listener to its guest's NSM, inline or not; one that it cannot take is lost.
+    /// Hands a kept listener to an NSM, inline or not; `false`: it cannot take it.
     pub(in crate::server) fn nsm_adopt_listener(
         &mut self,
+        id: NsmId,
         key: Key,
         fd: OwnedFd,
         backlog: u32,
-    ) -> io::Result<()> {
-        let Some(id) = self.guests.get(&key.guest).map(|g| g.nsm) else { return Ok(()) };
+    ) -> io::Result<bool> {
         let errno = if self.nsm(id).is_some_and(|n| !n.is_inline()) {
             let mut m = Message::new(Kind::Nsm);
             (m.a, m.b, m.c) = (command::ADOPT_LISTENER, key.to_word(), backlog.into());
@@ -186,7 +186,7 @@ impl Server {
             })?;
             r.map_or_else(|e| e.0, |()| 0)
         };
-        if errno == 0 { Ok(()) } else { self.listener_lost(key) }
+        Ok(errno == 0)
     }
 
     /// What an NSM process counted for a guest: the words of [`crate::nsm::format_stats`].

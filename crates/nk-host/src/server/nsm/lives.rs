@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 
 use nk_attach::{Kind, Message};
 use nk_device::Layout;
-use nk_engine::{GuestId, NsmId};
-use nk_servicelib::Key;
+use nk_engine::NsmId;
 
 use super::{Child, Nsm, Part, Server, Source};
+use crate::control::moves;
 use crate::guest::Region;
 use crate::keeper::CLASS_NSM;
 use crate::nsm::command;
@@ -137,16 +137,8 @@ impl Server {
             how,
             "an NSM process died; its connections are reset"
         );
-        // What it had of a guest that was moved from it is renewed at once, where the guest is.
-        let moved = self.guests.values().filter(|g| g.old_nsms.contains(&id));
-        for (nsm, guest) in moved.map(|g| (g.nsm, g.id)).collect::<Vec<_>>() {
-            self.give_options(nsm, guest)?;
-        }
-        let listeners = self.ask(move |s| {
-            s.notify.set_nsm(id, None);
-            s.engine.nsm_dead(id, &mut s.notify).map_err(io::Error::other)
-        })??;
-        self.after_death(id, &listeners)?;
+        self.ask(move |s| s.notify.set_nsm(id, None))?;
+        moves::nsm_died(self, id)?;
         self.try_restart(id)
     }
 
@@ -213,23 +205,8 @@ impl Server {
             return self.try_restart(id);
         }
         // Until the engine has the new device it does not look at the old one; the old one goes when it has.
-        let its: Vec<GuestId> =
-            self.guests.values().filter(|g| g.nsm == id).map(|g| g.id).collect();
-        for guest in its {
-            self.drop_stale_options(guest)?;
-            self.nsm_add_guest(id, guest)?;
-        }
-        let listeners =
-            self.ask(move |s| s.engine.nsm_back(id, device).map_err(io::Error::other))??;
+        moves::nsm_back(self, id, device)?;
         drop(old);
-        for (guest, l) in listeners {
-            let key = Key { guest: guest.0, socket: l.socket, generation: l.generation };
-            let kept = self.nsm(id).and_then(|n| n.listeners.get(&key.to_word()));
-            match kept.and_then(|k| k.0.try_clone().ok()) {
-                Some(fd) => self.nsm_adopt_listener(key, fd, l.backlog)?,
-                None => self.listener_lost(key)?,
-            }
-        }
         Ok(())
     }
 }

@@ -170,7 +170,8 @@ impl Server {
         if let [only] = candidates[..] {
             return Ok(only);
         }
-        let guests: Vec<(GuestId, NsmId)> = self.guests.values().map(|g| (g.id, g.nsm)).collect();
+        let guests: Vec<(GuestId, NsmId)> =
+            self.guests.values().map(|g| (g.id, g.place.nsm())).collect();
         let sockets = self.ask(move |s| {
             guests.into_iter().map(|(g, n)| (n, s.engine.guest_sockets(g))).collect::<Vec<_>>()
         })?;
@@ -228,7 +229,7 @@ impl Server {
             }
             (note::OPTION | note::OPTIONS_GONE, _) => {
                 let key = Key::from_word(m.b);
-                let is_its = self.guests.get(&key.guest).is_some_and(|g| g.is_on(id));
+                let is_its = self.guests.get(&key.guest).is_some_and(|g| g.place.is_on(id));
                 let option = m.text().and_then(option_from_text);
                 match (keeper.filter(|_| is_its), option) {
                     (Some(k), Some(option)) if m.a == note::OPTION => k.keep_option(key, &option),

@@ -1,0 +1,12 @@
+//! What the control thread decides, apart from how it is done: no I/O, no clock, nothing of a configuration.
+//!
+//! Each is driven by the daemon ([`crate::server`]), with processes, descriptors and messages, and by the simulation
+//! (`nk-models`, `played`), with a host in memory, injected faults and a seed.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`place`] | on which NSMs a guest is |
+//! | [`moves`] | a move from one to another, and what the death of an NSM means for who is there |
+
+pub mod moves;
+pub mod place;
