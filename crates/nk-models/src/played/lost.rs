@@ -134,3 +134,26 @@ fn what_a_dead_service_had_taken_is_free_once() {
     datagrams(&mut case.sim.w, &next, case.id);
     assert_eq!(case.sim.w.stats(case.id).violations, 0);
 }
+
+/// Who sent died before, and what it sent stands on the ring until its last holder closes; which dies with the engine.
+#[test]
+fn what_a_dead_process_sent_on_a_lost_connection_comes_back_from_who_died_with_the_engine() {
+    let mut case = Case::new(false);
+    assert_eq!(case.child.send(case.client, 0, 100), 100);
+    let [named, _] = case.named();
+    assert_eq!(named.len(), 1);
+    case.sim.nsm_dies(0);
+    let child = case.child.clone();
+    case.dies(&child);
+    case.sim.nsm_returns(0);
+    assert_eq!(case.named()[0], named, "it is still to be freed");
+    // Of those that there were the next engine is told of this one alone.
+    let stays = process(&mut case.sim, case.id);
+    case.sim.tenants[0].processes = vec![stays.clone()];
+    case.sim.engine_dies();
+    case.sim.w.settle();
+    case.dies(&stays);
+    let s = case.sim.w.stats(case.id);
+    assert_eq!((s.chunks_leased, s.chunks_tx, s.chunks_rx), (0, 0, 0), "{s:?}");
+    assert_eq!(case.sim.w.engine.guest_sockets(case.id), 0);
+}
