@@ -3,6 +3,7 @@
 // are opened. Only the loopback interface is printed, since every namespace has one.
 #include "case.h"
 #include <ifaddrs.h>
+#include <linux/if_link.h>
 #include <net/if.h>
 #include <netpacket/packet.h>
 
@@ -26,6 +27,9 @@ static void list(void) {
         if (strcmp(i->ifa_name, "lo")) continue;
         T("lo: flags %x address %s mask %s", i->ifa_flags & (IFF_UP | IFF_LOOPBACK | IFF_BROADCAST | IFF_MULTICAST),
           text(i->ifa_addr, a, sizeof a), text(i->ifa_netmask, m, sizeof m));
+        // A link's data are its counters; what loopback sent it received.
+        const struct rtnl_link_stats *s = i->ifa_data;
+        T("  data: %s", !s ? "none" : s->rx_packets && s->rx_bytes == s->tx_bytes ? "counters" : "other");
     }
     freeifaddrs(all);
 }

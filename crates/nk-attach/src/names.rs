@@ -308,7 +308,12 @@ pub struct Interface<'a> {
     pub flags: u32,
     /// Socket addresses: `ifa_addr`, `ifa_netmask`, `ifa_ifu`.
     pub addresses: [Option<&'a [u8]>; 3],
+    /// `ifa_data`: of a link its counters, [`LINK_STATS`] bytes.
+    pub data: Option<&'a [u8]>,
 }
+
+/// Bytes of `struct rtnl_link_stats` (linux/if_link.h), since Linux 4.6.
+pub const LINK_STATS: usize = 24 * size_of::<u32>();
 
 impl<'a> Interface<'a> {
     /// Appends it.
@@ -318,6 +323,7 @@ impl<'a> Interface<'a> {
         for a in self.addresses {
             w.bytes(a);
         }
+        w.bytes(self.data);
     }
 
     /// Reads the next one.
@@ -326,9 +332,13 @@ impl<'a> Interface<'a> {
         let flags = r.word()?;
         let name = r.bytes()??;
         let addresses = [r.bytes()?, r.bytes()?, r.bytes()?];
+        let data = r.bytes()?;
         let fits = |a: &[u8]| (2..=ADDRESS_MAX).contains(&a.len());
-        (!name.is_empty() && !name.contains(&0) && addresses.iter().flatten().all(|a| fits(a)))
-            .then_some(Interface { name, flags, addresses })
+        let is_one = !name.is_empty()
+            && !name.contains(&0)
+            && addresses.iter().flatten().all(|a| fits(a))
+            && data.is_none_or(|d| d.len() == LINK_STATS);
+        is_one.then_some(Interface { name, flags, addresses, data })
     }
 }
 

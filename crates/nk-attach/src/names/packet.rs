@@ -3,7 +3,7 @@
 /// Length of what is not there.
 const NONE: u32 = u32::MAX;
 /// First word of every packet; changes with the format.
-pub(super) const FORMAT: u32 = 0x4e4b_4e01;
+pub(super) const FORMAT: u32 = 0x4e4b_4e02;
 
 /// Writes words and bytes one after the other.
 #[derive(Debug)]

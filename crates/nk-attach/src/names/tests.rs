@@ -59,14 +59,20 @@ proptest! {
     fn interfaces_survive(
         all in proptest::collection::vec((
             proptest::collection::vec(1u8.., 1..16), any::<u32>(),
-            proptest::option::of(proptest::collection::vec(any::<u8>(), 2..=28)),
+            proptest::option::of(proptest::collection::vec(any::<u8>(), 2..=28)), proptest::option::of(any::<u8>()),
         ), 0..40),
     ) {
         let mut out = vec![0; ANSWER_MAX];
         let mut w = Outcome::default().write(&mut out);
+        let data: Vec<[u8; LINK_STATS]> = (0..=255).map(|b| [b; LINK_STATS]).collect();
         let made: Vec<Interface<'_>> = all
             .iter()
-            .map(|(name, flags, a)| Interface { name, flags: *flags, addresses: [a.as_deref(), None, a.as_deref()] })
+            .map(|(name, flags, a, d)| Interface {
+                name,
+                flags: *flags,
+                addresses: [a.as_deref(), None, a.as_deref()],
+                data: d.map(|d| &data[usize::from(d)][..]),
+            })
             .collect();
         for i in &made {
             i.write(&mut w);

@@ -5,7 +5,7 @@ use std::os::fd::AsRawFd;
 use std::ptr::null_mut;
 
 use libc::{ifaddrs, sockaddr};
-use nk_attach::names::{IFREQ, Interface, Outcome, SIOCGIFCONF};
+use nk_attach::names::{IFREQ, Interface, LINK_STATS, Outcome, SIOCGIFCONF};
 
 use crate::sys;
 
@@ -28,7 +28,12 @@ pub(super) fn all(out: &mut [u8]) -> Option<usize> {
         for i in entries {
             let addresses = [i.ifa_addr, i.ifa_netmask, i.ifa_ifu].map(|a| socket_address(a));
             let name = CStr::from_ptr(i.ifa_name).to_bytes();
-            Interface { name, flags: i.ifa_flags, addresses }.write(&mut w);
+            let is_link =
+                i.ifa_addr.as_ref().is_some_and(|a| c_int::from(a.sa_family) == libc::AF_PACKET);
+            let data = (is_link && !i.ifa_data.is_null())
+                // glibc gives a link what the kernel told: `struct rtnl_link_stats`.
+                .then(|| std::slice::from_raw_parts(i.ifa_data.cast::<u8>(), LINK_STATS));
+            Interface { name, flags: i.ifa_flags, addresses, data }.write(&mut w);
         }
         libc::freeifaddrs(list);
     }

@@ -9,7 +9,7 @@ use libc::{
     c_char, c_int, c_uint, c_ulong, if_nameindex as NameIndex, ifaddrs, sockaddr, sockaddr_storage,
 };
 use nk_attach::names::{
-    IFREQ, INTERFACE_REQUESTS, Interface, Outcome, Question, Reader, SIOCGIFCONF,
+    IFREQ, INTERFACE_REQUESTS, Interface, LINK_STATS, Outcome, Question, Reader, SIOCGIFCONF,
 };
 use nk_device::row::NoAnswer;
 
@@ -29,6 +29,7 @@ const UNION: usize = NAME;
 struct Slot {
     entry: ifaddrs,
     addresses: [sockaddr_storage; 3],
+    data: [u32; LINK_STATS / size_of::<u32>()],
     name: [u8; NAME],
 }
 
@@ -65,7 +66,7 @@ unsafe fn fill(r: &mut Reader<'_>, slots: *mut Slot, n: usize) -> Option<()> {
     for i in 0..n {
         let told = Interface::parse(r).filter(|t| t.name.len() < NAME)?;
         let slot = slots.wrapping_add(i);
-        // SAFETY: within the slots; a name and an address are no longer than their places.
+        // SAFETY: within the slots; a name and an address are no longer than their places, and neither are counters.
         unsafe {
             let name = &raw mut (*slot).name;
             name.cast::<u8>().copy_from_nonoverlapping(told.name.as_ptr(), told.name.len());
@@ -77,6 +78,12 @@ unsafe fn fill(r: &mut Reader<'_>, slots: *mut Slot, n: usize) -> Option<()> {
                     *place = to.cast::<sockaddr>();
                 }
             }
+            let mut data = null_mut();
+            if let Some(told) = told.data {
+                let to = &raw mut (*slot).data;
+                to.cast::<u8>().copy_from_nonoverlapping(told.as_ptr(), told.len().min(LINK_STATS));
+                data = to.cast();
+            }
             (*slot).entry = ifaddrs {
                 ifa_next: if i + 1 < n { slot.add(1).cast() } else { null_mut() },
                 ifa_name: name.cast(),
@@ -84,8 +91,7 @@ unsafe fn fill(r: &mut Reader<'_>, slots: *mut Slot, n: usize) -> Option<()> {
                 ifa_addr: places[0],
                 ifa_netmask: places[1],
                 ifa_ifu: places[2],
-                // Counters of a link: not asked for.
-                ifa_data: null_mut(),
+                ifa_data: data,
             };
         }
     }
@@ -97,7 +103,7 @@ fn list(p: &Process) -> Result<*mut ifaddrs, Option<c_int>> {
     const LIES: Option<c_int> = Some(libc::ENOBUFS);
     let answer = answer(p, &Question::Interfaces)?;
     let mut r = body(&answer).ok_or(LIES)?;
-    let n = r.count(6 * size_of::<u32>()).ok_or(LIES)?;
+    let n = r.count(7 * size_of::<u32>()).ok_or(LIES)?;
     if n == 0 {
         return Ok(null_mut());
     }
