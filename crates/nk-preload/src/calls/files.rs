@@ -28,20 +28,23 @@ const STREAMS: usize = 256;
 static STREAM: [AtomicUsize; STREAMS] = [const { AtomicUsize::new(0) }; STREAMS];
 static STREAM_FD: [AtomicI32; STREAMS] = [const { AtomicI32::new(-1) }; STREAMS];
 
-fn remember(stream: *mut c_void, fd: c_int) {
-    for (s, f) in STREAM.iter().zip(&STREAM_FD) {
-        if s.compare_exchange(0, stream as usize, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
-            f.store(fd, Ordering::Release);
-            return;
-        }
-    }
+/// The place's stream is being made.
+const COMING: usize = 1;
+
+/// A place for a stream on the descriptor: its index.
+fn take_place(fd: c_int) -> Option<usize> {
+    let take = |s: &AtomicUsize| {
+        s.compare_exchange(0, COMING, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+    };
+    let at = STREAM.iter().position(take)?;
+    STREAM_FD.get(at)?.store(fd, Ordering::Release);
+    Some(at)
 }
 
-fn forget(fd: c_int) {
-    for (s, f) in STREAM.iter().zip(&STREAM_FD) {
-        if f.compare_exchange(fd, -1, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
-            s.store(0, Ordering::Release);
-        }
+/// What is in the place now; 0 gives it back.
+fn set_place(at: Option<usize>, stream: usize) {
+    if let Some(s) = at.and_then(|at| STREAM.get(at)) {
+        s.store(stream, Ordering::Release);
     }
 }
 
@@ -86,6 +89,8 @@ pub unsafe extern "C" fn fileno_unlocked(stream: *mut c_void) -> c_int {
 
 /// Of a cookie, which is the descriptor's number: it is the stream that stands in the place of stdin, stdout or stderr.
 const STANDARD: usize = 1 << 32;
+/// From here, of any other cookie: one more than the stream's place, or 0.
+const PLACE_SHIFT: u32 = 33;
 
 unsafe extern "C" fn cookie_read(cookie: *mut c_void, to: *mut c_char, len: usize) -> isize {
     // SAFETY: the C library's own buffer.
@@ -100,7 +105,7 @@ unsafe extern "C" fn cookie_write(cookie: *mut c_void, from: *const c_char, len:
 unsafe extern "C" fn cookie_close(cookie: *mut c_void) -> c_int {
     let fd = cookie as usize as c_int;
     if cookie as usize & STANDARD == 0 {
-        forget(fd);
+        set_place((cookie as usize >> PLACE_SHIFT).checked_sub(1), 0);
     } else {
         forget_standard(fd);
     }
@@ -135,11 +140,11 @@ pub unsafe extern "C" fn fdopen(fd: c_int, mode: *const c_char) -> *mut c_void {
         if unsafe { CStr::from_ptr(mode) }.to_bytes().contains(&b'e') {
             sys::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC as usize);
         }
+        let place = take_place(fd);
+        let cookie = fd as usize | place.map_or(0, |at| (at + 1) << PLACE_SHIFT);
         // SAFETY: the program's C string.
-        let stream = unsafe { open(fd as usize, mode) };
-        if !stream.is_null() {
-            remember(stream, fd);
-        }
+        let stream = unsafe { open(cookie, mode) };
+        set_place(place, stream as usize);
         return stream;
     }
     type Fdopen = unsafe extern "C" fn(c_int, *const c_char) -> *mut c_void;
