@@ -4,11 +4,11 @@
 //! All memory is private, mapped once without reservation; entries change by atomic operations, so signal handlers may use
 //! every function here.
 
-use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use libc::c_int;
 
-use crate::sys;
+use crate::{borrowers, standin, sys};
 
 /// Descriptors that the table covers: Linux's default for fs.nr_open.
 pub const FDS_MAX: usize = 1 << 20;
@@ -63,7 +63,10 @@ impl Entry {
     }
 }
 
-static TABLE: AtomicPtr<AtomicU64> = AtomicPtr::new(core::ptr::null_mut());
+/// The table's address, with the number of borrowers ([`crate::borrowers`]) in the low bits: one word, so that a look tells both.
+static TABLE: AtomicUsize = AtomicUsize::new(0);
+/// Once it is that many nobody counts down any more.
+const BORROWERS_MAX: usize = 0xfff;
 static COUNTS: AtomicPtr<AtomicU32> = AtomicPtr::new(core::ptr::null_mut());
 static COUNTS_LEN: AtomicU32 = AtomicU32::new(0);
 /// One more than the highest descriptor ever entered: bounds scans.
@@ -71,7 +74,7 @@ static TOP: AtomicU32 = AtomicU32::new(0);
 
 /// Maps the tables for a device with `cells` sockets. `false` when there is no memory.
 pub fn init(cells: u32) -> bool {
-    if !TABLE.load(Ordering::Acquire).is_null() {
+    if TABLE.load(Ordering::Acquire) != 0 {
         return true;
     }
     let table = sys::map_private(FDS_MAX * size_of::<AtomicU64>());
@@ -81,17 +84,63 @@ pub fn init(cells: u32) -> bool {
     }
     COUNTS_LEN.store(cells, Ordering::Release);
     COUNTS.store(counts.cast(), Ordering::Release);
-    TABLE.store(table.cast(), Ordering::Release);
+    TABLE.store(table.expose_provenance(), Ordering::Release);
     true
 }
 
 fn slot(fd: c_int) -> Option<&'static AtomicU64> {
     let table = TABLE.load(Ordering::Acquire);
+    if table & BORROWERS_MAX != 0 {
+        return slot_of_borrowed(table, fd);
+    }
+    slot_at(table, fd)
+}
+
+/// While borrowers may be there: to one of them a number of a socket that it put something else onto is nobody's.
+#[cold]
+fn slot_of_borrowed(table: usize, fd: c_int) -> Option<&'static AtomicU64> {
+    let slot = slot_at(table & !BORROWERS_MAX, fd)?;
+    match Entry::from_word(slot.load(Ordering::Acquire)) {
+        Entry::Socket { id, generation }
+            if borrowers::lender().is_some() && !standin::stands_for(fd, id, generation) =>
+        {
+            None
+        }
+        _ => Some(slot),
+    }
+}
+
+fn slot_at(table: usize, fd: c_int) -> Option<&'static AtomicU64> {
+    let table = core::ptr::with_exposed_provenance::<AtomicU64>(table);
     if table.is_null() || fd < 0 || fd as usize >= FDS_MAX {
         return None;
     }
     // SAFETY: the table has FDS_MAX zero-initialised entries and is never unmapped.
     Some(unsafe { &*table.add(fd as usize) })
+}
+
+/// One more child will share this memory.
+pub(crate) fn add_borrower() {
+    let more = |t| (t & BORROWERS_MAX < BORROWERS_MAX).then_some(t + 1);
+    let _ = TABLE.fetch_update(Ordering::AcqRel, Ordering::Acquire, more);
+}
+
+/// One less.
+pub(crate) fn drop_borrower() {
+    let less = |t| (1..BORROWERS_MAX).contains(&(t & BORROWERS_MAX)).then_some(t - 1);
+    let _ = TABLE.fetch_update(Ordering::AcqRel, Ordering::Acquire, less);
+}
+
+/// There are none: in a forked child, whose memory is its own.
+pub(crate) fn forget_borrowers() {
+    TABLE.fetch_and(!BORROWERS_MAX, Ordering::AcqRel);
+}
+
+/// Whether some may be there.
+#[inline]
+#[must_use]
+pub(crate) fn has_borrowers() -> bool {
+    TABLE.load(Ordering::Relaxed) & BORROWERS_MAX != 0
 }
 
 fn count(id: u32) -> Option<&'static AtomicU32> {
@@ -209,16 +258,18 @@ pub fn holders(id: u32) -> u32 {
     count(id).map_or(0, |c| c.load(Ordering::Acquire) & USERS_MASK)
 }
 
-/// Notes that the daemon holds the socket as long as any descriptor for it is open. `false` when it was noted before.
-pub(crate) fn set_held(id: u32) -> bool {
-    count(id).is_some_and(|c| c.fetch_or(HELD, Ordering::AcqRel) & HELD == 0)
+/// Notes that the daemon holds the socket as long as any descriptor for it is open.
+pub(crate) fn set_held(id: u32) {
+    if let Some(c) = count(id) {
+        // Of one that nobody uses any more the note would be the next socket's of that id.
+        let used = |v| (v & USERS_MASK != 0).then_some(v | HELD);
+        let _ = c.fetch_update(Ordering::AcqRel, Ordering::Acquire, used);
+    }
 }
 
-/// Undoes [`set_held`].
-pub(crate) fn clear_held(id: u32) {
-    if let Some(c) = count(id) {
-        c.fetch_and(!HELD, Ordering::AcqRel);
-    }
+/// Whether that was noted.
+pub(crate) fn is_held(id: u32) -> bool {
+    count(id).is_some_and(|c| c.load(Ordering::Acquire) & HELD != 0)
 }
 
 /// In a forked child: threads that slept are not there, so only descriptors count.

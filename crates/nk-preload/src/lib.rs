@@ -13,6 +13,7 @@
 //! | [`process`] | this process as the device knows it: row, queue set, control socket |
 //! | [`fdtable`] | descriptor → socket, and how many descriptors this process has for each socket |
 //! | [`rings`] | pushing NQEs, ringing the engine, synchronous calls |
+//! | `borrowers` | children that share this memory and have descriptors of their own |
 //! | [`gate`] | keeps fork apart from calls that change descriptors |
 //! | `hangup` | whether nobody serves this process any more |
 //! | `names` | asking the guest's resolver |
@@ -20,6 +21,7 @@
 #![cfg_attr(not(test), no_std)]
 
 pub mod attach;
+mod borrowers;
 pub mod calls;
 pub mod control;
 mod datagram;

@@ -87,6 +87,9 @@ pub(crate) static FILENO_UNLOCKED: Next = Next::new(c"fileno_unlocked");
 pub(crate) static SETCANCELTYPE: Next = Next::new(c"pthread_setcanceltype");
 pub(crate) static VDPRINTF: Next = Next::new(c"vdprintf");
 pub(crate) static SYSTEM: Next = Next::new(c"system");
+pub(crate) static CLONE: Next = Next::new(c"clone");
+pub(crate) static OPENPTY: Next = Next::new(c"openpty");
+pub(crate) static LOGIN_TTY: Next = Next::new(c"login_tty");
 pub(crate) static POPEN: Next = Next::new(c"popen");
 pub(crate) static GETADDRINFO: Next = Next::new(c"getaddrinfo");
 pub(crate) static GETNAMEINFO: Next = Next::new(c"getnameinfo");
@@ -124,6 +127,7 @@ pub(crate) fn init() {
         &SYSTEM,
         &VDPRINTF,
         &POPEN,
+        &CLONE,
     ] {
         n.get();
     }

@@ -89,7 +89,7 @@ impl Process {
         unsafe { (*DEVICE.0.get()).assume_init_ref() }
     }
 
-    /// Whether the caller is this process, and not a child that shares its memory until it execs (vfork's, made past libc).
+    /// Whether the caller is this process, and not a child that shares its memory until it execs ([`crate::borrowers`]).
     #[must_use]
     pub(crate) fn is_caller(&self) -> bool {
         self.pid.load(Ordering::Acquire) == sys::getpid()
@@ -182,6 +182,7 @@ pub(crate) fn begin(device: Device, engine_fd: c_int, id: Identity) -> bool {
 /// This process has another identity: after a fork, in the child.
 pub(crate) fn become_identity(id: Identity) {
     crate::hangup::reset();
+    crate::borrowers::reset();
     PROCESS.pid.store(sys::getpid(), Ordering::Release);
     PROCESS.row.store(u32::from(id.row), Ordering::Release);
     PROCESS.qset.store(u32::from(id.qset), Ordering::Release);

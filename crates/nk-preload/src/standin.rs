@@ -8,11 +8,16 @@
 
 use core::sync::atomic::{AtomicI32, Ordering};
 
-use libc::{c_int, c_void};
-use nk_device::{Cell, Nqe, Op};
+use libc::c_int;
+use nk_device::row::Missed;
+use nk_device::{Nqe, Op};
 
 use crate::process::Process;
-use crate::{fdtable, gate, rings, sys};
+use crate::{borrowers, fdtable, gate, rings, sys};
+
+mod scan;
+
+pub use scan::{for_each_open_fd, import, release_others};
 
 const TAG: u64 = 0x4e4b;
 /// The anchor's.
@@ -81,6 +86,12 @@ pub fn read_tag(fd: c_int) -> Option<(u32, u16)> {
     Some((value as u32, (value >> 32) as u16))
 }
 
+/// Whether the descriptor is a stand-in of this socket, whose number the table says it is: its own, or one that sockets share.
+#[must_use]
+pub(crate) fn stands_for(fd: c_int, id: u32, generation: u16) -> bool {
+    tag_of(fd).is_some_and(|v| v == tag_word(id, generation) || v >> 48 == ANCHOR_TAG)
+}
+
 fn tag_of(fd: c_int) -> Option<u64> {
     let saved = sys::errno();
     let mut value = 0u64;
@@ -106,14 +117,51 @@ fn tag_of(fd: c_int) -> Option<u64> {
 /// # Errors
 /// As [`make`].
 pub(crate) fn share(flags: c_int) -> Result<c_int, c_int> {
-    let anchor = match ANCHOR.load(Ordering::Acquire) {
-        fd if fd >= 0 => fd,
-        _ => drop_anchor()?,
-    };
-    let command =
-        if flags & libc::SOCK_CLOEXEC != 0 { libc::F_DUPFD_CLOEXEC } else { libc::F_DUPFD };
-    let fd = sys::fcntl(anchor, command, 0);
-    if fd < 0 { Err(sys::errno()) } else { Ok(fd) }
+    if borrowers::lender().is_some() {
+        // Its descriptors are not in the table.
+        crate::process::count_missed(Missed::Call, libc::SYS_clone as u64);
+        return Err(libc::EACCES);
+    }
+    let cloexec = flags & libc::SOCK_CLOEXEC != 0;
+    let command = if cloexec { libc::F_DUPFD_CLOEXEC } else { libc::F_DUPFD };
+    loop {
+        let anchor = match ANCHOR.load(Ordering::Acquire) {
+            fd if fd >= 0 => fd,
+            _ => drop_anchor()?,
+        };
+        let fd = sys::fcntl(anchor, command, 0);
+        let why = sys::errno();
+        if ANCHOR.load(Ordering::Acquire) != anchor {
+            // Another thread gave it up, and by then its number may have been anything's.
+            if fd >= 0 {
+                sys::close(fd);
+            }
+            continue;
+        }
+        return match (fd, why) {
+            (-1, libc::EMFILE) => spend_anchor(anchor, cloexec),
+            (-1, e) => Err(e),
+            _ => Ok(fd),
+        };
+    }
+}
+
+/// No number is left but the anchor's: it becomes the stand-in itself, and the next socket finds none, or makes another anchor.
+fn spend_anchor(anchor: c_int, cloexec: bool) -> Result<c_int, c_int> {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: writes a local.
+    unsafe {
+        sys::system_call!(libc::SYS_prlimit64, 0, libc::RLIMIT_NOFILE, 0usize, &raw mut limit);
+    }
+    // One that was made before the limit was lowered is none of the numbers that the program may have.
+    let counts = libc::rlim_t::try_from(anchor).is_ok_and(|fd| fd < limit.rlim_cur);
+    if !counts || ANCHOR.compare_exchange(anchor, -1, Ordering::AcqRel, Ordering::Relaxed).is_err()
+    {
+        return Err(libc::EMFILE);
+    }
+    fdtable::swap(anchor, fdtable::Entry::None);
+    sys::fcntl(anchor, libc::F_SETFD, if cloexec { libc::FD_CLOEXEC as usize } else { 0 });
+    Ok(anchor)
 }
 
 /// Makes this process's anchor.
@@ -136,13 +184,14 @@ pub(crate) fn anchor_moved(from: c_int, to: c_int) {
     let _ = ANCHOR.compare_exchange(from, to, Ordering::AcqRel, Ordering::Relaxed);
 }
 
-/// This process has no anchor; those that share it keep it alive.
-pub(crate) fn weigh_anchor() {
+/// This process has no anchor; those that share it keep it alive. `false` when there was none.
+pub(crate) fn weigh_anchor() -> bool {
     let fd = ANCHOR.swap(-1, Ordering::AcqRel);
     if fd >= 0 {
         fdtable::swap(fd, fdtable::Entry::None);
         sys::close(fd);
     }
+    fd >= 0
 }
 
 /// As [`enter`], for a shared stand-in.
@@ -152,40 +201,56 @@ pub(crate) fn enter_shared(p: &Process, fd: c_int, id: u32, generation: u16) {
 }
 
 /// Gives the descriptor's socket a stand-in of its own, if it has none; its other descriptors here get the same, as dups are one file.
-/// No other thread changes descriptors meanwhile.
+/// No other thread changes descriptors meanwhile. `in_place`: with no number left it may be made on this one, which is free for a moment:
+/// for an exec, beside which there is hardly ever a thread that opens something.
 ///
 /// # Errors
 /// As [`make`].
-fn settle_alone(p: &Process, fd: c_int) -> Result<(), c_int> {
+fn settle_alone(p: &Process, fd: c_int, in_place: bool) -> Result<(), c_int> {
     let fdtable::Entry::Socket { id, generation } = fdtable::get(fd) else { return Ok(()) };
     if !fdtable::is_shared(fd) {
         return Ok(());
     }
     let nonblock = p.cell(id).is_some_and(|c| c.nonblock.load(Ordering::Relaxed) != 0);
     let flags = if nonblock { libc::SOCK_NONBLOCK } else { 0 };
-    let own = match make(id, generation, flags | libc::SOCK_CLOEXEC) {
+    let make_own = || make(id, generation, flags | libc::SOCK_CLOEXEC);
+    let is_cloexec = |fd| sys::fcntl(fd, libc::F_GETFD, 0) & libc::FD_CLOEXEC != 0;
+    let cloexec = is_cloexec(fd);
+    let own = match make_own() {
         // There is one number that can be spared.
-        Err(libc::EMFILE) if p.is_caller() && ANCHOR.load(Ordering::Acquire) >= 0 => {
-            weigh_anchor();
-            make(id, generation, flags | libc::SOCK_CLOEXEC)
+        Err(libc::EMFILE) if weigh_anchor() => make_own(),
+        Err(libc::EMFILE) if in_place => {
+            sys::close(fd);
+            let own = make_own();
+            match own {
+                Ok(own) if own == fd && !cloexec => drop(sys::fcntl(own, libc::F_SETFD, 0)),
+                Ok(_) => {}
+                Err(_) => {
+                    fdtable::swap(fd, fdtable::Entry::None);
+                    leave(p, id, generation);
+                }
+            }
+            own
         }
         made => made,
     }?;
     let mut result = Ok(());
-    let mut replace = |fd| {
-        let cloexec = sys::fcntl(fd, libc::F_GETFD, 0) & libc::FD_CLOEXEC != 0;
-        let flags = if cloexec { libc::O_CLOEXEC } else { 0 };
+    let mut replace = |other| {
+        if other == own {
+            fdtable::set_settled(other, id, generation);
+            return;
+        }
+        let stays = if other == fd { !cloexec } else { !is_cloexec(other) };
+        let flags = if stays { 0 } else { libc::O_CLOEXEC };
         // SAFETY: no memory is involved. It replaces the shared one at once.
-        let r = unsafe { sys::system_call!(libc::SYS_dup3, own, fd, flags) as c_int };
+        let r = unsafe { sys::system_call!(libc::SYS_dup3, own, other, flags) as c_int };
         if r < 0 {
             result = Err(sys::errno());
-        } else if p.is_caller()
-            // A child that shares this memory has descriptors of its own, and the table is not about them.
-            && !fdtable::set_settled(fd, id, generation)
-            && fdtable::get(fd) == fdtable::Entry::None
+        } else if !fdtable::set_settled(other, id, generation)
+            && fdtable::get(other) == fdtable::Entry::None
         {
             // Another thread closed it meanwhile.
-            sys::close(fd);
+            sys::close(other);
         }
     };
     if fdtable::holders(id) == 1 {
@@ -197,7 +262,9 @@ fn settle_alone(p: &Process, fd: c_int) -> Result<(), c_int> {
             }
         });
     }
-    sys::close(own);
+    if own != fd {
+        sys::close(own);
+    }
     result
 }
 
@@ -211,7 +278,12 @@ pub(crate) fn settle(fd: c_int) -> Result<(), c_int> {
     }
     let Some(p) = crate::process::process() else { return Ok(()) };
     let saved = sys::errno();
-    let r = gate::alone(p, || settle_alone(p, fd));
+    let r = match (borrowers::lender(), fdtable::get(fd)) {
+        (Some(p), fdtable::Entry::Socket { id, generation }) => {
+            borrowers::lend(p, fd, id, generation)
+        }
+        _ => gate::alone(p, || settle_alone(p, fd, false)),
+    };
     sys::set_errno(saved);
     r
 }
@@ -221,6 +293,9 @@ pub(crate) fn settle(fd: c_int) -> Result<(), c_int> {
 /// # Errors
 /// As [`make`].
 pub(crate) fn settle_inheritable(p: &Process) -> Result<(), c_int> {
+    if let Some(p) = borrowers::lender() {
+        return borrowers::lend_inheritable(p);
+    }
     let mut result = Ok(());
     gate::alone(p, || {
         fdtable::for_each_socket(|fd, _, _| {
@@ -228,7 +303,7 @@ pub(crate) fn settle_inheritable(p: &Process) -> Result<(), c_int> {
                 && fdtable::is_shared(fd)
                 && sys::fcntl(fd, libc::F_GETFD, 0) & libc::FD_CLOEXEC == 0
             {
-                result = settle_alone(p, fd);
+                result = settle_alone(p, fd, true);
             }
         });
     });
@@ -272,137 +347,5 @@ pub(crate) fn let_go(p: &Process, id: u32, generation: u16) {
     if unheld {
         // SO_LINGER {1, 0} is in the cell, where the service finds it.
         rings::push_job(p, &Nqe::new(Op::Close, id, generation));
-    }
-}
-
-#[repr(C, align(8))]
-struct Entries([u8; 4096]);
-
-/// Calls `f` for each open descriptor. Falls back to trying numbers where /proc is not mounted.
-pub fn for_each_open_fd(mut f: impl FnMut(c_int)) {
-    // SAFETY: a literal path; no other memory.
-    let dir = unsafe {
-        sys::system_call!(
-            libc::SYS_openat,
-            libc::AT_FDCWD,
-            c"/proc/self/fd".as_ptr(),
-            libc::O_RDONLY | libc::O_DIRECTORY | libc::O_CLOEXEC,
-        ) as c_int
-    };
-    if dir < 0 {
-        for fd in 0..4096 {
-            f(fd);
-        }
-        return;
-    }
-    let mut buffer = Entries([0; 4096]);
-    loop {
-        // SAFETY: the kernel writes at most 4096 bytes.
-        let n = unsafe {
-            sys::system_call!(
-                libc::SYS_getdents64,
-                dir,
-                (&raw mut buffer).cast::<c_void>(),
-                4096usize
-            )
-        };
-        let Ok(n) = usize::try_from(n) else { break };
-        if n == 0 {
-            break;
-        }
-        let mut at = 0;
-        // linux_dirent64: u64 inode, u64 offset, u16 length, u8 type, name.
-        while let Some(entry) = buffer.0.get(at..n)
-            && let Some(&[lo, hi]) = entry.get(16..18)
-        {
-            let mut fd: c_int = 0;
-            let mut digits = 0;
-            for b in entry.iter().skip(19) {
-                if !b.is_ascii_digit() {
-                    break;
-                }
-                fd = fd.wrapping_mul(10).wrapping_add(c_int::from(b - b'0'));
-                digits += 1;
-            }
-            if digits > 0 && fd != dir {
-                f(fd);
-            }
-            let len = usize::from(u16::from_le_bytes([lo, hi]));
-            if len == 0 {
-                break;
-            }
-            at += len;
-        }
-    }
-    sys::close(dir);
-}
-
-/// Finds the stand-ins among all open descriptors and enters them. For a process that starts.
-pub fn import(p: &Process) {
-    import_shared(p);
-    for_each_open_fd(|fd| {
-        if let Some((id, generation)) = read_tag(fd)
-            && p.cell(id)
-                .is_some_and(|c| c.generation.load(Ordering::Acquire) == u32::from(generation))
-        {
-            enter(p, fd, id, generation);
-        }
-    });
-}
-
-/// What the parent's table, copied by a raw fork, knows of shared stand-ins.
-fn import_shared(p: &Process) {
-    fdtable::for_each_socket(|fd, id, generation| {
-        let cell = p
-            .cell(id)
-            .filter(|c| c.generation.load(Ordering::Acquire) == u32::from(generation))
-            .filter(|_| tag_of(fd).is_some_and(|v| v >> 48 == ANCHOR_TAG));
-        match cell {
-            Some(cell) => cell.hold(p.row_number()),
-            None => {
-                fdtable::swap(fd, fdtable::Entry::None);
-                fdtable::drop_holder(id);
-            }
-        }
-    });
-}
-
-/// Clears this row's bit on all sockets that this process has no descriptor for: after an exec, what was CLOEXEC.
-///
-/// Only cells in memory are looked at: reading one that nobody used yet would allocate its page.
-pub fn release_others(p: &Process) {
-    let device = p.device();
-    let row = p.row_number();
-    let Some(first) = device.cell(0) else { return };
-    let start = (&raw const *first) as usize & !4095;
-    let cells = device.layout().cells;
-    let end = (&raw const *first) as usize + cells as usize * size_of::<Cell>();
-    let mut resident = [0u8; 256];
-    let mut at = start;
-    while at < end {
-        let pages = (end - at).div_ceil(4096).min(resident.len());
-        // SAFETY: within the mapping (rounded to its pages); writes `pages` bytes.
-        let r = unsafe {
-            sys::system_call!(libc::SYS_mincore, at, pages * 4096, resident.as_mut_ptr())
-        };
-        for (i, in_core) in resident.iter().take(pages).enumerate() {
-            if r == 0 && in_core & 1 == 0 {
-                continue;
-            }
-            // Cells that begin in this page: what is read of them lies at their beginning.
-            let page = (at + i * 4096).saturating_sub(&raw const *first as usize);
-            let ids = page.div_ceil(size_of::<Cell>())..(page + 4096).div_ceil(size_of::<Cell>());
-            for id in ids.map(|id| id as u32) {
-                if let Some(cell) = device.cell(id)
-                    && cell.is_held_by(row)
-                    && fdtable::holders(id) == 0
-                    && cell.release(row)
-                {
-                    let generation = cell.generation.load(Ordering::Acquire);
-                    rings::push_job(p, &Nqe::new(Op::Close, id, generation as u16));
-                }
-            }
-        }
-        at += pages * 4096;
     }
 }

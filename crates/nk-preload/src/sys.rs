@@ -240,6 +240,12 @@ impl SignalsBlocked {
         }
         SignalsBlocked { old }
     }
+
+    /// For a child, which unblocks them for itself.
+    #[must_use]
+    pub(crate) fn copy(&self) -> SignalsBlocked {
+        SignalsBlocked { old: self.old }
+    }
 }
 
 impl Default for SignalsBlocked {

@@ -8,7 +8,7 @@ use nk_device::{Nqe, Op};
 use super::{files, native};
 use crate::fdtable::{self, Entry};
 use crate::process::{Process, process};
-use crate::{events, gate, rings, standin, sys};
+use crate::{borrowers, events, gate, rings, standin, sys};
 
 /// Closes a descriptor of a socket: table entry, stand-in, and the socket when it was the last. The caller holds the gate.
 pub(crate) fn close_socket(p: &Process, fd: c_int, id: u32, generation: u16) -> c_int {
@@ -61,6 +61,9 @@ fn close_ours(fd: c_int, id: u32, generation: u16) -> c_int {
 pub extern "C" fn close(fd: c_int) -> c_int {
     match fdtable::get(fd) {
         Entry::None => sys::close(fd),
+        Entry::Socket { .. } | Entry::Epoll { .. } if borrowers::lender().is_some() => {
+            sys::close(fd)
+        }
         Entry::Socket { id, generation } => {
             let r = close_ours(fd, id, generation);
             files::follow(fd);
@@ -163,8 +166,18 @@ fn copied(p: &Process, old: Entry, new: c_int, shared: bool) {
     }
 }
 
+/// A borrower's copy: not entered, and of a socket one that says which it is.
+fn copy_borrowed(p: &Process, old: c_int, entry: Entry, make: impl FnOnce() -> c_int) -> c_int {
+    if let Entry::Socket { id, generation } = entry
+        && let Err(e) = borrowers::lend(p, old, id, generation)
+    {
+        return sys::fail(e);
+    }
+    make()
+}
+
 /// A native call that makes a copy of `old` on a descriptor of the kernel's choice.
-fn copy_to_new(old: c_int, make: impl FnOnce() -> c_int) -> c_int {
+fn copy_to_new(old: c_int, make: impl Fn() -> c_int) -> c_int {
     let entry = fdtable::get(old);
     if entry == Entry::None {
         return make();
@@ -173,10 +186,17 @@ fn copy_to_new(old: c_int, make: impl FnOnce() -> c_int) -> c_int {
     if entry == Entry::Internal {
         return sys::fail(libc::EBADF);
     }
+    if let Some(p) = borrowers::lender() {
+        return copy_borrowed(p, old, entry, make);
+    }
     let new = {
         let _changing = gate::enter();
         let shared = fdtable::is_shared(old);
-        let new = make();
+        let new = match make() {
+            // There is one number that can be spared.
+            -1 if sys::errno() == libc::EMFILE && standin::weigh_anchor() => make(),
+            new => new,
+        };
         if new >= 0 {
             copied(p, fdtable::get(old), new, shared);
         }
@@ -195,6 +215,11 @@ fn copy_onto(old: c_int, new: c_int, make: impl FnOnce() -> c_int) -> c_int {
     let Some(p) = process() else { return make() };
     if from == Entry::Internal {
         return sys::fail(libc::EBADF);
+    }
+    if let Some(p) = borrowers::lender() {
+        // Without our own descriptors it could lend nothing.
+        let would_lose = to == Entry::Internal;
+        return if would_lose { sys::fail(libc::EBUSY) } else { copy_borrowed(p, old, from, make) };
     }
     let changing = gate::enter();
     if fdtable::get(new) == Entry::Internal && !move_internal(p, new) {

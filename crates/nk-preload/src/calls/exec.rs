@@ -11,8 +11,8 @@ use nk_elfcheck::Verdict;
 use super::environment::{Environment, environment, for_each, for_each_candidate};
 use super::native;
 use crate::process::{Process, process};
-use crate::standin;
 use crate::sys::{self, Memory};
+use crate::{borrowers, standin};
 
 pub(crate) type Strings = *const *const c_char;
 
@@ -48,6 +48,13 @@ fn marked(p: &Process, envp: Strings, exec: impl FnOnce(Strings) -> c_int) -> c_
         Ok(e) => e,
         Err(e) => return sys::fail(e),
     };
+    if !p.is_caller() {
+        // The row is its parent's.
+        return match borrowers::lend_inheritable(p) {
+            Ok(()) => exec(environment.as_ptr()),
+            Err(e) => sys::fail(e),
+        };
+    }
     if let Err(e) = standin::settle_inheritable(p) {
         return sys::fail(e);
     }

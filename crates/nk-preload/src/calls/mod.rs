@@ -3,6 +3,7 @@
 
 pub mod accept;
 pub mod address;
+pub mod clone;
 pub mod control;
 mod control_messages;
 mod datagrams;

@@ -17,14 +17,22 @@ use crate::{standin, sys};
 
 /// With one of these the child shares what a guest's process has of its own.
 const SHARES: u64 = (libc::CLONE_VM | libc::CLONE_FILES | libc::CLONE_THREAD) as u64;
+/// vfork's, which is served as fork ([`crate::fork`]).
+const VFORKS: u64 = (libc::CLONE_VM | libc::CLONE_VFORK) as u64;
 /// `clone_args` up to the first field that came later.
 const CLONE_ARGS_SIZE: usize = 64;
 
-/// Whether the call makes a process with memory and descriptors of its own that goes on where this one is.
-fn is_fork(number: c_long, a: [usize; 6]) -> bool {
-    match number {
+/// The call that makes a process with memory and descriptors of its own that goes on where this one is, if that is what is asked for.
+fn as_fork(number: c_long, a: [usize; 6]) -> Option<(c_long, [usize; 6])> {
+    let is_fork = match number {
         #[cfg(target_arch = "x86_64")]
         libc::SYS_fork => true,
+        #[cfg(target_arch = "x86_64")]
+        libc::SYS_vfork => return Some((libc::SYS_fork, a)),
+        libc::SYS_clone if a[0] as u64 & VFORKS == VFORKS => {
+            let own = a[0] & !(libc::CLONE_VM as usize);
+            return as_fork(number, [own, a[1], a[2], a[3], a[4], a[5]]);
+        }
         libc::SYS_clone => a[0] as u64 & SHARES == 0 && a[1] == 0,
         libc::SYS_clone3 if a[0] != 0 && a[1] >= CLONE_ARGS_SIZE => {
             let args = a[0] as *const u64;
@@ -33,7 +41,8 @@ fn is_fork(number: c_long, a: [usize; 6]) -> bool {
             flags & SHARES == 0 && stack == 0
         }
         _ => false,
-    }
+    };
+    is_fork.then_some((number, a))
 }
 
 /// What changes which descriptors there are, where one of ours is concerned: the table has to follow.
@@ -48,8 +57,7 @@ fn change_descriptors(number: c_long, a: [usize; 6]) -> Option<c_int> {
         libc::SYS_close_range => fdtable::top() != 0,
         _ => false,
     };
-    // A child that shares this memory has descriptors of its own, and the table is not about them.
-    if !concerns_us || !process()?.is_caller() {
+    if !concerns_us {
         return None;
     }
     Some(match number {
@@ -79,14 +87,14 @@ pub unsafe extern "C" fn syscall(
     let arguments = [a, b, c, d, e, f];
     // SAFETY: the caller's promise.
     let native = || unsafe { sys::call(number, arguments) };
-    if is_fork(number, arguments)
+    if let Some((number, arguments)) = as_fork(number, arguments)
         && let Some(p) = process()
     {
-        return fork_as_guest(p, || native() as pid_t).into();
+        // SAFETY: the caller's promise.
+        return fork_as_guest(p, || unsafe { sys::call(number, arguments) } as pid_t).into();
     }
     if matches!(number, libc::SYS_execve | libc::SYS_execveat)
         && let Some(p) = process()
-        && p.is_caller()
         && let Err(e) = standin::settle_inheritable(p)
     {
         return sys::fail(e).into();

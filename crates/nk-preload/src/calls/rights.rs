@@ -14,7 +14,7 @@ use super::files;
 use crate::fdtable::{self, Entry};
 use crate::io::Open;
 use crate::process::{Process, process};
-use crate::{control, gate, standin, sys};
+use crate::{borrowers, control, gate, standin, sys};
 
 /// Calls `f` with each descriptor in the message's control data, until it fails.
 fn for_each_right(m: &msghdr, mut f: impl FnMut(c_int) -> Result<(), c_int>) -> Result<(), c_int> {
@@ -63,33 +63,15 @@ pub(crate) fn about_to_send(message: *const msghdr) -> Result<(), c_int> {
 /// # Errors
 /// EMFILE and the like, or the daemon's refusal.
 pub(crate) fn hold(p: &Process, id: u32, generation: u16) -> Result<(), c_int> {
-    if !fdtable::set_held(id) {
+    if borrowers::lender().is_some() {
+        return borrowers::lend_all(p, id, generation);
+    }
+    if fdtable::is_held(id) {
         return Ok(());
     }
-    let r = hold_by_pair(p, id, generation);
-    if r.is_err() {
-        fdtable::clear_held(id);
-    }
-    r
-}
-
-fn hold_by_pair(p: &Process, id: u32, generation: u16) -> Result<(), c_int> {
-    let [near, far] = sys::seqpacket_pair()?;
-    let r = swap_in(p, near, far, id, generation);
-    sys::close(near);
-    sys::close(far);
-    r
-}
-
-fn swap_in(p: &Process, near: c_int, far: c_int, id: u32, generation: u16) -> Result<(), c_int> {
-    standin::tag(near, id, generation)?;
-    if p.cell(id).is_some_and(|c| c.nonblock.load(Ordering::Relaxed) != 0) {
-        sys::fcntl(near, libc::F_SETFL, (libc::O_NONBLOCK | libc::O_RDWR) as usize);
-    }
-    let mut message = Message::new(Kind::Hold);
-    message.a = id.into();
-    message.b = generation.into();
-    control::request(p, &message, &[far])?;
+    // Several threads may come here at once: each has the daemon's word for a pair before it says so, and one pair in the place of
+    // another is as good.
+    let near = pair_for(p, id, generation)?;
     gate::alone(p, || {
         fdtable::for_each_socket(|fd, i, g| {
             if (i, g) == (id, generation) {
@@ -98,10 +80,43 @@ fn swap_in(p: &Process, near: c_int, far: c_int, id: u32, generation: u16) -> Re
                 // SAFETY: no memory is involved. It replaces the old stand-in at once.
                 unsafe { sys::system_call!(libc::SYS_dup3, near, fd, flags) };
                 fdtable::set_settled(fd, id, generation);
+                fdtable::set_held(id);
             }
         });
     });
+    sys::close(near);
     Ok(())
+}
+
+/// A stand-in of the socket, close-on-exec, whose other end the daemon has: it holds the socket as long as a copy of this one is open anywhere.
+///
+/// # Errors
+/// EMFILE and the like, or the daemon's refusal.
+pub(crate) fn pair_for(p: &Process, id: u32, generation: u16) -> Result<c_int, c_int> {
+    let [near, far] = sys::seqpacket_pair()?;
+    let r = give_far_end(p, near, far, id, generation);
+    sys::close(far);
+    if r.is_err() {
+        sys::close(near);
+    }
+    r.map(|()| near)
+}
+
+fn give_far_end(
+    p: &Process,
+    near: c_int,
+    far: c_int,
+    id: u32,
+    generation: u16,
+) -> Result<(), c_int> {
+    standin::tag(near, id, generation)?;
+    if p.cell(id).is_some_and(|c| c.nonblock.load(Ordering::Relaxed) != 0) {
+        sys::fcntl(near, libc::F_SETFL, (libc::O_NONBLOCK | libc::O_RDWR) as usize);
+    }
+    let mut message = Message::new(Kind::Hold);
+    message.a = id.into();
+    message.b = generation.into();
+    control::request(p, &message, &[far]).map(drop)
 }
 
 /// A native recvmsg, after which what came is entered.
@@ -124,6 +139,9 @@ pub(crate) fn import(message: *const msghdr) {
     // SAFETY: the kernel has just filled it.
     let m = unsafe { message.read() };
     if m.msg_controllen == 0 {
+        return;
+    }
+    if borrowers::lender().is_some() {
         return;
     }
     let _ = for_each_right(&m, |fd| {
