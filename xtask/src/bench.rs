@@ -246,8 +246,9 @@ fn describe(plan: &Plan, words: &[String]) -> Result<()> {
     let command: String = words.iter().map(|w| format!(" {w}")).collect();
     println!("Command: `cargo xtask bench{command}`.\n");
     println!(
-        "- machine: {} CPUs, {}, Linux {}",
+        "- machine: {} CPUs ({}), {}, Linux {}",
         cpus(),
+        place::list(&place::allowed()?),
         model.trim_start_matches([' ', '\t', ':']),
         rustix::system::uname().release().to_string_lossy()
     );

@@ -9,13 +9,15 @@ use serde_json::Value;
 
 use super::Plan;
 use super::http::number;
-use super::place::{Placement, all, pinned};
+use super::place::{Placement, all, words};
 use super::table::{Figure, by_figure, head, line};
 use crate::measure::{Spread, busy_during};
 use crate::workspace;
 
 const RATE: Figure = ("Gbit/s", 2);
 const COST: Figure = ("machine's CPU, ms/GB", 0);
+
+const IPERF3: &str = "/usr/bin/iperf3";
 
 #[derive(Debug, Clone, Copy)]
 struct Stream {
@@ -55,7 +57,7 @@ fn by_placement(
     let world = plan.world()?;
     head();
     for stream in streams {
-        let runs: Vec<(Side, Placement)> = all()
+        let runs: Vec<(Side, Placement)> = all()?
             .flat_map(|place| [(Side::Plain, place), (Side::Guest, place)])
             .filter(|(side, place)| *side == Side::Guest || !place.for_guests_only)
             .collect();
@@ -72,7 +74,7 @@ fn by_placement(
             let at = runs.iter().position(|run| *run == (side, place))?;
             spreads.get(at).copied()
         };
-        for place in all() {
+        for place in all()? {
             let (native, guest) = (found(Side::Plain, place), found(Side::Guest, place));
             for (index, name) in [RATE, COST].into_iter().enumerate() {
                 let of = |spreads: Option<[Spread; 2]>| spreads?.get(index).copied();
@@ -94,12 +96,6 @@ fn by_placement(
     world.close()
 }
 
-/// Words that run a program on some CPUs.
-fn words(program: &str, cpus: Option<&str>, rest: &[&str]) -> Vec<String> {
-    let rest = [program].into_iter().chain(rest.iter().copied()).map(str::to_owned);
-    pinned(cpus).into_iter().chain(rest).collect()
-}
-
 fn source(
     plan: &Plan,
     world: &World,
@@ -113,12 +109,12 @@ fn source(
     let mut sink = world.start(
         "sink",
         Side::Plain,
-        &words(&program, place.peer, &["sink", "--port", &port]),
+        &words(place.peer, &program, &["sink", "--port", &port])?,
     )?;
     wait_for_listener(&mut sink, port.parse()?)?;
     let options = ["source", "--port", &port, "--bytes", stream.length, "--seconds", &seconds];
     let limit = Duration::from_secs(u64::from(plan.seconds) + 20);
-    let text = world.run(side, &words(&program, place.program, &options), limit)?;
+    let text = world.run(side, &words(place.program, &program, &options)?, limit)?;
     sink.finish(Duration::from_secs(10))?;
     let report: Value = serde_json::from_str(&text).context("nk-load's report")?;
     Ok([number(&report, "gbit_per_second")?, number(&report, "machine_cpu_ms_per_gb")?])
@@ -134,11 +130,10 @@ fn iperf3(
     place.move_daemon(world)?;
     let port = free_port()?;
     let (port_text, seconds) = (port.to_string(), plan.seconds.to_string());
-    let words = |cpus: Option<&str>, rest: &[&str]| words("/usr/bin/iperf3", cpus, rest);
     let mut peer = world.start(
         "iperf3-peer",
         Side::Plain,
-        &words(place.peer, &["-s", "-1", "-p", &port_text]),
+        &words(place.peer, IPERF3, &["-s", "-1", "-p", &port_text])?,
     )?;
     wait_for_listener(&mut peer, port)?;
     let mut client = vec!["-c", "127.0.0.1", "-p", &port_text, "-t", &seconds, "-J"];
@@ -147,7 +142,7 @@ fn iperf3(
         client.push("-R");
     }
     let limit = Duration::from_secs(u64::from(plan.seconds) + 20);
-    let client = world.start("iperf3", side, &words(place.program, &client))?;
+    let client = world.start("iperf3", side, &words(place.program, IPERF3, &client)?)?;
     let (text, busy) = busy_during(|| client.ok(limit))?;
     peer.finish(Duration::from_secs(10))?;
     let report: Value = serde_json::from_str(&text).context("iperf3's report")?;

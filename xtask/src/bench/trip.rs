@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::Plan;
 use super::http::number;
-use super::place::{Placement, all, pinned};
+use super::place::{Placement, all, words};
 use super::table::{Figure, head, in_turn, lines};
 use crate::workspace;
 
@@ -18,7 +18,7 @@ const FIGURES: [Figure; 3] =
 pub(super) fn trip(plan: &Plan) -> Result<()> {
     let world = plan.world()?;
     head();
-    for place in all() {
+    for place in all()? {
         let both = in_turn(plan.rounds, |side| sample(plan, &world, side, place))?;
         lines(place.name, FIGURES, &both);
     }
@@ -30,16 +30,15 @@ fn sample(plan: &Plan, world: &World, side: Side, place: Placement) -> Result<[f
     let program = workspace::release("nk-load")?.display().to_string();
     let (port, seconds) = (free_port()?, plan.seconds.to_string());
     let port_text = port.to_string();
-    let words = |cpus: Option<&str>, rest: &[&str]| -> Vec<String> {
-        let rest = [program.as_str()].into_iter().chain(rest.iter().copied()).map(str::to_owned);
-        pinned(cpus).into_iter().chain(rest).collect()
-    };
-    let mut echo =
-        world.start("echo", side, &words(place.program, &["echo", "--port", &port_text]))?;
+    let mut echo = world.start(
+        "echo",
+        side,
+        &words(place.program, &program, &["echo", "--port", &port_text])?,
+    )?;
     wait_for_listener(&mut echo, port)?;
     let ping = ["ping", "--port", &port_text, "--bytes", "64", "--seconds", &seconds];
     let limit = Duration::from_secs(u64::from(plan.seconds) + 20);
-    let text = world.run(Side::Plain, &words(place.peer, &ping), limit)?;
+    let text = world.run(Side::Plain, &words(place.peer, &program, &ping)?, limit)?;
     let report: Value = serde_json::from_str(&text).context("nk-load's report")?;
     echo.signal(rustix::process::Signal::KILL)?;
     echo.finish(Duration::from_secs(10))?;
