@@ -41,7 +41,7 @@ pub(crate) fn background(over: Duration) -> Result<f64> {
         std::thread::sleep(over);
         Ok(())
     })?;
-    Ok(busy.as_secs_f64() / begun.elapsed().as_secs_f64() / cpus() as f64)
+    Ok(busy.as_secs_f64() / begun.elapsed().as_secs_f64() / procfs::machine_cpus()? as f64)
 }
 
 pub(crate) fn cpus() -> usize {

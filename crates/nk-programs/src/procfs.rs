@@ -131,6 +131,15 @@ pub fn machine_busy() -> Result<Duration> {
     Ok(Duration::from_millis(busy * 1000 / TICKS_PER_SECOND))
 }
 
+/// The CPUs that [`machine_busy`] speaks of: all that are online, whatever this process may use.
+pub fn machine_cpus() -> Result<usize> {
+    let text = fs::read_to_string("/proc/stat").context("/proc/stat")?;
+    let numbered = |line: &&str| {
+        line.strip_prefix("cpu").is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()))
+    };
+    Ok(text.lines().filter(numbered).count())
+}
+
 /// Resident memory without what is mapped shared (a guest's device is counted in the guest and in the daemon).
 #[must_use]
 pub fn private_memory_bytes(pid: u32) -> u64 {
