@@ -9,7 +9,9 @@
 //! | [`idle`] | `idle`, `memory`: connections on which nothing happens |
 //! | [`isolation`] | `caps`, `isolation`: several guests at once |
 //! | [`multiplex`] | `multiplex`: three gateways on one NSM or on three |
+//! | [`scale`] | `scale`: more and more busy guests |
 //! | [`guests`] | `guests`: a busy guest beside many idle ones |
+//! | [`small`] | the server that several run of |
 //! | [`table`] | both sides in turn, and the lines of the tables |
 //! | [`place`] | on which CPUs what runs |
 //!
@@ -22,6 +24,8 @@ mod idle;
 mod isolation;
 mod multiplex;
 mod place;
+mod scale;
+mod small;
 mod store;
 mod stream;
 mod table;
@@ -80,6 +84,11 @@ const SUITES: &[Suite] = &[
         name: "multiplex",
         about: "three gateways with bursts, on one NSM or on three",
         body: multiplex::multiplex,
+    },
+    Suite {
+        name: "scale",
+        about: "more and more busy guests, an NSM each or one for all",
+        body: scale::scale,
     },
     Suite { name: "switch", about: "`nk bench switch`", body: switch },
 ];

@@ -1,18 +1,17 @@
 //! `multiplex`: the paper's multiplexing experiment in small. Three gateways with bursts in turn, each on an NSM of its own or all on one: the
 //! machine's CPU for the same requests, and their latency.
 
-use std::fs;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use nk_programs::nginx::Nginx;
 use nk_programs::process::Running;
-use nk_programs::world::{Side, World, free_port, wait_for_port};
-use rustix::process::Signal;
+use nk_programs::world::{Side, World};
 use serde_json::Value;
 
 use super::Plan;
 use super::http::number;
+use super::small::Small;
 use super::table::show;
 use crate::measure::{busy_during, spread};
 use crate::workspace;
@@ -27,7 +26,7 @@ const CONNECTIONS: &str = "16";
 struct Host {
     world: World,
     origin: Nginx,
-    gateways: Vec<(Running, u16)>,
+    gateways: Vec<Small>,
 }
 
 /// Of one round: CPU per request, p99 of the bursts (the worst of three) and of the rest.
@@ -104,9 +103,9 @@ impl Host {
         let program = workspace::release("nk-load")?.display().to_string();
         let seconds = plan.seconds.to_string();
         let mut loads = Vec::new();
-        for (at, (_, port)) in self.gateways.iter().enumerate() {
+        for (at, gateway) in self.gateways.iter().enumerate() {
             let rate = if at == bursting { BURST } else { CALM }.to_string();
-            let port = port.to_string();
+            let port = gateway.port.to_string();
             let words = ["http", "--port", &port, "--rate", &rate, "--connections", CONNECTIONS];
             let words = [&[program.as_str()][..], &words, &["--seconds", &seconds]].concat();
             loads.push(self.world.start("load", Side::Plain, &words)?);
@@ -118,33 +117,18 @@ impl Host {
     }
 
     fn stop(self) -> Result<()> {
-        for (gateway, _) in self.gateways {
-            gateway.stop(Signal::TERM, Duration::from_secs(15))?;
-        }
+        self.gateways.into_iter().try_for_each(Small::stop)?;
         self.origin.stop()?;
         self.world.close()
     }
 }
 
 /// nginx that asks another for everything.
-fn gateway(world: &World, guest: &str, origin: u16) -> Result<(Running, u16)> {
-    let port = free_port()?;
-    let home = world.dir.join(guest);
-    fs::create_dir_all(&home)?;
-    let home = home.display();
-    let config = format!(
-        "user root; worker_processes 1; pid {home}/pid; error_log {home}/error.log;
-events {{ worker_connections 1024; }}
-http {{ access_log off; keepalive_requests 100000000; client_body_temp_path {home}/b; proxy_temp_path {home}/p;
-fastcgi_temp_path {home}/f; uwsgi_temp_path {home}/u; scgi_temp_path {home}/s;
-upstream origin {{ server 127.0.0.1:{origin}; keepalive 32; keepalive_requests 100000000; }}
-server {{ listen 127.0.0.1:{port};
-location / {{ proxy_pass http://origin; proxy_http_version 1.1; proxy_set_header Connection \"\"; }} }} }}
-"
+fn gateway(world: &World, guest: &str, origin: u16) -> Result<Small> {
+    let upstream = format!(
+        "upstream origin {{ server 127.0.0.1:{origin}; keepalive 32; keepalive_requests 100000000; }}"
     );
-    let file = world.write(&format!("{guest}.conf"), config)?;
-    let mut running =
-        world.start_as(guest, &["/usr/sbin/nginx", "-c", &file, "-g", "daemon off;"])?;
-    wait_for_port(&mut running, port)?;
-    Ok((running, port))
+    let location =
+        "proxy_pass http://origin; proxy_http_version 1.1; proxy_set_header Connection \"\";";
+    Small::start(world, guest, Some(guest), &upstream, location)
 }
