@@ -3,6 +3,7 @@
 
 mod crowd;
 mod limits;
+mod metrics;
 mod networks;
 mod ownership;
 
@@ -15,7 +16,8 @@ use crate::suite::{Body, GUESTS_ONLY, Group, Test};
 use crate::world::World;
 
 pub(crate) fn tests() -> Vec<Test> {
-    [limits::tests(), ownership::tests(), networks::tests(), crowd::tests()].concat()
+    [limits::tests(), ownership::tests(), networks::tests(), crowd::tests(), metrics::tests()]
+        .concat()
 }
 
 fn guests_only(tests: &[(&'static str, Body)]) -> Vec<Test> {

@@ -15,6 +15,7 @@
 mod bench;
 mod daemon;
 mod doctor;
+mod metrics;
 mod order;
 mod query;
 mod run;
@@ -89,6 +90,8 @@ Exit status: the command's; 126 when it cannot be run as a guest, 127 when it is
         #[command(flatten)]
         from: query::From,
     },
+    /// Print what Prometheus is to know of the daemon's guests and NSMs (OpenMetrics)
+    Metrics(metrics::Options),
     /// Say which calls, options and binaries of a guest's process were not redirected
     Why {
         #[command(flatten)]
@@ -182,6 +185,7 @@ fn start(cli: Cli) -> Result<(), Failure> {
         Command::Guests { from } => query::guests(&from),
         Command::Guest { command } => order::guest(&command),
         Command::Flows { from } => query::flows(&from),
+        Command::Metrics(options) => metrics::metrics(&options),
         Command::Why { from, pid } => query::why(&from, pid),
         Command::Doctor { json } => doctor::doctor(json),
         Command::Bench { command } => bench::bench(&command),

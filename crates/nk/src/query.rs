@@ -39,7 +39,7 @@ pub(crate) fn request(socket: &Path, kind: Kind, text: &str) -> Result<Fds, (i32
 }
 
 /// One daemon's answer.
-fn ask(socket: &Path, question: &str) -> Result<Value, (i32, String)> {
+pub(crate) fn ask(socket: &Path, question: &str) -> Result<Value, (i32, String)> {
     let mut fds = request(socket, Kind::Query, question)?;
     let Some(memfd) = fds.take(0) else { return Err((libc::EPROTO, "an empty answer".into())) };
     let mut text = String::new();

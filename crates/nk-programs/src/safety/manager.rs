@@ -16,6 +16,17 @@ use crate::world::{Mode, Side, World};
 
 const PYTHON: &str = "/usr/bin/python3";
 const UNIT: &str = include_str!("../../../../contrib/systemd/netkernel.service");
+/// Those of `nk metrics`, which belong together.
+const METRICS: [(&str, &str); 2] = [
+    (
+        "netkernel-metrics.socket",
+        include_str!("../../../../contrib/systemd/netkernel-metrics.socket"),
+    ),
+    (
+        "netkernel-metrics@.service",
+        include_str!("../../../../contrib/systemd/netkernel-metrics@.service"),
+    ),
+];
 /// Waits for bytes that never come, and says how that ended.
 const GUEST: &str = "
 import errno, socket
@@ -47,33 +58,40 @@ except OSError as e:
 pub(super) fn tests() -> Vec<Test> {
     let test = Test::alone(Group::Safety, &[Mode::GUEST_SERVER]);
     vec![
-        test("the systemd unit is right", unit),
+        test("the systemd units are right", units),
         test("a service manager is told how the daemon fares", told),
         test("a daemon that ends tells its guests also without a keeper", without_keeper),
     ]
 }
 
-fn unit(world: &mut World, _: Mode) -> Result<String> {
-    let line = "/usr/local/bin/nk daemon";
-    ensure!(UNIT.contains(line), "the unit does not start {line:?}");
-    let mut text = UNIT.replace("/usr/local/bin/nk", world.nk()?);
-    let verify = |world: &World, text: &str| -> Result<(bool, String)> {
-        let file = world.write("netkernel.service", text)?;
-        let output = Command::new("/usr/bin/systemd-analyze")
-            .args(["verify", "--man=no", &file])
-            .output()
-            .context("systemd-analyze, of Debian's package systemd")?;
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        let own = said.lines().filter(|l| l.contains("netkernel.service"));
-        let own: Vec<&str> = own.collect();
-        Ok((output.status.success() && own.is_empty(), own.join("; ")))
-    };
-    let (is_right, said) = verify(world, &text)?;
-    ensure!(is_right, "{said}");
-    text = text.replace("KillMode=process", "KillMode=moon");
-    let (is_right, _) = verify(world, &text)?;
+fn units(world: &mut World, _: Mode) -> Result<String> {
+    let (line, own) = ("/usr/local/bin/nk", world.nk()?.to_owned());
+    ensure!(UNIT.contains(&format!("{line} daemon")), "the unit does not start {line:?}");
+    let text = UNIT.replace(line, &own);
+    for (name, text) in METRICS {
+        world.write(name, text.replace(line, &own))?;
+    }
+    let [(socket, _), (scrape, _)] = METRICS;
+    world.write("netkernel.service", &text)?;
+    for name in ["netkernel.service", socket, scrape] {
+        let (is_right, said) = verify(world, name)?;
+        ensure!(is_right, "{name}: {said}");
+    }
+    world.write("netkernel.service", text.replace("KillMode=process", "KillMode=moon"))?;
+    let (is_right, _) = verify(world, "netkernel.service")?;
     ensure!(!is_right, "systemd-analyze finds no mistake in {text}");
     Ok("systemd-analyze verify has nothing to say".to_owned())
+}
+
+/// Whether a unit in the test's directory is right, and what is said of it.
+fn verify(world: &World, name: &str) -> Result<(bool, String)> {
+    let output = Command::new("/usr/bin/systemd-analyze")
+        .args(["verify", "--man=no", &world.path(name)])
+        .output()
+        .context("systemd-analyze, of Debian's package systemd")?;
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    let own: Vec<&str> = said.lines().filter(|l| l.contains("netkernel")).collect();
+    Ok((output.status.success() && own.is_empty(), own.join("; ")))
 }
 
 /// The words of one message.
