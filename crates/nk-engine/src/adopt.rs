@@ -1,7 +1,9 @@
 //! Going on after the death of the engine that served a guest before: its tables are made again of the device. Where the service outlived
 //! that engine, [`crate::kept`] has the rest.
 
-use nk_device::cell::{GF_CONNECT_CALLED, SF_CONNECTED, SF_CONNECTING, SF_DEAD, SF_LISTENING};
+use nk_device::cell::{
+    CLAIMED_BY_HOST, GF_CONNECT_CALLED, SF_CONNECTED, SF_CONNECTING, SF_DEAD, SF_LISTENING,
+};
 use nk_device::header::ENGINE_UP;
 use nk_device::sync::Ordering;
 use nk_device::{Cell, Nqe, Op};
@@ -77,10 +79,7 @@ impl Parts<'_> {
         }
         let mut known = Known::of(adoption.kept.as_ref());
         match &adoption.kept {
-            Some(kept) => {
-                known.lost = self.connects_on_the_rings(false);
-                self.compare_rows(kept);
-            }
+            Some(_) => known.lost = self.connects_on_the_rings(false),
             None => {
                 for q in 0..self.guest.qsets.len() as u16 {
                     self.guest.drop_stale(q);
@@ -98,6 +97,9 @@ impl Parts<'_> {
             self.adopt_cell(id, generation, cell, adoption, &known);
         }
         if let Some(kept) = &adoption.kept {
+            // Once the cells tell which connections are lost, and it is known how far there are sockets: what their rings name of a dead
+            // row's is looked for there.
+            self.compare_rows(kept);
             self.go_on(kept, &known, out);
         }
         header.epoch.fetch_add(1, Ordering::SeqCst);
@@ -171,9 +173,11 @@ impl Parts<'_> {
                 s.grant_index = index;
             } else if adoption.kept.is_some()
                 && cell.in_use.load(Ordering::Relaxed) != 0
-                && cell.state.load(Ordering::Relaxed) & SF_DEAD != 0
+                && (!datagram || cell.state.load(Ordering::Relaxed) & SF_DEAD != 0)
             {
-                // Lost with an NSM before: the service that lives on knows the leases that its ring names, and takes them back.
+                // Lost with an NSM before, or one of an NSM that forgot the guest with the daemon's death: the service that lives on
+                // knows the leases that its ring names, and takes them back. Until then nobody accepts it.
+                cell.claim(generation, CLAIMED_BY_HOST);
                 becomes = State::Closing;
                 s.is_owed = true;
                 let mut nqe = Nqe::new(Op::Close, id, generation);

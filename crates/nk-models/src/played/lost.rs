@@ -12,13 +12,14 @@ use super::shell::Shell;
 use super::simulation::Simulation;
 use super::world::datagrams;
 
-/// A guest on two NSMs, with a connection on the first that two processes have.
+/// A guest on two NSMs, with a connection on the first that two processes have, and one that waits to be accepted.
 struct Case {
     sim: Simulation,
     id: GuestId,
     parent: Shell,
     child: Shell,
     client: u32,
+    listener: u32,
 }
 
 impl Case {
@@ -35,6 +36,8 @@ impl Case {
         parent.address(Op::Connect, client, 80);
         sim.w.settle();
         parent.accept(listener).expect("a connection");
+        parent.address(Op::Connect, parent.open().expect("an id"), 80);
+        sim.w.settle();
         parent.device.cell(client).expect("a cell").hold(child.row);
         // Until the stack takes no more, and the ring is full.
         let mut refused = if fills { 0 } else { 10 };
@@ -45,7 +48,7 @@ impl Case {
         moves::move_guest(&mut sim, id, NsmId(1)).expect("moved");
         assert_eq!(sim.tenants[0].place.nsm(), NsmId(1));
         sim.w.settle();
-        Case { sim, id, parent, child, client }
+        Case { sim, id, parent, child, client, listener }
     }
 
     /// What the connection's ring names from where the service was, and of that what the service has taken.
@@ -63,6 +66,14 @@ impl Case {
         let w = &mut self.sim.w;
         w.engine.row_dead(self.id, g.row, &mut w.bells).expect("a live row");
         w.settle();
+    }
+
+    /// No chunk is out but what stands on the grants of these.
+    fn assert_leased_to(&self, shells: &[&Shell]) {
+        let s = self.sim.w.stats(self.id);
+        let row = |g: &&Shell| g.device.row(g.row).expect("a row").chunk_grants.available();
+        let granted: u32 = shells.iter().map(row).sum();
+        assert_eq!((s.chunks_leased, s.chunks_tx, s.chunks_rx), (granted.into(), 0, 0), "{s:?}");
     }
 
     fn close(&mut self) {
@@ -156,4 +167,42 @@ fn what_a_dead_process_sent_on_a_lost_connection_comes_back_from_who_died_with_t
     let s = case.sim.w.stats(case.id);
     assert_eq!((s.chunks_leased, s.chunks_tx, s.chunks_rx), (0, 0, 0), "{s:?}");
     assert_eq!(case.sim.w.engine.guest_sockets(case.id), 0);
+}
+
+/// The daemon dies while the guest is on two NSMs: the one that it left forgets it, and who sent there last dies, too.
+#[test]
+fn what_a_process_that_died_with_the_engine_sent_to_an_nsm_that_forgot_it_is_leased_to_nobody() {
+    let mut case = Case::new(false);
+    // What is sent from here on the NSM does not hear of.
+    case.sim.w.engine.pause_guest(case.id).expect("known");
+    assert_eq!(case.child.send(case.client, 0, 100), 100);
+    let [named, _] = case.named();
+    assert_eq!(named.len(), 1);
+    case.sim.engine_dies();
+    case.sim.w.settle();
+    // Chunks that were never used go first: the second gets what was.
+    for _ in 0..2 {
+        let next = process(&mut case.sim, case.id);
+        let taken = take_all(&mut case.sim, &next);
+        assert!(taken.is_disjoint(&named), "{named:?} stands on a ring that is still to be freed");
+        case.dies(&next);
+    }
+    case.parent.close(case.client);
+    case.sim.w.settle();
+    case.assert_leased_to(&[&case.parent]);
+}
+
+/// As above, and who holds the connection last is the one that dies.
+#[test]
+fn what_was_sent_to_an_nsm_that_forgot_it_comes_back_when_nobody_holds_the_connection() {
+    let mut case = Case::new(false);
+    case.sim.w.engine.pause_guest(case.id).expect("known");
+    assert_eq!(case.parent.send(case.client, 0, 100), 100);
+    assert_eq!(case.named()[0].len(), 1);
+    case.parent.close(case.client);
+    case.sim.engine_dies();
+    let accepted = case.parent.accept(case.listener);
+    assert_eq!(accepted, None, "what waited there is not to be used any more");
+    case.sim.w.settle();
+    case.assert_leased_to(&[&case.parent]);
 }
