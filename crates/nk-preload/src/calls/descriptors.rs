@@ -70,6 +70,11 @@ pub extern "C" fn close(fd: c_int) -> c_int {
             r
         }
         Entry::Epoll { index } => {
+            // In the child of a fork, whose handlers run first, the instance is still as the parent left it.
+            let known = process().is_none() || fdtable::get(fd) == Entry::Epoll { index };
+            if !known {
+                return close(fd);
+            }
             let r = {
                 let _changing = gate::enter();
                 fdtable::swap(fd, Entry::None);
