@@ -39,6 +39,7 @@ impl<S: Stack> Ctx<'_, S> {
         backlog: u32,
     ) {
         s.set_local(cell, local);
+        s.is_claimed = true;
         s.readable = true;
         s.listener = Some(Box::new(Listener::new(backlog)));
         s.change(cell, SF_BOUND | SF_LISTENING, SF_FAILED | SF_DEAD | SF_EOF);
@@ -57,6 +58,7 @@ impl<S: Stack> Ctx<'_, S> {
         self.stack.listen(&handle, behind(backlog, 0), backlog, key)?;
         self.stack.watch(&handle, key)?;
         let mut s: Taken<S> = Box::new(Socket::new(key.generation, local.family));
+        s.is_v6only = self.is_v6only(&handle, local.family);
         s.handle = Some(handle);
         // What was on the ring went with the last service: the ring goes on, empty, where the guest is.
         s.rx_tail = cell.position().index;

@@ -3,7 +3,7 @@
 
 use std::os::fd::OwnedFd;
 
-use nk_device::cell::{SF_CONNECTED, SF_CONNECTING, SF_RX_STALLED};
+use nk_device::cell::{SF_BOUND, SF_CONNECTED, SF_CONNECTING, SF_RX_STALLED};
 use nk_device::stream::{Span, take_slot, untake_slot};
 use nk_device::sync::Ordering;
 use nk_device::{Cell, Ledger, STREAM_SLOTS};
@@ -227,6 +227,7 @@ impl<S: Stack> Ctx<'_, S> {
         let handle = self.stack.take(m.fd)?;
         let local = self.stack.local(&handle)?;
         let mut s: Taken<S> = Box::new(Socket::left(key.generation, local.family, &at));
+        s.is_v6only = self.is_v6only(&handle, local.family);
         if at.datagram {
             let set = |name| {
                 let mut value = [0; 4];
@@ -325,6 +326,8 @@ impl<T> Socket<T> {
     fn left(generation: u16, family: u16, at: &MovedAt) -> Socket<T> {
         let mut s = Socket::new(generation, family);
         s.set_known(at.state, at.error_seq);
+        // A connect alone makes a socket bound and claims nothing; what was connected is not moved.
+        s.is_claimed = s.has(SF_BOUND);
         s.tx_seq = at.tx_seq;
         (s.tx_next, s.tx_head) = (at.tx_head, at.tx_head);
         s.tx_served = at.tx_served;

@@ -5,12 +5,15 @@
 //! every chunk is accounted for, and the honest guest's bytes arrive.
 //!
 //! [`simulation::run`] draws everything from a seed: ordinary guests, and a host whose parts die. `engine` has single cases of what the
-//! engine does, `lost` of what becomes of chunks that connections of a dead NSM carry.
+//! engine does, `lost` of what becomes of chunks that connections of a dead NSM carry,
+//! `kept` of what a service tells of sockets that it took over.
 
 mod deaths;
 #[cfg(test)]
 mod engine;
 pub mod hostile;
+#[cfg(test)]
+mod kept;
 #[cfg(test)]
 mod lost;
 mod moves;

@@ -29,11 +29,14 @@ struct Sock {
     connected: bool,
     bytes: VecDeque<u8>,
     datagram: bool,
+    v6only: bool,
     inbox: VecDeque<(Addr, Vec<u8>)>,
     eof: bool,
     error: i32,
     key: Option<Key>,
 }
+
+const V6ONLY: (i32, i32) = (libc::IPPROTO_IPV6, libc::IPV6_V6ONLY);
 
 /// What the test can do to the stack.
 #[derive(Debug, Default)]
@@ -410,18 +413,32 @@ impl Stack for MemoryStack {
         net.set_stack(socket, self.number);
         Ok(socket)
     }
-    fn set_option(&mut self, _: &usize, level: i32, _: i32, _: &[u8]) -> Result<(), Errno> {
+    fn set_option(
+        &mut self,
+        socket: &usize,
+        level: i32,
+        name: i32,
+        value: &[u8],
+    ) -> Result<(), Errno> {
         self.meanwhile();
+        if (level, name) == V6ONLY {
+            self.net.borrow_mut().at(socket).v6only = value.iter().any(|b| *b != 0);
+            return Ok(());
+        }
         if level == 6 { Ok(()) } else { Err(Errno(libc::ENOPROTOOPT)) }
     }
     fn get_option(
         &mut self,
-        _: &usize,
+        socket: &usize,
         level: i32,
-        _: i32,
+        name: i32,
         out: &mut [u8],
     ) -> Result<usize, Errno> {
         self.meanwhile();
+        if (level, name) == V6ONLY {
+            out.fill(self.net.borrow_mut().at(socket).v6only.into());
+            return Ok(out.len());
+        }
         out.fill(7);
         if level == 6 { Ok(out.len()) } else { Err(Errno(libc::ENOPROTOOPT)) }
     }

@@ -65,7 +65,6 @@ impl<S: Stack> Ctx<'_, S> {
         });
         match r {
             Ok(local) => {
-                s.is_claimed = true;
                 self.tell_bound(Op::Listen, key, &local, false);
                 self.begin_listening(cell, &mut s, &local, backlog);
                 self.enqueue(key, &mut s);

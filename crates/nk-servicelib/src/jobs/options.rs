@@ -67,6 +67,15 @@ impl<S: Stack> Ctx<'_, S> {
         Ok(())
     }
 
+    /// Whether a socket that another service had is one for IPv6 alone.
+    pub(crate) fn is_v6only(&mut self, handle: &S::Socket, family: u16) -> bool {
+        let (level, name) = (libc::IPPROTO_IPV6, libc::IPV6_V6ONLY);
+        let mut value = [0; 4];
+        i32::from(family) == libc::AF_INET6
+            && self.stack.get_option(handle, level, name, &mut value).is_ok()
+            && value != [0; 4]
+    }
+
     /// Copies an option's value out of the leased chunk that it came in. ENETDOWN where it is not leased: a service that started
     /// meanwhile has taken it back.
     fn take_value(&mut self, chunk: u32, value: &mut [u8; 256]) -> Result<(), Errno> {
