@@ -8,6 +8,7 @@
 //! engine does, `lost` of what becomes of chunks that connections of a dead NSM carry,
 //! `kept` of what a service tells of sockets that it took over.
 
+mod datagrams;
 mod deaths;
 #[cfg(test)]
 mod engine;

@@ -4,7 +4,7 @@ use core::ptr::NonNull;
 use std::cell::RefCell;
 use std::rc::Rc;
 
-use nk_device::datagram::Header;
+use nk_device::datagram::{DATAGRAM_MAX, Header};
 use nk_device::nqe::{Nqe, Op};
 use nk_device::stream::AcceptedSocket;
 use nk_device::sync::Ordering;
@@ -71,6 +71,38 @@ impl Sink for Check {
     }
 }
 
+/// A datagram's number, then what no other has there.
+struct Numbered(usize);
+const NUMBER_BYTES: usize = 8;
+fn numbered(number: usize, at: usize) -> u8 {
+    match (number as u64).to_le_bytes().get(at) {
+        Some(b) => *b,
+        None => byte(number * 1_000_003 + at),
+    }
+}
+impl Source for Numbered {
+    fn copy(&mut self, at: usize, to: NonNull<u8>, len: usize) -> Result<(), Fault> {
+        for i in 0..len {
+            // SAFETY: as in Pattern.
+            unsafe { to.as_ptr().add(i).write_volatile(numbered(self.0, at + i)) };
+        }
+        Ok(())
+    }
+}
+
+/// What was received.
+#[derive(Default)]
+struct Bytes(Vec<u8>);
+impl Sink for Bytes {
+    fn copy(&mut self, at: usize, from: NonNull<u8>, len: usize) -> Result<(), Fault> {
+        // From there on anew: another reader was faster with what was copied so far.
+        self.0.truncate(at);
+        // SAFETY: as in Check.
+        self.0.extend((0..len).map(|i| unsafe { from.as_ptr().add(i).read_volatile() }));
+        Ok(())
+    }
+}
+
 pub(super) fn byte(n: usize) -> u8 {
     (n.wrapping_mul(2_654_435_761) >> 13) as u8
 }
@@ -121,9 +153,22 @@ impl Shell {
         len: usize,
         header: Header,
     ) -> Option<u32> {
+        self.send_datagram_of(id, &mut Pattern(from), len, header)
+    }
+    /// Sends one that says its number.
+    pub(super) fn post(&self, id: u32, number: usize, len: usize, header: Header) -> Option<u32> {
+        self.send_datagram_of(id, &mut Numbered(number), len, header)
+    }
+    fn send_datagram_of(
+        &self,
+        id: u32,
+        source: &mut impl Source,
+        len: usize,
+        header: Header,
+    ) -> Option<u32> {
         let s = self.socket(id)?;
         let mut chunks = RowChunks(self);
-        match datagram::send(&s, &mut chunks, &mut Pattern(from), len, header) {
+        match datagram::send(&s, &mut chunks, source, len, header) {
             Ok(queued) => {
                 if queued.kick {
                     self.job(Op::Send, id, |_| ());
@@ -154,6 +199,25 @@ impl Shell {
             }
             _ => None,
         }
+    }
+    /// Receives one that says its number: that, and how many bytes came, each of which is right.
+    pub(super) fn fetch(&self, id: u32) -> Option<(Header, usize, usize)> {
+        let s = self.socket(id)?;
+        let mut bytes = Bytes::default();
+        let datagram::Received::Datagram { header, rx_room, .. } =
+            datagram::recv(&s, &mut bytes, DATAGRAM_MAX, false)
+        else {
+            return None;
+        };
+        if rx_room {
+            self.job(Op::RxRoom, id, |_| ());
+        }
+        let (number, rest) = bytes.0.split_first_chunk().expect("a number");
+        let number = u64::from_le_bytes(*number) as usize;
+        let first = NUMBER_BYTES;
+        let wrong = (first..).zip(rest).find(|(at, b)| **b != numbered(number, *at));
+        assert_eq!(wrong, None, "datagram {number}");
+        Some((header, number, bytes.0.len()))
     }
     pub(super) fn address(&self, op: Op, id: u32, port: u16) {
         let (size, lo, hi) = Addr::v4([127, 0, 0, 1], port).to_words();

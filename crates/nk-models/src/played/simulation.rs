@@ -1,16 +1,17 @@
 //! Ordinary guests on a host whose parts die, all of it drawn from one seed: a run that fails is run again by its number.
 //!
-//! Guests listen, connect, send, receive, fork, exit and are killed. Meanwhile stacks fail and reset, guests are moved between three NSMs,
+//! Guests listen, connect, send, receive, also datagrams, fork, exit and are killed. Meanwhile stacks fail and reset, guests are moved between three NSMs,
 //! each of which dies and comes back with the listeners that were kept, the daemon dies, with its NSM or without, also in the middle of a poll, and another adopts the
 //! guests, limits change, guests doze, and the clock jumps. What must hold: no panic, no byte that was not sent there, no connection reset
 //! by the death of an engine alone, every chunk accounted for; and at the end, when nothing fails any more, each guest is served, and
-//! when all have ended nothing of them is left. The deaths are in `deaths`, the moves in `moves`.
+//! when all have ended nothing of them is left. The deaths are in `deaths`, the moves in `moves`, datagram sockets
+//! in `datagrams`.
 //!
 //! What the control thread decides of moves and of the deaths of NSMs is its own code (`nk_host::control`). What stays out: attaching, adoption's
 //! records, the keeper, reloads, whose acts are done here as it does them.
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 
 use nk_device::cell::{GF_CONNECT_CALLED, SF_CONNECTED, SF_DEAD, SF_EOF, SF_FAILED};
@@ -23,6 +24,7 @@ use nk_host::control::place::Place;
 use nk_host::limits::GuestLimits;
 use nk_servicelib::Service;
 
+use super::datagrams::Posted;
 use super::region::{Region, SharedLedger};
 use super::shell::Shell;
 use super::stack::{MemoryStack, Net};
@@ -60,16 +62,17 @@ pub(super) enum Part {
     Listener,
     Client,
     Server,
+    Datagram,
 }
 
 /// A socket as one process has it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Open {
     pub(super) id: u32,
-    generation: u32,
+    pub(super) generation: u32,
     pub(super) row: u16,
     pub(super) part: Part,
-    port: u16,
+    pub(super) port: u16,
     /// How many deaths had been when it was made.
     pub(super) life: u32,
 }
@@ -81,6 +84,10 @@ pub(super) struct Tenant {
     pub(super) open: Vec<Open>,
     /// Bytes sent and received.
     flows: HashMap<Way, (usize, usize)>,
+    /// Datagrams sent.
+    pub(super) posted: Vec<Posted>,
+    /// Datagram sockets that were seen at the ports that they asked for.
+    pub(super) bound: HashSet<(u32, u32)>,
     pub(super) place: Place<SharedLedger>,
     /// Where the keeper has it.
     pub(super) noted: NsmId,
@@ -91,15 +98,15 @@ pub(super) struct Tenant {
 }
 
 impl Tenant {
-    fn shell(&self, row: u16) -> Shell {
+    pub(super) fn shell(&self, row: u16) -> Shell {
         self.processes.iter().find(|p| p.row == row).expect("a process of this row").clone()
     }
-    fn pick(&self, random: &mut Random, part: Part) -> Option<Open> {
+    pub(super) fn pick(&self, random: &mut Random, part: Part) -> Option<Open> {
         let lives = |o: &&Open| o.part == part && self.generation(o.id) == o.generation;
         let of_part: Vec<Open> = self.open.iter().filter(lives).copied().collect();
         of_part.get(random.below(of_part.len())).copied()
     }
-    fn generation(&self, id: u32) -> u32 {
+    pub(super) fn generation(&self, id: u32) -> u32 {
         self.region.device.cell(id).map_or(0, |c| c.generation.load(Ordering::Relaxed))
     }
     /// Closes a socket, unless it ended with a service and its id is another's by now.
@@ -213,7 +220,20 @@ impl Simulation {
         let processes = vec![first];
         let (place, noted) = (Place::new(NSM), NSM);
         let (limits, counted) = (GuestLimits::default(), [0; 3]);
-        let tenant = Tenant { id, region, processes, open, flows, place, noted, limits, counted };
+        let (posted, bound) = (Vec::new(), HashSet::new());
+        let tenant = Tenant {
+            id,
+            region,
+            processes,
+            open,
+            flows,
+            posted,
+            bound,
+            place,
+            noted,
+            limits,
+            counted,
+        };
         self.tenants.push(tenant);
     }
 
@@ -238,7 +258,7 @@ impl Simulation {
 
     fn step(&mut self) {
         let at = self.random.below(self.tenants.len());
-        match self.random.below(100) {
+        match self.random.below(112) {
             0..=7 => self.listen(at),
             8..=19 => self.connect(at),
             20..=31 => self.accept(at),
@@ -279,6 +299,9 @@ impl Simulation {
                 _ => {}
             },
             99 if self.random.below(3) == 0 => self.leave_and_enter(at),
+            100..=101 => self.bind_datagram(at),
+            102..=106 => self.send_datagram(at),
+            107..=111 => self.receive_datagram(at),
             _ => {}
         }
         for nsm in 0..NSMS {
@@ -302,12 +325,19 @@ impl Simulation {
 
     // ---- what guests do ----
 
-    fn any_process(&mut self, at: usize) -> Shell {
+    pub(super) fn any_process(&mut self, at: usize) -> Shell {
         let n = self.random.below(self.tenants[at].processes.len());
         self.tenants[at].processes[n].clone()
     }
 
-    fn has_room(&self, at: usize) -> bool {
+    pub(super) fn enter_open(&mut self, at: usize, by: &Shell, id: u32, part: Part, port: u16) {
+        let (row, life) = (by.row, self.life);
+        let t = &mut self.tenants[at];
+        let generation = t.generation(id);
+        t.open.push(Open { id, generation, row, part, port, life });
+    }
+
+    pub(super) fn has_room(&self, at: usize) -> bool {
         self.tenants[at].open.len() < SOCKETS_MAX
     }
 
@@ -322,15 +352,7 @@ impl Simulation {
         let Some(id) = shell.open() else { return };
         shell.address(Op::Bind, id, port);
         shell.job(Op::Listen, id, |n| n.op_data = 8);
-        let (life, generation) = (self.life, self.tenants[at].generation(id));
-        self.tenants[at].open.push(Open {
-            id,
-            generation,
-            row: shell.row,
-            part: Part::Listener,
-            port,
-            life,
-        });
+        self.enter_open(at, &shell, id, Part::Listener, port);
     }
 
     fn connect(&mut self, at: usize) {
@@ -347,15 +369,7 @@ impl Simulation {
             cell.guest_state.fetch_or(GF_CONNECT_CALLED, Ordering::AcqRel);
         }
         shell.address(Op::Connect, id, port);
-        let (life, generation) = (self.life, self.tenants[at].generation(id));
-        self.tenants[at].open.push(Open {
-            id,
-            generation,
-            row: shell.row,
-            part: Part::Client,
-            port: 0,
-            life,
-        });
+        self.enter_open(at, &shell, id, Part::Client, 0);
     }
 
     pub(super) fn accept(&mut self, at: usize) {
@@ -364,15 +378,7 @@ impl Simulation {
         let Some(accepted) = shell.accept(l.id) else { return };
         let id = accepted.socket;
         let port = shell.device.cell(id).map_or(0, |c| c.peer.load().port);
-        let (life, generation) = (self.life, self.tenants[at].generation(id));
-        self.tenants[at].open.push(Open {
-            id,
-            generation,
-            row: l.row,
-            part: Part::Server,
-            port,
-            life,
-        });
+        self.enter_open(at, &shell, id, Part::Server, port);
     }
 
     /// A connected socket with its port; a client's is known once it is connected.
@@ -525,9 +531,10 @@ impl Simulation {
                 s.port == o.port
                     && s.life == self.life
                     && s.part != o.part
-                    && s.part != Part::Listener
+                    && matches!(s.part, Part::Client | Part::Server)
             };
-            let is_pair = o.part != Part::Listener && o.port != 0 && o.life == self.life;
+            let is_pair =
+                matches!(o.part, Part::Client | Part::Server) && o.port != 0 && o.life == self.life;
             if !is_pair || !lives(&o) || !t.open.iter().find(is_other).is_some_and(lives) {
                 continue;
             }
@@ -539,6 +546,16 @@ impl Simulation {
             }
             let flow = self.tenants[at].flows.get(&way).copied().unwrap_or_default();
             assert_eq!(flow.0, flow.1, "bytes on their way to socket {} of guest {at}", o.id);
+        }
+    }
+
+    fn close_all(&mut self, at: usize, which: impl Fn(&Open) -> bool) {
+        let (close, keep) = self.tenants[at].open.drain(..).partition(which);
+        self.tenants[at].open = keep;
+        let close: Vec<Open> = close;
+        for o in close.iter().rev() {
+            self.tenants[at].close(o);
+            self.poll();
         }
     }
 
@@ -566,10 +583,10 @@ impl Simulation {
             if !self.stack_fails {
                 self.all_comes(at);
             }
-            while let Some(o) = self.tenants[at].open.pop() {
-                self.tenants[at].close(&o);
-                self.poll();
-            }
+            self.close_all(at, |o| o.part != Part::Datagram);
+            self.drain();
+            self.datagrams_come(at);
+            self.close_all(at, |_| true);
             self.drain();
             self.w.engine.rouse(id);
             let shell = self.any_process(at);
