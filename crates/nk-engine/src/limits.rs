@@ -12,10 +12,10 @@ use nk_device::{Addr, Nqe, Op};
 use crate::engine::{Engine, Parts};
 use crate::guest::{Guest, State};
 use crate::out::Out;
+use crate::switch::ECONNRESET;
 use crate::{ControlError, GuestId, Limits, Listen};
 
 const EALREADY: i32 = 114;
-const ECONNRESET: i32 = 104;
 /// Who ran out of elements is served again when a thousandth of a second's are there, so that they are taken in lots.
 const LOTS_PER_S: u64 = 1000;
 

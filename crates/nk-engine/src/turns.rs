@@ -15,6 +15,13 @@ use crate::out::Out;
 /// SENDs that are taken together.
 const LOT: usize = 32;
 
+/// A ring of a queue set from the guest.
+#[derive(Clone, Copy, Debug)]
+enum Ring {
+    Job,
+    Send,
+}
+
 impl Guest {
     /// Notes which queue sets rang.
     pub(crate) fn take_bells(&mut self, round: u64) {
@@ -54,39 +61,30 @@ impl Guest {
 
     /// Takes an element of a queue set that is about to go, control before data.
     fn pop(&mut self, q: u16) -> Option<(Nqe, bool)> {
-        let device = self.device;
-        let shared = device.qset(q)?;
-        let s = self.qsets.get_mut(usize::from(q))?;
-        if let Some(nqe) = s.job.pop(&shared.job()) {
-            return Some((nqe, false));
-        }
-        s.send.pop(&shared.send()).map(|nqe| (nqe, true))
+        [Ring::Job, Ring::Send].into_iter().find_map(|ring| {
+            let (nqe, behind) = self.next(q, ring)?;
+            self.take(q, ring, behind);
+            Some((nqe, matches!(ring, Ring::Send)))
+        })
     }
 
-    /// The job that comes next and, to be given to [`Guest::take_job`], the ring's end behind it. What is decided of a job is decided of
-    /// this copy: who can write the ring can change it at any time.
-    fn next_job(&self, q: u16) -> Option<(Nqe, Consumer)> {
-        let shared = self.device.qset(q)?;
-        let mut job = self.qsets.get(usize::from(q))?.job;
-        job.pop(&shared.job()).map(|nqe| (nqe, job))
+    /// The element of a ring that comes next and, to be given to [`Guest::take`], the ring's end behind it. What is decided of an element is
+    /// decided of this copy: who can write the ring can change it at any time.
+    fn next(&self, q: u16, ring: Ring) -> Option<(Nqe, Consumer)> {
+        let (shared, s) = (self.device.qset(q)?, self.qsets.get(usize::from(q))?);
+        let (mut behind, ring) = match ring {
+            Ring::Job => (s.job, shared.job()),
+            Ring::Send => (s.send, shared.send()),
+        };
+        behind.pop(&ring).map(|nqe| (nqe, behind))
     }
 
-    fn take_job(&mut self, q: u16, behind: Consumer) {
+    fn take(&mut self, q: u16, ring: Ring, behind: Consumer) {
         if let Some(s) = self.qsets.get_mut(usize::from(q)) {
-            s.job = behind;
-        }
-    }
-
-    /// As [`Guest::next_job`], of the send ring.
-    fn next_send(&self, q: u16) -> Option<(Nqe, Consumer)> {
-        let shared = self.device.qset(q)?;
-        let mut send = self.qsets.get(usize::from(q))?.send;
-        send.pop(&shared.send()).map(|nqe| (nqe, send))
-    }
-
-    fn take_send(&mut self, q: u16, behind: Consumer) {
-        if let Some(s) = self.qsets.get_mut(usize::from(q)) {
-            s.send = behind;
+            match ring {
+                Ring::Job => s.job = behind,
+                Ring::Send => s.send = behind,
+            }
         }
     }
 
@@ -168,12 +166,12 @@ impl Parts<'_> {
         let mut n = 0;
         let mut left = Left::Nothing;
         while n < turn && self.is_served(q) {
-            let Some((nqe, behind)) = self.guest.next_job(q) else { break };
+            let Some((nqe, behind)) = self.guest.next(q, Ring::Job) else { break };
             left = self.admit(&nqe, costly);
             if left != Left::Nothing {
                 break;
             }
-            self.guest.take_job(q, behind);
+            self.guest.take(q, Ring::Job, behind);
             n += 1;
             if !self.guest.is_over(q, &nqe) {
                 self.take_from_guest(q, nqe, false, out);
@@ -251,7 +249,7 @@ impl Parts<'_> {
         });
         let n = lot.len();
         if n > room || !are_plain {
-            self.guest.take_send(q, before);
+            self.guest.take(q, Ring::Send, before);
             return self.serve_sends_singly(q, n as u32, costly, out);
         } else if n > 0 {
             self.guest.counters.engine.from_guest.add(Op::Send as u8, n as u64);
@@ -269,13 +267,13 @@ impl Parts<'_> {
         out: &mut Out<'_>,
     ) -> (u32, Left) {
         for n in 0..max {
-            let next = self.guest.next_send(q).filter(|_| self.is_served(q));
+            let next = self.guest.next(q, Ring::Send).filter(|_| self.is_served(q));
             let Some((nqe, behind)) = next else { return (n, Left::Nothing) };
             let left = self.admit(&nqe, costly);
             if left != Left::Nothing {
                 return (n, left);
             }
-            self.guest.take_send(q, behind);
+            self.guest.take(q, Ring::Send, behind);
             self.take_from_guest(q, nqe, true, out);
         }
         (max, Left::Nothing)

@@ -5,7 +5,7 @@ use nk_device::stream::{Span, publish_single};
 use nk_device::sync::Ordering;
 use nk_device::{CHUNK_SIZE, Cell, STREAM_SLOTS};
 
-use crate::service::{ALL, Ctx, Due, HUP, IN, RDHUP, Taken};
+use crate::service::{ALL, Ctx, Due, IN, RDHUP, RETRY_MS, Taken};
 use crate::span::span;
 use crate::{Errno, Key, RawSpan, Stack};
 
@@ -13,8 +13,6 @@ use crate::{Errno, Key, RawSpan, Stack};
 const ROUNDS: usize = 4;
 /// Chunks offered to one call.
 const CHUNKS: usize = 8;
-/// How long the stack gets when it is out of memory.
-const RETRY_MS: u64 = 20;
 
 impl<S: Stack> Ctx<'_, S> {
     pub(crate) fn receive(&mut self, key: Key, cell: &Cell, s: &mut Taken<S>) {
@@ -217,11 +215,5 @@ impl<S: Stack> Ctx<'_, S> {
         }
         s.readable = false;
         s.handle.as_ref().is_some_and(|h| self.stack.unread(h) > 0)
-    }
-
-    /// `true` when the hint says that both directions are over.
-    #[allow(dead_code)]
-    fn is_over(hint: u64) -> bool {
-        hint & HUP != 0
     }
 }

@@ -16,6 +16,8 @@ use crate::{Errno, GuestPool, GuestStats, Key, PollResult, SetOption, Stack, Sta
 
 /// Jobs, and sends, taken in one poll.
 const NQES: u32 = 512;
+/// How long the stack gets when it is out of memory.
+pub(crate) const RETRY_MS: u64 = 20;
 pub(crate) const NS_PER_MS: u64 = 1_000_000;
 
 /// Event hints, Linux's numbers.

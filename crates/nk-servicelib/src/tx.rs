@@ -5,13 +5,11 @@ use nk_device::stream::{Span, take_slot};
 use nk_device::sync::Ordering;
 use nk_device::{Cell, Nqe, STREAM_SLOTS};
 
-use crate::service::{ALL, Ctx, Due, HUP, OUT, Taken};
+use crate::service::{ALL, Ctx, Due, HUP, OUT, RETRY_MS, Taken};
 use crate::{Errno, How, Key, Stack};
 
 /// Looks at the ring, or calls of the stack, in one turn.
 const ROUNDS: usize = 2;
-/// How long the stack gets when it is out of memory.
-const RETRY_MS: u64 = 20;
 /// By then a thread that was appending has nearly always ended.
 const SETTLE_MS: u64 = 20;
 

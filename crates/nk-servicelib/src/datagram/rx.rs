@@ -7,7 +7,7 @@ use nk_device::sync::Ordering;
 use nk_device::{CHUNK_SIZE, Cell, STREAM_SLOTS};
 
 use super::{CHUNKS, more_of};
-use crate::service::{ALL, Ctx, Due, IN, Taken};
+use crate::service::{ALL, Ctx, Due, IN, RETRY_MS, Taken};
 use crate::span::span;
 use crate::{Datagram, Errno, Key, RawSpan, Stack};
 
@@ -17,8 +17,6 @@ const ROUNDS: usize = 4;
 const BATCH: usize = 8;
 /// Bytes that must be within the guest's rate before the stack is read.
 const LEAVE: u64 = 1500;
-/// How long the stack gets when it is out of memory.
-const RETRY_MS: u64 = 20;
 
 impl<S: Stack> Ctx<'_, S> {
     pub(super) fn receive_datagrams(&mut self, key: Key, cell: &Cell, s: &mut Taken<S>) {
