@@ -21,6 +21,8 @@ pub(crate) struct Guest<T> {
     pub(crate) rows: Vec<Row>,
     /// It leases chunks to the guest's rows. Of several services that the guest has one does.
     pub(crate) leases: bool,
+    /// Of the rows that were there before this service it was told of some, and not yet of all.
+    pub(crate) awaits_rows: bool,
     pub(crate) sockets: Vec<Option<Box<Socket<T>>>>,
     /// Ids for accepted sockets.
     pub(crate) ids: VecDeque<(u32, u16)>,
@@ -57,6 +59,7 @@ impl<T> Guest<T> {
             pool: Pool::new(pool, p.ledger),
             rows: vec![Row::default(); layout.rows as usize],
             leases: true,
+            awaits_rows: false,
             sockets: Vec::new(),
             ids: VecDeque::new(),
             id_starved: Vec::new(),

@@ -20,7 +20,7 @@ impl<S: Stack> Service<S> {
     pub fn keep(&mut self, device: Device, now_ns: u64) -> Vec<u64> {
         self.port.desert();
         while self.take_nqes(now_ns) > 0 {}
-        self.forget_moved();
+        self.forget_begun();
         self.port = Port::new(device);
         if let Some(q) = device.qset(0) {
             q.in_use.store(1, nk_device::sync::Ordering::SeqCst);

@@ -56,6 +56,7 @@ impl<T> Guest<T> {
 
     fn forget_rows(&mut self) {
         self.rows.fill(Row::default());
+        self.awaits_rows = false;
         self.wanting.clear();
         self.ids.clear();
         self.id_starved.clear();
@@ -139,6 +140,7 @@ impl<T> Guest<T> {
             }
             return self.top_up(row, false, port);
         };
+        self.awaits_rows = follow > 0;
         if self.pool.ledger().is_some() {
             self.keep_leases(row, shared);
         } else {

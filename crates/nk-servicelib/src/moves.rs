@@ -124,14 +124,19 @@ impl<S: Stack> Service<S> {
     }
 
     /// The daemon is dead: guests that were moved from here, or to here and not wholly, are forgotten. Their connections here end; listeners
-    /// live on, whoever has them.
-    pub(crate) fn forget_moved(&mut self) {
-        let is_apart = |g: &Guest<S::Socket>| {
-            g.pool.ledger().is_some() && (!g.leases || g.live_rows().next().is_none())
+    /// live on, whoever has them. So are guests of whose processes the engine had not told yet, or not of all: what those were leased by the
+    /// service before, this one would not learn any more.
+    pub(crate) fn forget_begun(&mut self) {
+        let is_begun = |g: &Guest<S::Socket>| {
+            let knows_rows = g.live_rows().next().is_some() && !g.awaits_rows;
+            match g.pool.ledger() {
+                Some(_) => !g.leases || !knows_rows,
+                None => !knows_rows && !g.sockets.iter().any(Option::is_some),
+            }
         };
-        let apart: Vec<u16> =
-            self.guests.iter().flatten().filter(|g| is_apart(g)).map(|g| g.id).collect();
-        for guest in apart {
+        let begun: Vec<u16> =
+            self.guests.iter().flatten().filter(|g| is_begun(g)).map(|g| g.id).collect();
+        for guest in begun {
             self.ctx(guest, 0, |c| {
                 for s in c.guest.sockets.iter_mut().flatten().filter(|s| s.is_listening()) {
                     if let Some(Err(handle)) = s.handle.take().map(|h| c.stack.give(h)) {

@@ -5,8 +5,10 @@
 //!
 //! | module | what |
 //! |---|---|
+//! | [`adoption`] | what goes on when another daemon takes over |
 //! | [`place`] | on which NSMs a guest is |
 //! | [`moves`] | a move from one to another, and what the death of an NSM means for who is there |
 
+pub mod adoption;
 pub mod moves;
 pub mod place;

@@ -11,6 +11,7 @@ use nk_servicelib::{GuestPool, Key};
 
 use super::nsm::Nsm;
 use super::{Role, Server, Source};
+use crate::control::adoption::{self, process_goes_on};
 use crate::control::moves::Host;
 use crate::control::place::Place;
 use crate::guest::{Guest, GuestCounters, Names, Process, Region, layout};
@@ -98,27 +99,27 @@ impl Server {
     pub(super) fn adopt(&mut self, entries: Vec<Entry>) -> io::Result<()> {
         let (nsms, entries): (Vec<Entry>, Vec<Entry>) =
             entries.into_iter().partition(|e| e.class == CLASS_NSM);
-        let mut prepared = Vec::new();
+        let mut prepared = BTreeMap::new();
         for (id, kept) in sort(entries) {
             let id = GuestId(id);
             self.next_guest = self.next_guest.max(id.0.wrapping_add(1));
             match self.prepare_guest(id, kept) {
-                Ok(p) => prepared.push(p),
+                Ok(p) => drop(prepared.insert(id, p)),
                 Err(e) => self.not_adopted(id, &e),
             }
         }
         // After the guests' namespaces are known: an NSM may be waiting for a socket there.
-        let mut told = self.adopt_nsms(nsms);
+        let told = self.adopt_nsms(nsms);
         self.start_nsms()?;
-        for p in prepared {
-            let id = p.id;
-            let nsm = self.guests.get(&id.0).map(|g| g.place.nsm());
-            let kept = nsm.and_then(|nsm| told.remove(&(nsm, id)));
-            if let Err(e) = self.enter_guest(p, kept) {
-                self.not_adopted(id, &e);
+        adoption::go_on(self, told, |server, id, kept| {
+            if let Some(p) = prepared.remove(&id)
+                && let Err(e) = server.enter_guest(p, kept)
+            {
+                server.not_adopted(id, &e);
             }
-        }
-        self.hear_nsms(told.into_keys())
+            Ok(())
+        })?;
+        self.hear_nsms()
     }
 
     fn not_adopted(&mut self, id: GuestId, e: &io::Error) {
@@ -183,8 +184,8 @@ impl Server {
             let pidfd = if e.d & HAS_PIDFD != 0 { e.fds.pop() } else { None };
             let control = if e.d & HAS_CONTROL != 0 { e.fds.pop() } else { None };
             let own = qsets.remove(&row).unwrap_or_default();
-            let ended = pidfd.as_ref().is_some_and(sys::has_ended);
-            if ended || (control.is_none() && pidfd.is_none()) || own.is_empty() {
+            let has_ended = pidfd.as_ref().map(sys::has_ended);
+            if !process_goes_on(control.is_some(), has_ended, own.len()) {
                 guest.keep_missed(row);
                 dead.push(row);
                 continue;

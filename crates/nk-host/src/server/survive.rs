@@ -1,6 +1,5 @@
 //! NSM processes that outlived a daemon, and go on with this one.
 
-use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::{self, Read, Seek};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -11,19 +10,17 @@ use nk_engine::{GuestId, KeptGuest, NsmId};
 
 use super::Server;
 use super::nsm::{end_stranger, exchange};
+use crate::control::adoption::{Unfit, nsm_goes_on};
 use crate::guest::Region;
 use crate::keeper::Entry;
 use crate::nsm::{PROTOCOL, command};
 use crate::sys;
 
-/// What NSMs say of their guests.
-pub(super) type Told = HashMap<(NsmId, GuestId), KeptGuest>;
-
 impl Server {
     /// Goes on with the NSM processes that the keeper has. One that the configuration does not name any more, or that cannot go on, is
     /// ended; its guests' connections are lost.
-    pub(super) fn adopt_nsms(&mut self, entries: Vec<Entry>) -> Told {
-        let mut told = Told::new();
+    pub(super) fn adopt_nsms(&mut self, entries: Vec<Entry>) -> Vec<(NsmId, GuestId, KeptGuest)> {
+        let mut told = Vec::new();
         for mut e in entries {
             let pid = e.key as i32;
             let (Some(pidfd), Some(control)) = (e.fds.pop(), e.fds.pop()) else { continue };
@@ -38,7 +35,7 @@ impl Server {
                     if let Some(n) = self.nsm_mut(id) {
                         (n.restarts, n.violations) = (e.c >> 32, e.c & 0xffff_ffff);
                     }
-                    told.extend(guests.into_iter().map(|(guest, kept)| ((id, guest), kept)));
+                    told.extend(guests.into_iter().map(|(guest, kept)| (id, guest, kept)));
                 }
                 Err(why) => {
                     tracing::warn!(nsm = e.text, pid, error = %why, "an NSM process cannot go on: it is ended, with its connections");
@@ -55,16 +52,9 @@ impl Server {
     fn adoptable(&self, e: &Entry, pidfd: &OwnedFd) -> io::Result<NsmId> {
         let id = self.nsm_named(&e.text);
         let named = id.and_then(|id| self.nsm(id)).filter(|n| !n.is_inline());
-        let why = match named {
-            _ if sys::has_ended(pidfd) => "it has ended".to_owned(),
-            None => "the configuration has no such NSM with a process".to_owned(),
-            Some(_) if e.d != PROTOCOL => {
-                format!("it is of another version: it speaks {}, this daemon {PROTOCOL}", e.d)
-            }
-            Some(n) if n.child.is_some() => "another process is this NSM already".to_owned(),
-            Some(n) => return Ok(n.id),
-        };
-        Err(io::Error::other(why))
+        let has_one = named.map(|n| n.child.is_some());
+        nsm_goes_on(sys::has_ended(pidfd), has_one, e.d, PROTOCOL).map_err(io::Error::other)?;
+        named.map(|n| n.id).ok_or_else(|| io::Error::other(Unfit::Unknown))
     }
 
     fn adopt_nsm(
@@ -116,18 +106,8 @@ impl Server {
         Ok(guests)
     }
 
-    /// All guests are known. What an NSM has of others is of guests that ended with the last daemon.
-    pub(super) fn hear_nsms(
-        &mut self,
-        rest: impl Iterator<Item = (NsmId, GuestId)>,
-    ) -> io::Result<()> {
-        for (nsm, guest) in rest.collect::<HashSet<_>>() {
-            let mut m = Message::new(Kind::Nsm);
-            (m.a, m.b) = (command::REMOVE_GUEST, guest.0.into());
-            if let Err(e) = self.nsm_command(nsm, &m, &[]) {
-                tracing::debug!(error = %e, "the NSM was not told that a guest ended");
-            }
-        }
+    /// All guests are known.
+    pub(super) fn hear_nsms(&mut self) -> io::Result<()> {
         let all: Vec<NsmId> = self.nsms.iter().map(|n| n.id).collect();
         self.ask(move |s| {
             for id in all {

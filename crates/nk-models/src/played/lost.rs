@@ -76,6 +76,12 @@ impl Case {
         assert_eq!((s.chunks_leased, s.chunks_tx, s.chunks_rx), (granted.into(), 0, 0), "{s:?}");
     }
 
+    fn dies_first(&mut self) {
+        self.sim.is_over = true;
+        self.sim.nsm_ends(0);
+        self.sim.nsm_died(0);
+    }
+
     fn close(&mut self) {
         for g in [&self.parent, &self.child] {
             g.close(self.client);
@@ -91,7 +97,7 @@ fn process(sim: &mut Simulation, id: GuestId) -> Shell {
 }
 
 /// All that a process gets.
-fn take_all(sim: &mut Simulation, g: &Shell) -> HashSet<u32> {
+pub(super) fn take_all(sim: &mut Simulation, g: &Shell) -> HashSet<u32> {
     let grants = &g.device.row(g.row).expect("a row").chunk_grants;
     let mut all = HashSet::new();
     loop {
@@ -113,7 +119,7 @@ fn what_a_dead_process_sent_on_a_lost_connection_is_leased_to_nobody() {
     assert_eq!(case.child.send(case.client, 0, 100), 100);
     let [named, _] = case.named();
     assert_eq!(named.len(), 1);
-    case.sim.nsm_dies(0);
+    case.dies_first();
     assert!(case.sim.tenants[0].place.ledger().is_none(), "the other has the chunks for itself");
     let child = case.child.clone();
     case.dies(&child);
@@ -130,7 +136,7 @@ fn what_a_dead_service_had_taken_is_free_once() {
     let mut case = Case::new(true);
     let [_, named] = case.named();
     assert!(!named.is_empty(), "the stack took all");
-    case.sim.nsm_dies(0);
+    case.dies_first();
     case.sim.w.assert_chunks(case.id, super::simulation::LAYOUT.chunks);
     // Chunks that were never used go first: the second gets what was.
     let first = process(&mut case.sim, case.id);

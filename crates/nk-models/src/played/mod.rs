@@ -5,9 +5,12 @@
 //! every chunk is accounted for, and the honest guest's bytes arrive.
 //!
 //! [`simulation::run`] draws everything from a seed: ordinary guests, and a host whose parts die. `engine` has single cases of what the
-//! engine does, `lost` of what becomes of chunks that connections of a dead NSM carry,
-//! `kept` of what a service tells of sockets that it took over.
+//! engine does, `lost` of what becomes of chunks that connections of a dead NSM carry, `kept` of what a service tells of sockets that it
+//! took over, `control` of what ends in the middle of what the control thread does.
 
+mod adoption;
+#[cfg(test)]
+mod control;
 mod datagrams;
 mod deaths;
 #[cfg(test)]

@@ -3,9 +3,9 @@
 use std::io;
 
 use nk_engine::{Engine, GuestId, Notify, NsmId};
-use nk_host::control::moves::{self, Host};
+use nk_host::control::moves::{self, Host, Stays};
 use nk_host::control::place::Place;
-use nk_servicelib::{GuestPool, Key, MovedSocket};
+use nk_servicelib::{GuestPool, Key, MovedSocket, Service};
 
 use super::region::SharedLedger;
 use super::simulation::{LAYOUT, NSMS, Simulation, State};
@@ -22,15 +22,18 @@ impl Simulation {
         let t = &self.tenants[at];
         let (id, others) = (t.id, NSMS - 1);
         let to = (usize::from(t.place.nsm().0) + 1 + self.random.below(others)) % NSMS;
-        if let Err(moves::Stays::Failed(e)) = moves::move_guest(self, id, NsmId(to as u8)) {
-            panic!("guest {} cannot be moved: {e}", id.0);
-        }
+        self.act(|s| match moves::move_guest(s, id, NsmId(to as u8)) {
+            // Who gives a guest away may die before it does.
+            Err(Stays::Failed(_)) if s.states.contains(&State::Dead) => Ok(()),
+            Ok(_) | Err(Stays::Restarting(_)) => Ok(()),
+            Err(Stays::Failed(e)) => Err(e),
+        });
     }
 
     /// What the engine told of NSMs that have nothing left of a guest.
     pub(super) fn leave_old(&mut self) {
         for (guest, nsm) in std::mem::take(&mut self.w.bells.left) {
-            moves::nsm_left(self, guest, nsm).expect("nothing is refused");
+            self.act(|s| moves::nsm_left(s, guest, nsm));
         }
     }
 
@@ -39,9 +42,21 @@ impl Simulation {
         self.states[usize::from(nsm.0)] == State::Up
     }
 
+    fn service(&mut self, nsm: NsmId) -> &mut Service<MemoryStack> {
+        &mut self.w.services[usize::from(nsm.0)]
+    }
+
+    /// An NSM is told something, and does it unless it is dead.
+    fn told<R>(&mut self, nsm: NsmId, what: impl FnOnce(&mut Simulation) -> R) -> Option<R> {
+        self.moment(Some(nsm));
+        let done = self.serves(nsm).then(|| what(self));
+        self.moment(Some(nsm));
+        done
+    }
+
     fn settle(&mut self, nsm: NsmId) {
         let now_ns = self.w.now_ms * 1_000_000;
-        while !self.w.services[usize::from(nsm.0)].settle(now_ns, &mut || {}) {
+        while !self.service(nsm).settle(now_ns, &mut || {}) {
             self.w.poll_engine();
         }
     }
@@ -63,7 +78,10 @@ impl Host for Simulation {
         &mut self,
         ask: impl FnOnce(&mut Engine, &mut dyn Notify) -> R + Send + 'static,
     ) -> io::Result<R> {
-        Ok(ask(&mut self.w.engine, &mut self.w.bells))
+        self.moment(None);
+        let answer = ask(&mut self.w.engine, &mut self.w.bells);
+        self.moment(None);
+        Ok(answer)
     }
 
     fn new_ledger(&mut self, _: GuestId) -> io::Result<SharedLedger> {
@@ -76,66 +94,78 @@ impl Host for Simulation {
     }
 
     fn add(&mut self, nsm: NsmId, guest: GuestId) -> io::Result<()> {
-        let Some(at) = self.at(guest).filter(|_| self.serves(nsm)) else { return Ok(()) };
-        let t = &self.tenants[at];
-        let ledger = t.place.ledger().map(|l| l.ledger.of_service(nsm.0));
-        if ledger.is_none() {
-            // What a process has taken from its grants, nobody leases to it any more.
-            t.processes.iter().for_each(|p| p.spare.borrow_mut().clear());
-        }
-        let pool = GuestPool { ledger, ..World::pool(&t.region, t.id) };
-        self.w.services[usize::from(nsm.0)].add_guest(pool);
-        Ok(())
+        self.told(nsm, |s| {
+            let Some(at) = s.at(guest) else { return };
+            let t = &s.tenants[at];
+            let ledger = t.place.ledger().map(|l| l.ledger.of_service(nsm.0));
+            if ledger.is_none() {
+                // What a process has taken from its grants, nobody leases to it any more.
+                t.processes.iter().for_each(|p| p.spare.borrow_mut().clear());
+            }
+            let pool = GuestPool { ledger, ..World::pool(&t.region, t.id) };
+            s.service(nsm).add_guest(pool);
+        });
+        self.limit(guest)
     }
     fn remove(&mut self, nsm: NsmId, guest: GuestId) -> io::Result<()> {
-        self.w.services[usize::from(nsm.0)].remove_guest(guest.0);
+        self.told(nsm, |s| s.service(nsm).remove_guest(guest.0));
         Ok(())
     }
     fn leave(&mut self, nsm: NsmId, to: NsmId, guest: GuestId) -> io::Result<Vec<MovedSocket>> {
-        if !self.serves(nsm) {
-            return Err(io::Error::other("it is dead"));
-        }
-        self.settle(nsm);
         let ledger = self.place(guest).and_then(|p| p.ledger()).expect("it is shared").ledger;
-        let service = &mut self.w.services[usize::from(nsm.0)];
-        Ok(service.leave(guest.0, ledger.of_service(nsm.0), to.0))
+        let moved = self.told(nsm, |s| {
+            s.settle(nsm);
+            // What is given away is kept all the same, until the next NSM has it.
+            s.given = s.service(nsm).stack_mut().kept.clone();
+            let moved = s.service(nsm).leave(guest.0, ledger.of_service(nsm.0), to.0);
+            s.given.retain(|word, _| moved.iter().any(|m| m.key.to_word() == *word));
+            moved
+        });
+        if self.serves(nsm) {
+            return moved.ok_or_else(|| io::Error::other("it is not told"));
+        }
+        // It died before it answered, or before anybody heard it.
+        self.kept[usize::from(nsm.0)].extend(self.given.drain());
+        for m in moved.into_iter().flatten() {
+            self.net.borrow_mut().end_given(&m.fd);
+        }
+        Err(io::Error::other("it is dead"))
     }
     fn enter(&mut self, nsm: NsmId, guest: GuestId) -> io::Result<()> {
-        self.w.services[usize::from(nsm.0)].enter(guest.0);
+        self.told(nsm, |s| s.service(nsm).enter(guest.0));
         Ok(())
     }
     fn give(&mut self, _: NsmId, to: NsmId, moved: MovedSocket) -> io::Result<bool> {
-        let at = usize::from(to.0);
-        if self.serves(to) {
-            return Ok(self.w.services[at].adopt_moved(moved).is_ok());
+        let word = moved.key.to_word();
+        let kept = self.given.get(&word).copied().filter(|_| moved.at.backlog.is_some());
+        let mut moved = Some(moved);
+        let taken = self.told(to, |s| moved.take().map(|m| s.service(to).adopt_moved(m).is_ok()));
+        if let Some(moved) = moved {
+            self.net.borrow_mut().end_given(&moved.fd);
         }
         // Its successor is given what the daemon has.
-        let guest = self.at(GuestId(moved.key.guest)).map(|at| &self.tenants[at]);
-        let cell = guest.and_then(|t| t.region.device.cell(moved.key.socket));
-        let local = cell.map(|c| c.local.load());
-        if let (Some(backlog), Some(local)) = (moved.at.backlog, local) {
-            self.kept[at].insert(moved.key.to_word(), (local, backlog));
+        if let Some(kept) = kept.filter(|_| !self.serves(to)) {
+            self.kept[usize::from(to.0)].insert(word, kept);
         }
-        self.net.borrow_mut().end_given(&moved.fd);
-        Ok(true)
+        self.given.remove(&word);
+        Ok(taken.flatten().unwrap_or(true))
     }
     fn give_kept(&mut self, from: NsmId, to: NsmId, key: Key, backlog: u32) -> io::Result<bool> {
         let kept = self.kept[usize::from(from.0)].remove(&key.to_word());
         // One in four is missing.
         let Some((local, _)) = kept.filter(|_| self.random.below(4) != 0) else { return Ok(false) };
-        let at = usize::from(to.0);
-        if !self.serves(to) {
-            self.kept[at].insert(key.to_word(), (local, backlog));
-            return Ok(true);
-        }
         let fd = MemoryStack::kept_descriptor(&local);
-        Ok(self.w.services[at].adopt_listener(key, fd, backlog).is_ok())
+        let taken = self.told(to, |s| s.service(to).adopt_listener(key, fd, backlog).is_ok());
+        if !self.serves(to) {
+            self.kept[usize::from(to.0)].insert(key.to_word(), (local, backlog));
+        }
+        Ok(taken.unwrap_or(true))
     }
     fn alone(&mut self, nsm: NsmId, guest: GuestId) -> io::Result<()> {
-        if self.serves(nsm) {
-            self.settle(nsm);
-            self.w.services[usize::from(nsm.0)].be_alone(guest.0);
-        }
+        self.told(nsm, |s| {
+            s.settle(nsm);
+            s.service(nsm).be_alone(guest.0);
+        });
         Ok(())
     }
     /// No process sets any.
@@ -151,7 +181,7 @@ impl Host for Simulation {
         let all = t.place.all();
         let part = t.limits.divided(all.len()).service();
         for nsm in all {
-            self.w.services[usize::from(nsm.0)].set_limits(guest.0, &part);
+            self.told(nsm, |s| s.service(nsm).set_limits(guest.0, &part));
         }
         Ok(())
     }

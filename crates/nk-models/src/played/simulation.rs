@@ -1,17 +1,20 @@
 //! Ordinary guests on a host whose parts die, all of it drawn from one seed: a run that fails is run again by its number.
 //!
 //! Guests listen, connect, send, receive, also datagrams, fork, exit and are killed. Meanwhile stacks fail and reset, guests are moved between three NSMs,
-//! each of which dies and comes back with the listeners that were kept, the daemon dies, with its NSM or without, also in the middle of a poll, and another adopts the
-//! guests, limits change, guests doze, and the clock jumps. What must hold: no panic, no byte that was not sent there, no connection reset
+//! each of which dies, of which the control thread hears later, and comes back with the listeners that were kept; the daemon dies, with its
+//! NSMs or without, and another adopts the guests; limits change, guests doze, and the clock jumps. A death may come in the middle of a poll,
+//! or of what the control thread does: between any two of its messages to NSMs and to the engine, also while one is being answered. What must
+//! hold: no panic, no byte that was not sent there, no connection reset
 //! by the death of an engine alone, every chunk accounted for; and at the end, when nothing fails any more, each guest is served, and
-//! when all have ended nothing of them is left. The deaths are in `deaths`, the moves in `moves`, datagram sockets
-//! in `datagrams`.
+//! when all have ended nothing of them is left. The deaths are in `deaths`, the moves in `moves`, the next daemon in `adoption`, datagram sockets in
+//! `datagrams`.
 //!
-//! What the control thread decides of moves and of the deaths of NSMs is its own code (`nk_host::control`). What stays out: attaching, adoption's
-//! records, the keeper, reloads, whose acts are done here as it does them.
+//! What the control thread decides of moves, of the deaths of NSMs and of what goes on after a daemon's is its own code
+//! (`nk_host::control`). What stays out: attaching itself, the keeper's process, reloads.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, HashSet};
+use std::io;
 use std::rc::Rc;
 
 use nk_device::cell::{GF_CONNECT_CALLED, SF_CONNECTED, SF_DEAD, SF_EOF, SF_FAILED};
@@ -25,6 +28,7 @@ use nk_host::limits::GuestLimits;
 use nk_servicelib::Service;
 
 use super::datagrams::Posted;
+use super::deaths::Victim;
 use super::region::{Region, SharedLedger};
 use super::shell::Shell;
 use super::stack::{MemoryStack, Net};
@@ -143,6 +147,12 @@ pub(super) struct Simulation {
     /// Deaths so far, of an NSM or all.
     pub(super) life: u32,
     pub(super) states: [State; NSMS],
+    /// What the control thread is doing ends so many moments from now.
+    pub(super) ends_in: Option<(usize, Victim)>,
+    /// Nothing fails any more.
+    pub(super) is_over: bool,
+    /// What a keeper has of listeners that are between two NSMs.
+    pub(super) given: HashMap<u64, (Addr, u32)>,
     /// By NSM: what a keeper has of the listeners of one that died.
     pub(super) kept: [HashMap<u64, (Addr, u32)>; NSMS],
     pub(super) net: Rc<RefCell<Net>>,
@@ -199,6 +209,9 @@ impl Simulation {
             devices,
             life: 0,
             states: [State::Up; NSMS],
+            ends_in: None,
+            is_over: false,
+            given: HashMap::new(),
             kept: Default::default(),
             net,
             stack_fails: seed.is_multiple_of(2),
@@ -291,11 +304,11 @@ impl Simulation {
             96 => self.change_limits(at),
             97 => {
                 let nsm = self.random.below(NSMS);
-                self.nsm_dies(nsm);
+                self.nsm_ends(nsm);
             }
             98 => match self.random.below(6) {
-                0 | 1 => self.daemon_dies(),
-                2 | 3 => self.engine_dies(),
+                0 | 1 => self.all_die(),
+                2 | 3 => self.daemon_dies(),
                 _ => {}
             },
             99 if self.random.below(3) == 0 => self.leave_and_enter(at),
@@ -305,8 +318,10 @@ impl Simulation {
             _ => {}
         }
         for nsm in 0..NSMS {
-            if self.states[nsm] == State::Down && self.random.below(6) == 0 {
-                self.nsm_returns(nsm);
+            match self.states[nsm] {
+                State::Dead if self.random.below(2) == 0 => self.nsm_died(nsm),
+                State::Down if self.random.below(6) == 0 => self.nsm_returns(nsm),
+                _ => {}
             }
         }
         self.look_at_counters();
@@ -433,7 +448,7 @@ impl Simulation {
         }
     }
 
-    fn fork(&mut self, at: usize) {
+    pub(super) fn fork(&mut self, at: usize) {
         let parent = self.any_process(at);
         let t = &mut self.tenants[at];
         let Ok(NewRow { row, qset }) = self.w.engine.add_row(t.id, 200) else { return };
@@ -465,14 +480,13 @@ impl Simulation {
 
     fn change_limits(&mut self, at: usize) {
         self.draw_limits(at);
-        self.set_limits(at);
+        self.act(|s| s.set_limits(at));
     }
 
-    fn set_limits(&mut self, at: usize) {
-        let t = &self.tenants[at];
-        let id = t.id;
-        self.w.engine.set_limits(id, t.limits.engine()).expect("known");
-        self.limit(id).expect("nothing is refused");
+    pub(super) fn set_limits(&mut self, at: usize) -> io::Result<()> {
+        let (id, limits) = (self.tenants[at].id, self.tenants[at].limits.engine());
+        self.engine(move |e, _| e.set_limits(id, limits))?.map_err(io::Error::other)?;
+        self.limit(id)
     }
 
     pub(super) fn draw_limits(&mut self, at: usize) {
@@ -568,7 +582,11 @@ impl Simulation {
     }
 
     fn end(&mut self) {
+        self.is_over = true;
         for nsm in 0..NSMS {
+            if self.states[nsm] == State::Dead {
+                self.nsm_died(nsm);
+            }
             if self.states[nsm] == State::Down {
                 self.nsm_returns(nsm);
             }
@@ -577,7 +595,7 @@ impl Simulation {
         for at in 0..self.tenants.len() {
             let id = self.tenants[at].id;
             self.tenants[at].limits = GuestLimits::default();
-            self.set_limits(at);
+            self.set_limits(at).expect("nothing is refused");
             self.w.engine.rouse(id);
             self.w.assert_chunks(id, LAYOUT.chunks);
             if !self.stack_fails {

@@ -219,7 +219,7 @@ impl Net {
 }
 
 /// Whose a socket is while its descriptor is between two stacks.
-const NOBODY: u8 = u8::MAX;
+pub(super) const NOBODY: u8 = u8::MAX;
 
 /// A descriptor with this written into it.
 fn descriptor(bytes: &[u8]) -> OwnedFd {

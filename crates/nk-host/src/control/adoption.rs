@@ -1,0 +1,135 @@
+//! What goes on when another daemon takes over, by what the keeper has and what NSM processes that lived on tell.
+
+use std::collections::BTreeMap;
+use std::io;
+
+use nk_engine::{GuestId, NsmId};
+
+use super::moves::Host;
+
+/// What NSM processes tell of guests, sorted.
+#[derive(Debug)]
+struct Told<K> {
+    /// Of guests that are where it is told: they go on there.
+    goes_on: BTreeMap<GuestId, K>,
+    /// Of guests that are not there, as far as the keeper knows: they ended with the last daemon, or were on their way.
+    foreign: Vec<(NsmId, GuestId)>,
+}
+
+fn sort<K>(
+    told: impl IntoIterator<Item = (NsmId, GuestId, K)>,
+    mut place: impl FnMut(GuestId) -> Option<NsmId>,
+) -> Told<K> {
+    let mut sorted = Told { goes_on: BTreeMap::new(), foreign: Vec::new() };
+    for (nsm, guest, kept) in told {
+        if place(guest) == Some(nsm) {
+            sorted.goes_on.insert(guest, kept);
+        } else {
+            sorted.foreign.push((nsm, guest));
+        }
+    }
+    sorted
+}
+
+/// All guests that the keeper has, each on one NSM, go on, with what their NSMs tell of them if these lived on; `enter` gives one to the
+/// engine.
+///
+/// # Errors
+/// Those of the host.
+pub fn go_on<H: Host, K>(
+    h: &mut H,
+    told: impl IntoIterator<Item = (NsmId, GuestId, K)>,
+    mut enter: impl FnMut(&mut H, GuestId, Option<K>) -> io::Result<()>,
+) -> io::Result<()> {
+    let mut told = sort(told, |guest| h.place(guest).map(|p| p.nsm()));
+    // Before a guest goes on: two NSMs would lease the same chunks, and write on the same rings.
+    for (nsm, guest) in told.foreign {
+        h.remove(nsm, guest)?;
+    }
+    for guest in h.guests() {
+        enter(h, guest, told.goes_on.remove(&guest))?;
+    }
+    Ok(())
+}
+
+/// Why an NSM process that the keeper has cannot go on. It is ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unfit {
+    /// Nothing of it is left.
+    #[error("it has ended")]
+    Ended,
+    /// The configuration has none of its name, or that one is inline.
+    #[error("the configuration has no such NSM with a process")]
+    Unknown,
+    /// It and this daemon would not understand each other.
+    #[error("it is of another version: it speaks {its}, this daemon {ours}")]
+    Version {
+        /// The process's.
+        its: u64,
+        /// The daemon's.
+        ours: u64,
+    },
+    /// Of several that the keeper has, since a daemon died between one's death and its successor's start, one goes on.
+    #[error("another process is this NSM already")]
+    Double,
+}
+
+/// Whether an NSM process goes on. `named`: of the NSM of its name that is to be a process, whether it has one already.
+///
+/// # Errors
+/// Why it does not.
+pub fn nsm_goes_on(has_ended: bool, named: Option<bool>, its: u64, ours: u64) -> Result<(), Unfit> {
+    match named {
+        _ if has_ended => Err(Unfit::Ended),
+        None => Err(Unfit::Unknown),
+        Some(_) if its != ours => Err(Unfit::Version { its, ours }),
+        Some(true) => Err(Unfit::Double),
+        Some(false) => Ok(()),
+    }
+}
+
+/// Whether a process of a guest goes on: somebody can tell of its end, it has not ended, and it has a queue set. `has_ended`: of one that
+/// has a pidfd.
+#[must_use]
+pub fn process_goes_on(has_control: bool, has_ended: Option<bool>, qsets: usize) -> bool {
+    let is_watched = has_control || has_ended.is_some();
+    is_watched && has_ended != Some(true) && qsets > 0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_told_of_a_guest_elsewhere_is_foreign() {
+        let (a, b) = (NsmId(0), NsmId(1));
+        let (stayed, moved, ended) = (GuestId(1), GuestId(2), GuestId(3));
+        let told = [(a, stayed, 'x'), (a, moved, 'x'), (b, moved, 'y'), (b, ended, 'x')];
+        let place = |g| [(stayed, a), (moved, b)].iter().find(|p| p.0 == g).map(|p| p.1);
+        let sorted = sort(told, place);
+        assert_eq!(sorted.goes_on, BTreeMap::from([(stayed, 'x'), (moved, 'y')]));
+        assert_eq!(sorted.foreign, [(a, moved), (b, ended)]);
+    }
+
+    #[test]
+    fn an_nsm_process_goes_on_if_it_lives_is_named_and_speaks_as_the_daemon() {
+        assert_eq!(nsm_goes_on(false, Some(false), 3, 3), Ok(()));
+        assert_eq!(nsm_goes_on(true, Some(false), 3, 3), Err(Unfit::Ended));
+        assert_eq!(nsm_goes_on(false, None, 3, 3), Err(Unfit::Unknown));
+        let other = Unfit::Version { its: 2, ours: 3 };
+        assert_eq!(nsm_goes_on(false, Some(false), 2, 3), Err(other));
+        assert_eq!(nsm_goes_on(false, Some(true), 3, 3), Err(Unfit::Double));
+    }
+
+    #[test]
+    fn a_process_goes_on_if_its_end_would_be_seen() {
+        assert!(process_goes_on(true, Some(false), 1));
+        // In the middle of an exec.
+        assert!(process_goes_on(false, Some(false), 1));
+        // A child that has not said hello.
+        assert!(process_goes_on(true, None, 1));
+        assert!(!process_goes_on(true, Some(true), 1));
+        assert!(!process_goes_on(false, None, 1));
+        assert!(!process_goes_on(true, Some(false), 0));
+    }
+}

@@ -1,0 +1,103 @@
+//! Single cases of what the control thread does when something ends in the middle of it.
+
+use nk_device::Layout;
+use nk_device::nqe::{Nqe, Op};
+use nk_device::ring::Producer;
+use nk_engine::{NewRow, NsmId, ROW_ADOPTED};
+use nk_host::control::moves::{self, Host};
+use nk_host::limits::GuestLimits;
+
+use super::lost::take_all;
+use super::region::Region;
+use super::shell::Shell;
+use super::simulation::{LAYOUT, Simulation, State};
+use super::world::{NSM, transfer};
+
+/// The first NSM died, and its successor is told of the guests; the engine does not know it yet.
+fn successor_starts() -> Simulation {
+    let mut sim = Simulation::new(1);
+    sim.is_over = true;
+    let id = sim.tenants[0].id;
+    let NewRow { row, qset } = sim.w.engine.add_row(id, 200).expect("a row");
+    let second = Shell::new(sim.tenants[0].region.device, row, qset);
+    sim.tenants[0].processes.push(second);
+    sim.w.settle();
+    // What they take they never sent: it is nobody's when the NSM dies.
+    for p in &sim.tenants[0].processes {
+        while p.device.row(p.row).expect("a row").chunk_grants.pop().is_some() {}
+    }
+    sim.nsm_ends(0);
+    sim.nsm_died(0);
+    sim.states[0] = State::Up;
+    for at in 0..sim.tenants.len() {
+        let id = sim.tenants[at].id;
+        sim.add(NSM, id).expect("nothing is refused");
+    }
+    sim
+}
+
+/// The daemon dies, and another takes over: each process is served.
+fn is_served_by_the_next(sim: &mut Simulation) {
+    sim.next_daemon();
+    // What somebody may have said meanwhile.
+    sim.tenants[0].limits = GuestLimits::default();
+    sim.set_limits(0).expect("nothing is refused");
+    let id = sim.tenants[0].id;
+    sim.w.assert_chunks(id, LAYOUT.chunks);
+    for shell in sim.tenants[0].processes.clone() {
+        transfer(&mut sim.w, &shell, id, 200_000);
+    }
+}
+
+#[test]
+fn an_nsm_that_was_told_of_no_process_begins_anew() {
+    is_served_by_the_next(&mut successor_starts());
+}
+
+#[test]
+fn an_nsm_that_was_told_of_some_processes_begins_anew() {
+    let mut sim = successor_starts();
+    // The engine wrote no further.
+    let region = Region::new(Layout::NSM, 0);
+    let mut nqe = Nqe::new(Op::RowLive, 0, 0);
+    (nqe.guest, nqe.data) = (sim.tenants[0].id.0, ROW_ADOPTED | 1 << 32);
+    let q = region.device.qset(0).expect("an NSM's queue set");
+    let stack = super::stack::MemoryStack::on(sim.net.clone(), 0, None);
+    sim.w.services[0] = nk_servicelib::Service::new(stack, region.device);
+    for at in 0..sim.tenants.len() {
+        let id = sim.tenants[at].id;
+        sim.add(NSM, id).expect("nothing is refused");
+    }
+    Producer::default().push(&q.job(), &nqe).expect("room");
+    sim.nsms.push(region);
+    is_served_by_the_next(&mut sim);
+}
+
+/// The daemon dies when the guest is wholly on the next NSM, and before the keeper knows.
+#[test]
+fn a_guest_that_was_on_its_way_is_on_one_nsm_at_the_next_daemon() {
+    for seed in 0..20 {
+        let mut sim = Simulation::new(seed);
+        sim.is_over = true;
+        let (id, g) = (sim.tenants[0].id, sim.tenants[0].processes[0].clone());
+        moves::move_guest(&mut sim, id, NsmId(1)).expect("moved");
+        sim.tenants[0].noted = NSM;
+        sim.w.settle();
+        let listener = g.open().expect("an id");
+        g.address(Op::Bind, listener, 80);
+        g.job(Op::Listen, listener, |n| n.op_data = 8);
+        sim.w.settle();
+        let client = g.open().expect("an id");
+        g.address(Op::Connect, client, 80);
+        sim.w.settle();
+        g.accept(listener).expect("a connection");
+        // What the next NSM would take, and lease again.
+        while g.send(client, 0, 16_000) > 0 {}
+        sim.next_daemon();
+        sim.w.settle();
+        take_all(&mut sim, &g);
+        sim.w.assert_chunks(id, LAYOUT.chunks);
+        let has: Vec<bool> = sim.w.services.iter().map(|s| s.stats(id.0).is_some()).collect();
+        assert_eq!(has, [true, false, false]);
+    }
+}
