@@ -10,13 +10,15 @@ use nk_engine::{GuestId, Notify, NsmId};
 
 use crate::{sys, watchdog};
 
-/// What the poll thread tells the control thread.
+/// What another thread tells the control thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum News {
     /// Every socket of the guest is done.
     Idle(GuestId),
     /// An NSM from which the guest was moved has none of its sockets any more.
     Left(GuestId, NsmId),
+    /// Another keeper has everything that the last one had; `false`: it could not be started.
+    Keeper(bool),
 }
 
 /// The poll thread's way to reach guests, NSMs and the control thread.

@@ -154,5 +154,5 @@ fn spawn(listener: &OwnedFd, dir: &Path) -> io::Result<()> {
     };
     let argv =
         [c"nk".as_ptr(), c"daemon".as_ptr(), c"--private".as_ptr(), dir.as_ptr(), std::ptr::null()];
-    crate::spawn::detached(listener.as_raw_fd(), &argv, Some(&log))
+    crate::spawn::detached(crate::spawn::THIS, listener.as_raw_fd(), &argv, Some(&log))
 }

@@ -45,11 +45,16 @@ unsafe fn become_program(
     }
 }
 
-/// fork, setsid, fork, exec. stderr goes to `log`, or stays this process's where `log` is `None`. The caller may have threads.
+/// fork, setsid, fork, exec of a program. stderr goes to `log`, or stays this process's where `log` is `None`. The caller may have threads.
 ///
 /// # Errors
 /// Those of fork.
-pub fn detached(passed: RawFd, argv: &[*const c_char], log: Option<&CStr>) -> io::Result<()> {
+pub fn detached(
+    program: &CStr,
+    passed: RawFd,
+    argv: &[*const c_char],
+    log: Option<&CStr>,
+) -> io::Result<()> {
     // SAFETY: between fork and exec only system calls on data made before, which is sound with other threads. The second fork
     // is one, too: the library's own is not for the child of a process with threads.
     unsafe {
@@ -62,7 +67,7 @@ pub fn detached(passed: RawFd, argv: &[*const c_char], log: Option<&CStr>) -> io
             if libc::syscall(libc::SYS_clone, libc::SIGCHLD, 0usize, 0usize, 0usize, 0usize) != 0 {
                 libc::_exit(0);
             }
-            become_program(THIS, passed, argv.as_ptr(), log);
+            become_program(program, passed, argv.as_ptr(), log);
         }
         // Where SIGCHLD is ignored there is nothing to wait for.
         while libc::waitpid(child, std::ptr::null_mut(), 0) < 0

@@ -1,8 +1,11 @@
 //! The attach server against played processes: real sockets, real regions, no GuestLib.
 
+use std::ffi::{CStr, CString};
+use std::fs::Permissions;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::JoinHandle;
@@ -13,6 +16,7 @@ use nk_device::row::ROW_EXECING;
 use nk_device::{Device, Layout, Nqe, Op};
 use nk_host::config::Config;
 use nk_host::guest::Region;
+use nk_host::keeper::Keeper;
 use nk_host::server::{Server, Setup};
 use nk_host::sys;
 
@@ -26,6 +30,10 @@ struct Host {
 
 impl Host {
     fn start(config: Config) -> Host {
+        Host::start_with(config, None)
+    }
+
+    fn start_with(config: Config, keeper: Option<Keeper>) -> Host {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let n = NUMBER.fetch_add(1, Ordering::Relaxed);
         let path = std::env::temp_dir().join(format!("nk-attach-{}-{n}", std::process::id()));
@@ -34,7 +42,7 @@ impl Host {
             listener,
             config,
             private: true,
-            keeper: None,
+            keeper,
             entries: Vec::new(),
             // One that ends without answering anybody.
             resolver: c"/bin/false",
@@ -98,7 +106,10 @@ impl Played {
     }
 
     fn create_with(config: Config) -> Played {
-        let host = Host::start(config);
+        Played::create_on(Host::start(config))
+    }
+
+    fn create_on(host: Host) -> Played {
         let creator = host.connect();
         let netns = OwnedFd::from(std::fs::File::open("/proc/self/ns/net").expect("netns"));
         let m = Message::new(Kind::CreateGuest).with_text("played");
@@ -383,4 +394,46 @@ fn messages_of_another_kind_or_version_end_the_connection_only() {
     let answer: serde_json::Value = serde_json::from_str(&text).expect("JSON");
     assert_eq!(answer[0]["name"], "played");
     assert_eq!(answer[0]["processes"][0]["pid"], std::process::id());
+}
+
+/// The keeper ends, and the next one takes its time to start: who asks the daemon for something has it meanwhile.
+#[test]
+fn a_keeper_that_starts_slowly_holds_up_nobody() {
+    let dir = std::env::temp_dir().join(format!("nk-slow-keeper-{}", std::process::id()));
+    std::fs::create_dir(&dir).expect("a directory");
+    let (path, begun, over) = (dir.join("socket"), dir.join("begun"), dir.join("over"));
+    let program = dir.join("slow");
+    // It has the socket on which it is waited for, and ends without a word.
+    let script = format!("#!/bin/sh\n: > {}\nsleep 2\n: > {}\n", begun.display(), over.display());
+    std::fs::write(&program, script).expect("a script");
+    std::fs::set_permissions(&program, Permissions::from_mode(0o755)).expect("executable");
+    let program: &'static CStr =
+        Box::leak(CString::new(program.as_os_str().as_bytes()).expect("a path").into_boxed_c_str());
+    // A keeper that has nothing, and ends when it is told to.
+    let listener = sys::listen_at(&path, 0o600).expect("listen");
+    sys::set_blocking(&listener).expect("blocking");
+    let first = std::thread::spawn(move || {
+        let daemon = sys::accept(&listener).expect("a daemon");
+        sys::set_blocking(&daemon).expect("blocking");
+        nk_attach::recv(daemon.as_raw_fd(), false).expect("it asks what there is");
+        nk_attach::send(daemon.as_raw_fd(), &Message::new(Kind::Kept), &[]).expect("nothing");
+        daemon
+    });
+    let (keeper, entries) = Keeper::find(&path).expect("it serves").expect("it is there");
+    assert!(entries.is_empty());
+    let host = Host::start_with(Config::default(), Some(keeper.started_by(program)));
+    let played = Played::create_on(host);
+    drop(first.join().expect("served"));
+    wait("the next keeper", || begun.exists());
+    let asked = Instant::now();
+    let attached = played.attach().expect("attached");
+    assert!(!over.exists(), "the next keeper had ended: {:?}", asked.elapsed());
+    // And it is tried again.
+    wait("the end of the next keeper", || over.exists());
+    std::fs::remove_file(&begun).expect("it had begun");
+    wait("the one after", || begun.exists());
+    drop((attached, played.creator));
+    played.host.ended();
+    // The last one ends by itself.
+    let _ = std::fs::remove_dir_all(&dir);
 }

@@ -7,8 +7,10 @@
 //! |---|---|
 //! | [`adoption`] | what goes on when another daemon takes over |
 //! | [`place`] | on which NSMs a guest is |
+//! | [`restarts`] | when NSM processes and the keeper are started again |
 //! | [`moves`] | a move from one to another, and what the death of an NSM means for who is there |
 
 pub mod adoption;
 pub mod moves;
 pub mod place;
+pub mod restarts;

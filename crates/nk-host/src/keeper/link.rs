@@ -22,6 +22,8 @@ pub(super) struct Link {
     next: Option<Next>,
     pub(super) entries: Entries,
     pub(super) options: Options,
+    /// No other daemon is to follow: so says this to the next one, too.
+    last_word: Option<Message>,
 }
 
 /// A keeper that is being told.
@@ -36,7 +38,7 @@ struct Next {
 
 impl Link {
     pub(super) fn new(connection: OwnedFd, entries: Entries, options: Options) -> Link {
-        Link { connection, next: None, entries, options }
+        Link { connection, next: None, entries, options, last_word: None }
     }
 
     /// A keeper that knows nothing is to be the next.
@@ -61,6 +63,10 @@ impl Link {
             self.next = Some(next);
             return Ok(false);
         }
+        if let Some(m) = &self.last_word {
+            nk_attach::send(next.connection.as_raw_fd(), m, &[])
+                .map_err(io::Error::from_raw_os_error)?;
+        }
         complete(&next.connection)?;
         self.connection = next.connection;
         Ok(true)
@@ -83,7 +89,13 @@ impl Link {
         self.send(&m, &[]);
     }
 
-    pub(super) fn send(&mut self, m: &Message, fds: &[RawFd]) {
+    /// No other daemon is to follow.
+    pub(super) fn end(&mut self, m: &Message) {
+        self.last_word = Some(*m);
+        let _ = nk_attach::send(self.connection.as_raw_fd(), m, &[]);
+    }
+
+    fn send(&mut self, m: &Message, fds: &[RawFd]) {
         if let Err(e) = nk_attach::send(self.connection.as_raw_fd(), m, fds) {
             tracing::debug!(errno = e, "the keeper is gone; the next one is told");
         }

@@ -10,7 +10,7 @@ mod listeners;
 mod options;
 pub mod process;
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
@@ -62,10 +62,12 @@ fn nsm_of(text: &str) -> &str {
 
 /// Word a of a [`Kind::Kept`] that asks for nothing: the keeper has been told everything, and acts on this daemon's death from now on.
 const KEPT_COMPLETE: u64 = 1;
-/// How long a keeper that closes connections without a word may take to end.
-const ENDING_MAX: Duration = Duration::from_secs(1);
 /// As above: no other daemon is to follow.
 const KEPT_END: u64 = 2;
+/// How long a keeper that closes connections without a word may take to end.
+const ENDING_MAX: Duration = Duration::from_secs(1);
+/// How long a keeper that was just started may take to answer.
+const ANSWER_MAX_S: u64 = 10;
 /// Between two turns of telling the next keeper: who waits to keep something has the lock by then.
 const BREATH: Duration = Duration::from_micros(50);
 
@@ -104,6 +106,7 @@ struct Shared {
     /// Of the keeper's socket.
     path: PathBuf,
     private: Option<PathBuf>,
+    program: &'static CStr,
     link: Mutex<Link>,
 }
 
@@ -139,7 +142,7 @@ impl Keeper {
     /// # Errors
     /// When its socket or the process cannot be made.
     pub fn start(path: &Path, private: Option<&Path>) -> io::Result<Keeper> {
-        let connection = start_process(path, private)?;
+        let connection = start_process(crate::spawn::THIS, path, private)?;
         complete(&connection)?;
         Ok(Keeper::new(path, private, connection, Entries::default()))
     }
@@ -149,7 +152,8 @@ impl Keeper {
     /// # Errors
     /// When its socket or the process cannot be made, or it ends at once.
     pub fn restart(&self) -> io::Result<()> {
-        self.give_all(start_process(&self.0.path, self.0.private.as_deref())?)
+        let Shared { path, private, program, .. } = &*self.0;
+        self.give_all(start_process(program, path, private.as_deref())?)
     }
 
     /// Gives the next keeper everything, some at a time: the poll thread may have something to keep meanwhile.
@@ -170,7 +174,17 @@ impl Keeper {
         }
         let link = Mutex::new(Link::new(connection, entries, options));
         let private = private.map(Path::to_owned);
-        Keeper(Arc::new(Shared { path: path.to_owned(), private, link }))
+        let program = crate::spawn::THIS;
+        Keeper(Arc::new(Shared { path: path.to_owned(), private, program, link }))
+    }
+
+    /// The next ones are this program's `keeper`, not this one's: for tests.
+    #[must_use]
+    pub fn started_by(mut self, program: &'static CStr) -> Keeper {
+        if let Some(shared) = Arc::get_mut(&mut self.0) {
+            shared.program = program;
+        }
+        self
     }
 
     fn link(&self) -> MutexGuard<'_, Link> {
@@ -197,7 +211,7 @@ impl Keeper {
     pub fn end(&self) {
         let mut m = Message::new(Kind::Kept);
         m.a = KEPT_END;
-        self.link().send(&m, &[]);
+        self.link().end(&m);
     }
 
     /// Keeps an option of a datagram socket. [`Keeper::tell_options`] follows: guests set options as often as they like, and the keeper is
@@ -309,21 +323,27 @@ fn complete(keeper: &OwnedFd) -> io::Result<()> {
 }
 
 /// Starts the process and returns the connection to it, once it has answered.
-fn start_process(path: &Path, private: Option<&Path>) -> io::Result<OwnedFd> {
+fn start_process(program: &CStr, path: &Path, private: Option<&Path>) -> io::Result<OwnedFd> {
     let _ = std::fs::remove_file(path);
     let listener = sys::listen_at(path, 0o600)?;
-    spawn(&listener, path, private)?;
+    spawn(program, &listener, path, private)?;
     let connection = sys::own(
         nk_attach::connect(path.as_os_str().as_bytes()).map_err(io::Error::from_raw_os_error)?,
     );
     // From here on it is the keeper's alone: where that one cannot start, the connection breaks.
     drop(listener);
+    sys::set_receive_timeout(&connection, ANSWER_MAX_S)?;
     take_back(&connection, &mut Entries::default())?;
     Ok(connection)
 }
 
 /// fork, setsid, fork, exec `nk keeper`.
-fn spawn(listener: &OwnedFd, path: &Path, private: Option<&Path>) -> io::Result<()> {
+fn spawn(
+    program: &CStr,
+    listener: &OwnedFd,
+    path: &Path,
+    private: Option<&Path>,
+) -> io::Result<()> {
     let path = CString::new(path.as_os_str().as_bytes())?;
     let dir = private.map(|d| CString::new(d.as_os_str().as_bytes())).transpose()?;
     let mut argv = vec![c"nk".as_ptr(), c"keeper".as_ptr(), path.as_ptr()];
@@ -332,7 +352,7 @@ fn spawn(listener: &OwnedFd, path: &Path, private: Option<&Path>) -> io::Result<
     }
     argv.push(std::ptr::null());
     // Not our stderr: whoever waits for its end must not wait for the keeper.
-    crate::spawn::detached(listener.as_raw_fd(), &argv, Some(c"/dev/null"))
+    crate::spawn::detached(program, listener.as_raw_fd(), &argv, Some(c"/dev/null"))
 }
 
 #[cfg(test)]

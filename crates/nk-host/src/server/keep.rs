@@ -3,7 +3,7 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use nk_engine::{GuestId, NsmId};
 
@@ -12,10 +12,9 @@ use crate::guest::Guest;
 use crate::keeper::{
     CLASS_GUEST, CLASS_HOLD, CLASS_NSM, CLASS_PROCESS, CLASS_QSET, HAS_CONTROL, HAS_PIDFD,
 };
+use crate::notify::News;
 use crate::nsm::PROTOCOL;
-
-/// A keeper that ended sooner than this is not replaced at once.
-const RESTART_REST: Duration = Duration::from_millis(100);
+use crate::sys;
 
 pub(super) fn process_key(guest: GuestId, row: u16) -> u64 {
     u64::from(guest.0) << 16 | u64::from(row)
@@ -37,7 +36,8 @@ impl Server {
     /// Watches the keeper for its end.
     pub(super) fn watch_keeper(&mut self) -> io::Result<()> {
         let Some(fd) = self.keeper.as_ref().map(AsRawFd::as_raw_fd) else { return Ok(()) };
-        self.keeper_started = Instant::now();
+        self.keeper_life.started(Instant::now());
+        self.keeper_is_away = false;
         let token = self.sources.insert(Source::Keeper);
         self.epoll.add(fd, libc::EPOLLIN, token.word())
     }
@@ -47,28 +47,44 @@ impl Server {
         self.sources.remove(token);
         let Some(k) = &self.keeper else { return };
         self.epoll.remove(k.as_raw_fd());
-        tracing::error!("the keeper ended; another is started");
-        self.keeper_restart_at = Some(self.keeper_started + RESTART_REST);
+        self.keeper_is_away = true;
+        let rest = self.keeper_life.died(Instant::now());
+        let rest_ms = rest.as_millis() as u64;
+        tracing::error!(rest_ms, "the keeper ended; another is started");
     }
 
-    /// When another keeper is due; starts it when it is.
-    pub(super) fn keeper_timer(&mut self, now: Instant) -> io::Result<Option<Instant>> {
-        let Some(at) = self.keeper_restart_at.filter(|at| *at <= now) else {
-            return Ok(self.keeper_restart_at);
-        };
-        self.keeper_restart_at = None;
-        let Some(k) = &self.keeper else { return Ok(None) };
-        match k.restart() {
-            Ok(()) => {
-                tracing::info!("the next keeper has everything");
-                self.watch_keeper()?;
-            }
-            Err(e) => {
-                tracing::error!(error = %e, "no other keeper could be started: guests would not survive this daemon");
-                self.keeper_restart_at = Some(at.max(now) + RESTART_REST);
+    /// When another keeper is due; starts it when it is. A thread waits until it answers and has everything: guests go on meanwhile.
+    pub(super) fn keeper_timer(&mut self, now: Instant) -> Option<Instant> {
+        if let Some(k) = self.keeper.clone()
+            && self.keeper_life.take_due(now)
+        {
+            let (news, bell) = (self.news_sender.clone(), self.bell.clone());
+            let start = move || {
+                let started = k.restart();
+                if let Err(e) = &started {
+                    tracing::error!(error = %e, "no other keeper could be started: guests would not survive this daemon");
+                }
+                if news.send(News::Keeper(started.is_ok())).is_ok() {
+                    sys::ring(&bell);
+                }
+            };
+            let thread = std::thread::Builder::new().name("nk-next-keeper".to_owned());
+            if let Err(e) = thread.spawn(start) {
+                tracing::error!(error = %e, "no thread to start another keeper");
+                self.keeper_life.failed(now);
             }
         }
-        Ok(self.keeper_restart_at)
+        self.keeper_life.due()
+    }
+
+    /// Another keeper has everything, or could not be started.
+    pub(super) fn next_keeper(&mut self, is_there: bool) -> io::Result<()> {
+        if !is_there {
+            self.keeper_life.failed(Instant::now());
+            return Ok(());
+        }
+        tracing::info!("the next keeper has everything");
+        self.watch_keeper()
     }
 
     pub(super) fn raw(&self, token: Option<Token>) -> Option<RawFd> {

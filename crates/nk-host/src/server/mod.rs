@@ -28,7 +28,7 @@ use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::mpsc::{self, Receiver};
+use std::sync::mpsc::{self, Receiver, Sender};
 use std::time::{Duration, Instant};
 
 use nk_device::Layout;
@@ -38,6 +38,7 @@ use sd_notify::NotifyState;
 
 use crate::broker::Broker;
 use crate::config::{Config, Placement};
+use crate::control::restarts::{self, Restarts};
 use crate::guest::{Guest, Region};
 use crate::keeper::{CLASS_ATTACH, Entry, Keeper, ListenerNotes};
 use crate::notify::{News, Notifier};
@@ -88,6 +89,7 @@ pub struct Server {
     broker: Broker,
     bell: Arc<OwnedFd>,
     news: Receiver<News>,
+    news_sender: Sender<News>,
     guests: BTreeMap<u16, Guest>,
     next_guest: u16,
     config: Config,
@@ -99,8 +101,9 @@ pub struct Server {
     started: Instant,
     had_guest: bool,
     keeper: Option<Keeper>,
-    keeper_started: Instant,
-    keeper_restart_at: Option<Instant>,
+    keeper_life: Restarts,
+    /// It ended, and the next has not been told everything.
+    keeper_is_away: bool,
     nsms: Vec<nsm::Nsm>,
     resolver: &'static CStr,
     /// Namespaces that were made, by guest.
@@ -140,7 +143,7 @@ impl Server {
             }
             nsms.push(nsm::Nsm::new(id, name, config, region, Leave::default()));
         }
-        let notify = Notifier::new(news_sender, bell.clone());
+        let notify = Notifier::new(news_sender.clone(), bell.clone());
         let poll = PollHandle::start(PollState::new(engine, notify, service)?, cores)?;
         let fd = setup.listener.as_raw_fd();
         sys::set_nonblocking(&setup.listener)?;
@@ -156,6 +159,7 @@ impl Server {
             broker,
             bell,
             news,
+            news_sender,
             guests: BTreeMap::new(),
             next_guest: 1,
             config: setup.config,
@@ -166,8 +170,8 @@ impl Server {
             started: Instant::now(),
             had_guest: false,
             keeper: setup.keeper,
-            keeper_started: Instant::now(),
-            keeper_restart_at: None,
+            keeper_life: Restarts::new(restarts::KEEPER, Instant::now()),
+            keeper_is_away: false,
             nsms,
             resolver: setup.resolver,
             networks: BTreeMap::new(),
@@ -222,6 +226,7 @@ impl Server {
                 while let Ok(news) = self.news.try_recv() {
                     match news {
                         News::Idle(guest) => self.guest_is_idle(guest)?,
+                        News::Keeper(is_there) => self.next_keeper(is_there)?,
                         News::Left(guest, nsm) => {
                             crate::control::moves::nsm_left(self, guest, nsm)?
                         }

@@ -81,7 +81,7 @@ impl Server {
             );
             return Reply::refused(libc::EPROTO, &why);
         }
-        if self.keeper.is_none() || self.keeper_restart_at.is_some() {
+        if self.keeper.is_none() || self.keeper_is_away {
             return Reply::refused(libc::EAGAIN, "its keeper is being replaced; try again");
         }
         tracing::info!(pid = to, "another daemon takes over");

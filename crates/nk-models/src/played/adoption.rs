@@ -8,6 +8,7 @@ use nk_engine::{AdoptedListener, AdoptedRow, Adoption, Engine, GuestSetup, KeptG
 use nk_host::control::adoption;
 use nk_host::control::moves::Host;
 use nk_host::control::place::Place;
+use nk_host::control::restarts::{self, Restarts};
 use nk_servicelib::Key;
 
 use super::region::Region;
@@ -27,6 +28,8 @@ impl Simulation {
         self.net.borrow_mut().end_stack(NOBODY);
         self.meanwhile();
         let mut told = Vec::new();
+        // It counts no deaths of before.
+        self.lives = [Restarts::new(restarts::NSM, self.now()); NSMS];
         for nsm in 0..NSMS {
             let id = NsmId(nsm as u8);
             if self.states[nsm] != State::Up {

@@ -6,7 +6,7 @@ use std::rc::Rc;
 
 use nk_device::Layout;
 use nk_engine::NsmId;
-use nk_host::control::moves;
+use nk_host::control::{moves, restarts};
 use nk_servicelib::Service;
 
 use super::region::Region;
@@ -34,7 +34,7 @@ impl Simulation {
     ) {
         if !self.is_over && self.random.below(4) == 0 {
             let victim = match self.random.below(4) {
-                0 => Victim::Daemon,
+                0 if self.keeper.is_up => Victim::Daemon,
                 1 => Victim::Nsm(self.random.below(NSMS)),
                 _ => Victim::Asked,
             };
@@ -87,6 +87,9 @@ impl Simulation {
     /// The control thread hears of an NSM's death.
     pub(super) fn nsm_died(&mut self, nsm: usize) {
         self.states[nsm] = State::Down;
+        let now = self.now();
+        let rest = self.lives[nsm].died(now);
+        assert!(rest <= restarts::NSM.rest_max, "{rest:?}");
         self.act(|s| moves::nsm_died(s, NsmId(nsm as u8)));
     }
 
@@ -98,21 +101,70 @@ impl Simulation {
         self.w.services[nsm] = Service::new(stack, self.devices[nsm]);
     }
 
+    /// The next NSM starts when it is due, and sometimes cannot.
+    pub(super) fn nsm_is_due(&mut self, nsm: usize) {
+        let now = self.now();
+        let due = self.lives[nsm].due().expect("one that is down is started again");
+        if self.lives[nsm].take_due(now) && !self.is_over && self.random.below(6) == 0 {
+            assert!(!self.lives[nsm].failed(now).is_zero(), "it is tried again at once");
+        } else if due <= now {
+            self.nsm_returns(nsm);
+        } else {
+            // Time passes.
+            self.w.now_ms += (due - now).as_millis() as u64;
+        }
+    }
+
+    /// The keeper ends: until there is another, guests would not survive the daemon, which does not die then.
+    pub(super) fn keeper_ends(&mut self) {
+        let now = self.now();
+        if self.keeper.is_up {
+            self.keeper.is_up = false;
+            self.keeper.life.died(now);
+        }
+    }
+
+    /// Another keeper starts when it is due, has everything, and perhaps ends at once.
+    pub(super) fn keeper_is_due(&mut self) {
+        let now = self.now();
+        if self.keeper.is_up {
+            return;
+        }
+        let due = self.keeper.life.due().expect("one that ended is started again");
+        assert!(due <= now + restarts::KEEPER.rest_max, "it rests for too long");
+        if !self.keeper.life.take_due(now) {
+            self.w.now_ms += (due - now).as_millis() as u64;
+        } else if self.random.below(3) == 0 {
+            assert!(!self.keeper.life.failed(now).is_zero(), "it is tried again at once");
+        } else {
+            self.keeper.is_up = true;
+            self.keeper.life.started(now);
+        }
+    }
+
     /// The next NSM, with the listeners whose descriptors the keeper has.
     pub(super) fn nsm_returns(&mut self, nsm: usize) {
         self.states[nsm] = State::Up;
+        let now = self.now();
+        self.lives[nsm].started(now);
         let device = self.devices[nsm];
         self.act(|s| moves::nsm_back(s, NsmId(nsm as u8), device));
     }
 
     /// Engine and services are gone, devices and kept listeners stay.
     pub(super) fn all_die(&mut self) {
+        if !self.keeper.is_up {
+            return;
+        }
         (0..NSMS).for_each(|nsm| self.nsm_ends(nsm));
         self.next_daemon();
     }
 
     /// The engine is gone, perhaps in the middle of a poll; service, stack and connections live.
     pub(super) fn daemon_dies(&mut self) {
+        if !self.keeper.is_up {
+            return;
+        }
         let in_the_middle = self.random.below(2) == 0;
         self.dies_in.set(in_the_middle.then(|| self.random.below(12)));
         if let Err(how) = catch_unwind(AssertUnwindSafe(|| self.w.poll_engine()))

@@ -10,12 +10,13 @@
 //! `datagrams`.
 //!
 //! What the control thread decides of moves, of the deaths of NSMs and of what goes on after a daemon's is its own code
-//! (`nk_host::control`). What stays out: attaching itself, the keeper's process, reloads.
+//! (`nk_host::control`), and so is when NSMs and the keeper are started again. What stays out: attaching itself, the keeper's process, reloads.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, HashSet};
 use std::io;
 use std::rc::Rc;
+use std::time::{Duration, Instant};
 
 use nk_device::cell::{GF_CONNECT_CALLED, SF_CONNECTED, SF_DEAD, SF_EOF, SF_FAILED};
 use nk_device::nqe::Op;
@@ -24,6 +25,7 @@ use nk_device::{Addr, Device, Layout};
 use nk_engine::{Engine, GuestId, NewRow, NsmId};
 use nk_host::control::moves::Host;
 use nk_host::control::place::Place;
+use nk_host::control::restarts::{self, Restarts};
 use nk_host::limits::GuestLimits;
 use nk_servicelib::Service;
 
@@ -134,6 +136,12 @@ pub(super) enum State {
     Down,
 }
 
+/// The keeper. What it has is the daemon's copy, of which the next one is told all.
+pub(super) struct Keeper {
+    pub(super) is_up: bool,
+    pub(super) life: Restarts,
+}
+
 pub(super) struct Simulation {
     pub(super) w: World,
     pub(super) random: Random,
@@ -147,6 +155,10 @@ pub(super) struct Simulation {
     /// Deaths so far, of an NSM or all.
     pub(super) life: u32,
     pub(super) states: [State; NSMS],
+    pub(super) lives: [Restarts; NSMS],
+    /// When this run began.
+    began: Instant,
+    pub(super) keeper: Keeper,
     /// What the control thread is doing ends so many moments from now.
     pub(super) ends_in: Option<(usize, Victim)>,
     /// Nothing fails any more.
@@ -200,6 +212,7 @@ impl Simulation {
             n => countdown.set(n.map(|n| n - 1)),
         };
         let bells = Bells::new(Rc::new(RefCell::new(meanwhile)));
+        let began = Instant::now();
         let mut sim = Simulation {
             w: World { engine, services, bells, now_ms: 1 },
             random: Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1),
@@ -209,6 +222,9 @@ impl Simulation {
             devices,
             life: 0,
             states: [State::Up; NSMS],
+            lives: [Restarts::new(restarts::NSM, began); NSMS],
+            began,
+            keeper: Keeper { is_up: true, life: Restarts::new(restarts::KEEPER, began) },
             ends_in: None,
             is_over: false,
             given: HashMap::new(),
@@ -269,6 +285,10 @@ impl Simulation {
         }
     }
 
+    pub(super) fn now(&self) -> Instant {
+        self.began + Duration::from_millis(self.w.now_ms)
+    }
+
     fn step(&mut self) {
         let at = self.random.below(self.tenants.len());
         match self.random.below(112) {
@@ -320,9 +340,14 @@ impl Simulation {
         for nsm in 0..NSMS {
             match self.states[nsm] {
                 State::Dead if self.random.below(2) == 0 => self.nsm_died(nsm),
-                State::Down if self.random.below(6) == 0 => self.nsm_returns(nsm),
+                State::Down if self.random.below(6) == 0 => self.nsm_is_due(nsm),
                 _ => {}
             }
+        }
+        match self.random.below(60) {
+            0 => self.keeper_ends(),
+            1..20 => self.keeper_is_due(),
+            _ => {}
         }
         self.look_at_counters();
     }

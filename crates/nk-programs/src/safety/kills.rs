@@ -245,7 +245,7 @@ fn kill_all(
 }
 
 /// Waits until the keeper that followed a killed one has been told everything.
-fn keeper_is_whole(world: &World) -> Result<()> {
+pub(super) fn keeper_is_whole(world: &World) -> Result<()> {
     eventually(RECOVERY, || {
         let log = world.daemon().context("no daemon")?.running.err();
         let (ended, whole) =

@@ -9,6 +9,7 @@ use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
 use serde_json::Value;
 
+use super::kills::keeper_is_whole;
 use crate::cases::says;
 use crate::leaks::describe_guest;
 use crate::process::{Running, eventually, signal_pid};
@@ -129,6 +130,7 @@ fn keeper_restarts(world: &mut World, mode: Mode) -> Result<String> {
             ensure!(new != keeper, "the keeper is not replaced");
             Ok(())
         })?;
+        keeper_is_whole(world)?;
         // Nobody noticed.
         guests.answers()?;
         guests.talks(1 + Guests::breaks(world, round))?;

@@ -11,6 +11,7 @@ use nk_engine::NsmId;
 
 use super::{Child, Nsm, Part, Server, Source};
 use crate::control::moves;
+use crate::control::restarts::Restarts;
 use crate::guest::Region;
 use crate::keeper::CLASS_NSM;
 use crate::nsm::command;
@@ -20,21 +21,6 @@ use crate::sys;
 const ANSWER_MAX_S: u64 = 10;
 /// How long the end of a killed process is waited for.
 const END_MAX_MS: i32 = 5_000;
-/// How long an NSM process must have run for its death not to count as one of a row.
-const RAN_WELL: Duration = Duration::from_secs(10);
-/// Of a row of deaths the first is mended at once; before each further restart the rest doubles, from this...
-const REST_MIN: Duration = Duration::from_millis(100);
-/// ...to this.
-const REST_MAX: Duration = Duration::from_secs(10);
-
-/// How long to rest before the restart after so many deaths in a row.
-fn rest(deaths: u32) -> Duration {
-    match deaths.checked_sub(2) {
-        None => Duration::ZERO,
-        Some(doublings) => REST_MIN.saturating_mul(1 << doublings.min(16)).min(REST_MAX),
-    }
-}
-
 impl Server {
     /// Starts the processes of all NSMs that are processes and have none. One that cannot work is a mistake of the configuration's.
     pub(in crate::server) fn start_nsms(&mut self) -> io::Result<()> {
@@ -105,7 +91,7 @@ impl Server {
         if let Some(nsm) = self.nsm_mut(id) {
             let child = Child { pid, is_ours, control, control_token, pidfd, pidfd_token };
             nsm.child = Some(child);
-            nsm.started = Instant::now();
+            nsm.life.started(Instant::now());
         }
         self.note_nsm(id);
         Ok(())
@@ -114,9 +100,6 @@ impl Server {
     pub(super) fn nsm_died(&mut self, id: NsmId) -> io::Result<()> {
         let Some(nsm) = self.nsm_mut(id) else { return Ok(()) };
         let Some(c) = nsm.child.take() else { return Ok(()) };
-        if nsm.started.elapsed() >= RAN_WELL {
-            nsm.deaths = 0;
-        }
         let name = nsm.name.clone();
         let status = self.forget_child(&c);
         let by =
@@ -139,7 +122,8 @@ impl Server {
         );
         self.ask(move |s| s.notify.set_nsm(id, None))?;
         moves::nsm_died(self, id)?;
-        self.try_restart(id)
+        self.rest(id, Restarts::died);
+        Ok(())
     }
 
     /// Ends a process, if it lives, and all that is known of it; its wait status. Of one that another daemon started nobody here can
@@ -159,35 +143,30 @@ impl Server {
         None
     }
 
-    /// Starts a dead NSM again, now or after the rest that is due.
-    fn try_restart(&mut self, id: NsmId) -> io::Result<()> {
-        let Some(nsm) = self.nsm_mut(id) else { return Ok(()) };
-        nsm.deaths = nsm.deaths.saturating_add(1);
-        let rest = rest(nsm.deaths);
-        if rest.is_zero() {
-            return self.restart_nsm(id);
+    /// A dead NSM rests, or not, until the next is started.
+    fn rest(&mut self, id: NsmId, after: impl FnOnce(&mut Restarts, Instant) -> Duration) {
+        let Some(nsm) = self.nsm_mut(id) else { return };
+        let rest = after(&mut nsm.life, Instant::now());
+        if !rest.is_zero() {
+            tracing::warn!(
+                nsm = nsm.name,
+                deaths = nsm.life.deaths(),
+                rest_ms = rest.as_millis() as u64,
+                "an NSM dies again and again: it rests before it is started"
+            );
         }
-        tracing::warn!(
-            nsm = nsm.name,
-            deaths = nsm.deaths,
-            rest_ms = rest.as_millis() as u64,
-            "an NSM dies again and again: it rests before it is started"
-        );
-        nsm.restart_at = Some(Instant::now() + rest);
-        Ok(())
     }
 
     /// When the next restart is due; does what is.
     pub(in crate::server) fn nsm_timer(&mut self, now: Instant) -> io::Result<Option<Instant>> {
         for at in 0..self.nsms.len() {
             let Some(nsm) = self.nsms.get_mut(at) else { continue };
-            if nsm.restart_at.is_some_and(|t| t <= now) {
-                nsm.restart_at = None;
+            if nsm.life.take_due(now) {
                 let id = nsm.id;
                 self.restart_nsm(id)?;
             }
         }
-        Ok(self.nsms.iter().filter_map(|n| n.restart_at).min())
+        Ok(self.nsms.iter().filter_map(|n| n.life.due()).min())
     }
 
     fn restart_nsm(&mut self, id: NsmId) -> io::Result<()> {
@@ -201,8 +180,8 @@ impl Server {
             // The engine still has the old one.
             nsm.region = old;
             tracing::error!(nsm = nsm.name, error = %e, "an NSM cannot be started");
-            nsm.deaths = nsm.deaths.max(1);
-            return self.try_restart(id);
+            self.rest(id, Restarts::failed);
+            return Ok(());
         }
         // Until the engine has the new device it does not look at the old one; the old one goes when it has.
         moves::nsm_back(self, id, device)?;
@@ -263,20 +242,5 @@ fn describe_end(status: i32) -> String {
         format!("signal {}", libc::WTERMSIG(status))
     } else {
         format!("status {}", libc::WEXITSTATUS(status))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_row_of_deaths_rests_ever_longer_and_a_single_one_not() {
-        assert_eq!(rest(1), Duration::ZERO);
-        assert_eq!(rest(2), REST_MIN);
-        assert_eq!(rest(3), REST_MIN * 2);
-        assert_eq!(rest(8), REST_MIN * 64);
-        assert_eq!(rest(9), REST_MAX);
-        assert_eq!(rest(u32::MAX), REST_MAX);
     }
 }

@@ -16,6 +16,7 @@ pub(super) use lives::end_stranger;
 
 use super::{Server, Source, Token};
 use crate::config::{GuestConfig, NsmConfig, Placement};
+use crate::control::restarts::{self, Restarts};
 use crate::guest::Region;
 use crate::keeper::{CLASS_LISTENER, option_from_text};
 use crate::nsm::{Leave, note};
@@ -48,14 +49,11 @@ pub(crate) struct Nsm {
     pub(super) engine_bell: Option<OwnedFd>,
     /// Listeners that it reported: descriptor and backlog.
     pub(super) listeners: HashMap<u64, (OwnedFd, u32)>,
-    started: Instant,
-    restart_at: Option<Instant>,
+    life: Restarts,
     /// Times that it was started again.
     pub(super) restarts: u64,
     /// Times that it did what it must not do, and was killed for it.
     pub(super) violations: u64,
-    /// Deaths since it last ran well.
-    deaths: u32,
 }
 
 #[derive(Debug)]
@@ -86,11 +84,9 @@ impl Nsm {
             child: None,
             engine_bell: None,
             listeners: HashMap::new(),
-            started: Instant::now(),
-            restart_at: None,
+            life: Restarts::new(restarts::NSM, Instant::now()),
             restarts: 0,
             violations: 0,
-            deaths: 0,
         }
     }
 
