@@ -100,6 +100,9 @@ impl Simulation {
 
     /// Processes that were just attaching: the keeper knows of one, or it asks the next daemon again.
     fn attaches(&mut self) {
+        if self.is_over {
+            return;
+        }
         let at = self.random.below(self.tenants.len());
         match self.random.below(4) {
             0 => self.fork(at),
@@ -188,7 +191,8 @@ impl Simulation {
         for t in &self.tenants {
             for o in &t.open {
                 let state = t.state(o.id);
-                if o.part != Part::Listener
+                // A datagram socket is made again.
+                if matches!(o.part, Part::Client | Part::Server)
                     && state & SF_CONNECTED != 0
                     && state & (SF_DEAD | SF_EOF) == 0
                 {

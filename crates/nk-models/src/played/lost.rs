@@ -26,6 +26,7 @@ impl Case {
     /// `fills`: more is sent before the guest is moved than the stack takes.
     fn new(fills: bool) -> Case {
         let mut sim = Simulation::new(1);
+        sim.is_over = true;
         let (id, parent) = (sim.tenants[0].id, sim.tenants[0].processes[0].clone());
         let child = process(&mut sim, id);
         let listener = parent.open().expect("an id");
@@ -77,7 +78,6 @@ impl Case {
     }
 
     fn dies_first(&mut self) {
-        self.sim.is_over = true;
         self.sim.nsm_ends(0);
         self.sim.nsm_died(0);
     }
@@ -159,7 +159,7 @@ fn what_a_dead_process_sent_on_a_lost_connection_comes_back_from_who_died_with_t
     assert_eq!(case.child.send(case.client, 0, 100), 100);
     let [named, _] = case.named();
     assert_eq!(named.len(), 1);
-    case.sim.nsm_dies(0);
+    case.dies_first();
     let child = case.child.clone();
     case.dies(&child);
     case.sim.nsm_returns(0);
@@ -167,7 +167,7 @@ fn what_a_dead_process_sent_on_a_lost_connection_comes_back_from_who_died_with_t
     // Of those that there were the next engine is told of this one alone.
     let stays = process(&mut case.sim, case.id);
     case.sim.tenants[0].processes = vec![stays.clone()];
-    case.sim.engine_dies();
+    case.sim.daemon_dies();
     case.sim.w.settle();
     case.dies(&stays);
     let s = case.sim.w.stats(case.id);
@@ -184,7 +184,7 @@ fn what_a_process_that_died_with_the_engine_sent_to_an_nsm_that_forgot_it_is_lea
     assert_eq!(case.child.send(case.client, 0, 100), 100);
     let [named, _] = case.named();
     assert_eq!(named.len(), 1);
-    case.sim.engine_dies();
+    case.sim.daemon_dies();
     case.sim.w.settle();
     // Chunks that were never used go first: the second gets what was.
     for _ in 0..2 {
@@ -206,7 +206,7 @@ fn what_was_sent_to_an_nsm_that_forgot_it_comes_back_when_nobody_holds_the_conne
     assert_eq!(case.parent.send(case.client, 0, 100), 100);
     assert_eq!(case.named()[0].len(), 1);
     case.parent.close(case.client);
-    case.sim.engine_dies();
+    case.sim.daemon_dies();
     let accepted = case.parent.accept(case.listener);
     assert_eq!(accepted, None, "what waited there is not to be used any more");
     case.sim.w.settle();
