@@ -1,4 +1,5 @@
-//! Operations that cost an NSM far more than an element does: a socket to make, a handshake, a close. A turn of elements bounds what the
+//! Operations that cost an NSM far more than an element does: a socket to make, a handshake, a close, an option of a
+//! datagram socket, which the daemon and the keeper are told of. A turn of elements bounds what the
 //! engine does for a guest, not what the NSM then has to do; fifty connects in one poll are milliseconds in which nobody else is served.
 //!
 //! So an NSM has few of them before it at any time, a guest adds few in its turn, and the others wait on their guests' own rings, with what
@@ -44,7 +45,12 @@ impl Guest {
             Some(State::GrantedRow) => nqe.op != Op::Socket as u8 && nqe.op != Op::Close as u8,
             _ => false,
         };
-        u32::from(makes) + u32::from(is_costly(nqe.op))
+        u32::from(makes) + u32::from(is_costly(nqe.op) || self.is_kept_option(nqe))
+    }
+
+    /// Whether an element sets an option of a datagram socket: that is told to the daemon and to the keeper, from where the next NSM has it.
+    pub(crate) fn is_kept_option(&self, nqe: &Nqe) -> bool {
+        nqe.op == Op::SetSockOpt as u8 && self.socket(nqe.socket).is_some_and(|s| s.datagram)
     }
 
     /// The NSM that an element about a socket, or about an id that was granted, is for.

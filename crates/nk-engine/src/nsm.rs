@@ -149,6 +149,17 @@ impl Nsm {
         }
     }
 
+    /// What was just pushed is costly, though its operation is not always.
+    pub(crate) fn last_is_costly(&mut self) {
+        if self.up
+            && !self.is_congested()
+            && let Some(q) = self.device.qset(0)
+        {
+            let place = self.job.tail().wrapping_sub(1);
+            self.costly.add(place, q.job_head.load(Ordering::Acquire));
+        }
+    }
+
     /// Whether it may be given one more operation that is costly.
     pub(crate) fn has_room_for_costly(&self) -> bool {
         self.device

@@ -196,8 +196,12 @@ impl Parts<'_> {
 
     /// Gives the NSM an element that was found to be right.
     pub(crate) fn pass_on(&mut self, q: u16, nqe: &Nqe) {
+        let is_kept_option = self.guest.is_kept_option(nqe);
         let nsm = self.nsm_of(nqe.socket);
         nsm.push(nqe);
+        if is_kept_option {
+            nsm.last_is_costly();
+        }
         let (nsm, waits_for_room) = (nsm.id, nsm.is_congested());
         if nqe.op == Op::Connect as u8 {
             self.guest.note_held(nqe, waits_for_room);

@@ -159,6 +159,39 @@ fn sockets_that_sends_make_are_bounded() {
     granted_ids_are_used_by(Op::Send);
 }
 
+/// How many of 20 options of a socket the NSM has before it at a time, at most.
+fn options_ahead(open: impl Fn(&Shell) -> Option<u32>) -> usize {
+    let mut case = Case::new();
+    let g = case.process();
+    case.poll();
+    let id = open(&g).expect("an id");
+    for _ in 0..3 {
+        case.poll();
+        case.take(0, 100);
+    }
+    for _ in 0..20 {
+        g.job(Op::SetSockOpt, id, |_| ());
+    }
+    let (mut most, mut all) = (0, 0);
+    for _ in 0..20 {
+        // As often as it likes: nobody takes anything.
+        case.poll();
+        case.poll();
+        case.poll();
+        let taken = count(&case.take(0, 100), Op::SetSockOpt);
+        (most, all) = (most.max(taken), all + taken);
+    }
+    assert_eq!(all, 20, "the others wait, and have their turn");
+    most
+}
+
+#[test]
+fn options_of_datagram_sockets_are_bounded() {
+    assert_eq!(options_ahead(Shell::open_datagram), AHEAD);
+    // Those of others are told to nobody.
+    assert_eq!(options_ahead(Shell::open), 20);
+}
+
 #[test]
 fn of_a_guest_on_two_nsms_each_has_its_own_bound() {
     let mut case = Case::new();
