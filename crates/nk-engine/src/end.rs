@@ -247,6 +247,10 @@ impl Parts<'_> {
                 Closes::Now => self.nsm_of(id).push(&nqe),
                 Closes::InTime => self.nsm_of(id).close_in_time(&nqe),
             }
+        } else if is_owed && self.guest.is_split() {
+            // The present NSM is dead, and others know the leases: the next one is told (`end_closing`), or, if these leave before it
+            // comes, nobody (`forget_owed`).
+            self.guest.set_state(id, State::Closing);
         } else {
             self.forget(id, out);
         }

@@ -77,9 +77,9 @@ impl Case {
         assert_eq!((s.chunks_leased, s.chunks_tx, s.chunks_rx), (granted.into(), 0, 0), "{s:?}");
     }
 
-    fn dies_first(&mut self) {
-        self.sim.nsm_ends(0);
-        self.sim.nsm_died(0);
+    fn nsm_dies(&mut self, nsm: usize) {
+        self.sim.nsm_ends(nsm);
+        self.sim.nsm_died(nsm);
     }
 
     fn close(&mut self) {
@@ -119,7 +119,7 @@ fn what_a_dead_process_sent_on_a_lost_connection_is_leased_to_nobody() {
     assert_eq!(case.child.send(case.client, 0, 100), 100);
     let [named, _] = case.named();
     assert_eq!(named.len(), 1);
-    case.dies_first();
+    case.nsm_dies(0);
     assert!(case.sim.tenants[0].place.ledger().is_none(), "the other has the chunks for itself");
     let child = case.child.clone();
     case.dies(&child);
@@ -136,7 +136,7 @@ fn what_a_dead_service_had_taken_is_free_once() {
     let mut case = Case::new(true);
     let [_, named] = case.named();
     assert!(!named.is_empty(), "the stack took all");
-    case.dies_first();
+    case.nsm_dies(0);
     case.sim.w.assert_chunks(case.id, super::simulation::LAYOUT.chunks);
     // Chunks that were never used go first: the second gets what was.
     let first = process(&mut case.sim, case.id);
@@ -159,7 +159,7 @@ fn what_a_dead_process_sent_on_a_lost_connection_comes_back_from_who_died_with_t
     assert_eq!(case.child.send(case.client, 0, 100), 100);
     let [named, _] = case.named();
     assert_eq!(named.len(), 1);
-    case.dies_first();
+    case.nsm_dies(0);
     let child = case.child.clone();
     case.dies(&child);
     case.sim.nsm_returns(0);
@@ -209,6 +209,29 @@ fn what_was_sent_to_an_nsm_that_forgot_it_comes_back_when_nobody_holds_the_conne
     case.sim.daemon_dies();
     let accepted = case.parent.accept(case.listener);
     assert_eq!(accepted, None, "what waited there is not to be used any more");
+    case.sim.w.settle();
+    case.assert_leased_to(&[&case.parent]);
+}
+
+/// The guest's present NSM is dead when the last holder of one of its connections dies, and the next one is to know of it.
+#[test]
+fn what_was_sent_to_the_present_nsm_comes_back_when_the_last_holder_dies_before_the_next_one_is_there()
+ {
+    let mut case = Case::new(false);
+    let connection = case.parent.open().expect("an id");
+    case.parent.address(Op::Connect, connection, 80);
+    case.sim.w.settle();
+    case.parent.device.cell(connection).expect("a cell").hold(case.child.row);
+    // What is sent from here on the NSM does not hear of.
+    case.sim.w.engine.pause_guest(case.id).expect("known");
+    assert_eq!(case.parent.send(connection, 0, 100), 100);
+    case.parent.close(connection);
+    case.nsm_dies(1);
+    assert!(case.sim.tenants[0].place.ledger().is_some(), "it is on another, too");
+    let child = case.child.clone();
+    case.dies(&child);
+    case.sim.w.engine.resume_guest(case.id).expect("known");
+    case.sim.nsm_returns(1);
     case.sim.w.settle();
     case.assert_leased_to(&[&case.parent]);
 }
