@@ -142,6 +142,7 @@ impl Parts<'_> {
         for s in self.guest.sockets.iter_mut().filter(|s| s.nsm == from) {
             s.nsm = to;
         }
+        self.guest.count_share();
         if self.nsm.up || self.guest.is_split() {
             self.end_closing();
         } else {

@@ -195,6 +195,7 @@ impl Parts<'_> {
             return;
         }
         self.guest.open_id(nqe.socket, true);
+        self.tell_full(out);
         self.guest.limiter.connected();
         let listens = self.guest.socket(parent).is_some_and(|l| {
             l.generation == parent_generation && l.state() == State::Open && l.listener.is_some()

@@ -134,6 +134,16 @@ pub(crate) struct OldNsm {
     pub(crate) is_told: bool,
 }
 
+/// For how many of its sockets its present NSM is to have it ([`crate::Engine::set_share`]).
+#[derive(Debug)]
+pub(crate) struct Share {
+    pub(crate) most: u32,
+    /// Sockets that the present NSM has.
+    pub(crate) sockets: u32,
+    /// That it has them all was told.
+    pub(crate) is_told: bool,
+}
+
 /// A call that an old NSM has to answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct OldCall {
@@ -152,6 +162,7 @@ pub(crate) struct Guest {
     pub(crate) nsm: NsmId,
     /// NSMs from which it was moved: each goes on with the sockets that it has.
     pub(crate) old: Vec<OldNsm>,
+    pub(crate) share: Option<Share>,
     /// Calls that old NSMs have to answer.
     pub(crate) old_calls: Vec<OldCall>,
     /// It is being moved: nothing is taken from it.
@@ -208,6 +219,7 @@ impl Guest {
             namespace: s.namespace,
             nsm: s.nsm,
             old: Vec::new(),
+            share: None,
             old_calls: Vec::new(),
             is_paused: false,
             limits: s.limits,
@@ -268,11 +280,16 @@ impl Guest {
         if let (Some(s), Some(open)) =
             (self.sockets.get_mut(id as usize), self.open_generations.get_mut(id as usize))
         {
-            if !self.old.is_empty() {
+            if !self.old.is_empty() || self.share.is_some() {
                 let counts = |s: State| u32::from(matches!(s, State::Open | State::Closing));
                 let (before, after) = (counts(s.state), counts(state));
-                if let Some(o) = self.old.iter_mut().find(|o| o.id == s.nsm) {
-                    o.sockets = (o.sockets + after).saturating_sub(before);
+                let sockets = if s.nsm == self.nsm {
+                    self.share.as_mut().map(|share| &mut share.sockets)
+                } else {
+                    self.old.iter_mut().find(|o| o.id == s.nsm).map(|o| &mut o.sockets)
+                };
+                if let Some(n) = sockets {
+                    *n = (*n + after).saturating_sub(before);
                 }
             }
             s.state = state;

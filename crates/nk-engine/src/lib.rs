@@ -45,6 +45,7 @@ mod outlived;
 mod ports;
 mod report;
 mod rows;
+mod spread;
 mod switch;
 mod turns;
 

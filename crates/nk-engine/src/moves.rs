@@ -49,7 +49,7 @@ impl Guest {
     }
 
     /// Sockets that an NSM has, or is finishing.
-    fn sockets_on(&self, nsm: NsmId) -> u32 {
+    pub(crate) fn sockets_on(&self, nsm: NsmId) -> u32 {
         let on = |s: &&crate::guest::Socket| {
             s.nsm == nsm && matches!(s.state(), State::Open | State::Closing)
         };
@@ -141,6 +141,7 @@ impl Engine {
             let sockets = p.guest.sockets_on(from);
             p.guest.old.push(OldNsm { id: from, sockets, is_told: false });
             p.guest.nsm = to;
+            p.guest.count_share();
         })?;
         self.control(guest, notify, |p, out| {
             p.announce_rows();

@@ -83,6 +83,7 @@ impl Parts<'_> {
                     self.guest.cell(nqe.socket).map_or(0, |c| c.kind.load(Ordering::Relaxed));
                 let kind = if op == Op::Socket { nqe.op_data } else { u64::from(kind) };
                 self.make_socket(nqe.socket, kind);
+                self.tell_full(out);
             }
             // The NSM has not used it: nobody can have got it from there.
             State::GrantedNsm => {

@@ -22,7 +22,7 @@
 //! weight = 2                    # its part where guests compete; 1 to 64
 //! port_min = 1024
 //! names = false                 # no getaddrinfo: addresses only
-//! nsm = "web"                   # otherwise the NSM with the fewest guests
+//! nsm = "web"                   # otherwise the NSM with the fewest guests; ["a", "b"]: its sockets are spread over them
 //!
 //! [guest.shop.net]              # its namespace is made, with lo; named as the guest, or by its namespace = "netns:NAME"
 //! link = "veth"                 # or "macvlan"; without one there is lo alone
@@ -134,12 +134,19 @@ impl Config {
             return Err(Wrong::new(format!("socket_group: there is no group {group:?}")));
         }
         for (name, g) in &self.guest {
-            if let Some(nsm) = &g.nsm
-                && !self.nsms().iter().any(|(n, _)| n == nsm.get_ref())
-            {
-                let why = format!("guest.{name}.nsm: there is no NSM {:?}", nsm.get_ref());
-                return Err(Wrong { at: Some(nsm.span().start), why });
-            }
+            let Some(nsm) = &g.nsm else { continue };
+            let (all, names) = (self.nsms(), nsm.get_ref().names());
+            let unknown = names.iter().find(|name| !all.iter().any(|(n, _)| n == *name));
+            let twice =
+                names.iter().enumerate().find(|(at, n)| names.iter().take(*at).any(|o| o == *n));
+            let why = match (unknown, twice) {
+                (Some(unknown), _) => format!("there is no NSM {unknown:?}"),
+                (_, Some((_, twice))) => format!("{twice:?} is named twice"),
+                _ if names.is_empty() => "it names no NSM".to_owned(),
+                _ => continue,
+            };
+            let why = format!("guest.{name}.nsm: {why}");
+            return Err(Wrong { at: Some(nsm.span().start), why });
         }
         Ok(())
     }

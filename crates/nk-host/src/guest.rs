@@ -14,7 +14,7 @@ use nk_engine::GuestId;
 use crate::control::place::Place;
 use crate::limits::GuestLimits;
 use crate::names::Counters as NameCounters;
-use crate::server::Token;
+use crate::server::{Spread, Token};
 use crate::sys::{self, Mapping};
 
 /// A guest's region, mapped by the host for as long as the value lives.
@@ -174,6 +174,8 @@ pub(crate) struct Guest {
     pub(crate) namespace: u64,
     /// On which NSMs it is.
     pub(crate) place: Place<SharedLedger>,
+    /// Where it is to be on several at once.
+    pub(crate) spread: Option<Spread>,
     pub(crate) limits: GuestLimits,
     pub(crate) flags: u64,
     /// By row.

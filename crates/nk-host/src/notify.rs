@@ -19,6 +19,8 @@ pub enum News {
     Left(GuestId, NsmId),
     /// Another keeper has everything that the last one had; `false`: it could not be started.
     Keeper(bool),
+    /// The guest's present NSM has its share of sockets.
+    Full(GuestId),
 }
 
 /// The poll thread's way to reach guests, NSMs and the control thread.
@@ -109,5 +111,8 @@ impl Notify for Notifier {
     }
     fn nsm_left(&mut self, guest: GuestId, nsm: NsmId) {
         self.tell(News::Left(guest, nsm));
+    }
+    fn nsm_full(&mut self, guest: GuestId) {
+        self.tell(News::Full(guest));
     }
 }

@@ -27,6 +27,7 @@ pub mod process;
 pub mod procfs;
 pub mod redis;
 pub mod safety;
+mod spread;
 pub mod suite;
 pub mod tenants;
 pub mod world;

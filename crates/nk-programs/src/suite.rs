@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, anyhow};
 
 use crate::world::{Mode, Options, World};
-use crate::{cases, moves, nsms, safety, tenants};
+use crate::{cases, moves, nsms, safety, spread, tenants};
 
 /// Which of the suite's parts a test belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,6 +70,7 @@ pub fn tests() -> Vec<Test> {
     tests.extend(safety::tests());
     tests.extend(nsms::tests());
     tests.extend(moves::tests());
+    tests.extend(spread::tests());
     tests
 }
 

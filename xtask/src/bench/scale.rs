@@ -1,20 +1,23 @@
-//! `scale`: a host with more and more guests that are all busy: an NSM each, all on one, and natively. A guest has one core's worth of an
-//! NSM; a host has as many NSMs as it has cores to give.
+//! `scale`: a host with more and more guests that are all busy: an NSM each, all on one, and natively; and one guest that is spread over more and
+//! more NSMs.
 
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use nk_programs::load::{Wrk, WrkLoad};
+use nk_programs::nginx::{Nginx, WORKERS};
 use nk_programs::process::Running;
 use nk_programs::world::{Side, World};
 
 use super::Plan;
 use super::place::pinned;
 use super::small::Small;
-use super::table::{by_figure, show};
-use crate::measure::{busy_during, cpus};
+use super::table::{by_figure, line, show};
+use crate::measure::{Spread, busy_during, cpus};
 
 const COUNTS: [usize; 4] = [1, 2, 4, 8];
+/// How many wrk load one server.
+const LOADS: usize = 4;
 const SIDES: [&str; 3] = ["native", "an NSM each", "one NSM for all"];
 const FIGURES: [(&str, usize); 2] =
     [("requests/s, all together", 0), ("machine's CPU, µs/request", 1)];
@@ -56,10 +59,11 @@ pub(super) fn scale(plan: &Plan) -> Result<()> {
                 else {
                     continue;
                 };
-                let busy = servers.get(..count).unwrap_or(servers);
+                let ports: Vec<u16> = servers.iter().take(count).map(|s| s.port).collect();
                 let name = SIDES.get(side).copied().unwrap_or_default();
-                samples
-                    .push(at_once(plan, &world, busy).with_context(|| format!("{name}, {count}"))?);
+                samples.push(
+                    at_once(plan, &world, &ports).with_context(|| format!("{name}, {count}"))?,
+                );
             }
         }
         let [native, each, all] = &samples;
@@ -77,15 +81,65 @@ pub(super) fn scale(plan: &Plan) -> Result<()> {
         }
     }
     servers.into_iter().flatten().try_for_each(Small::stop)?;
+    world.close()?;
+    spread(plan)
+}
+
+/// One guest, natively, on one NSM, and spread over several.
+fn spread(plan: &Plan) -> Result<()> {
+    let counts: Vec<usize> = COUNTS.into_iter().filter(|count| *count <= cpus().max(2)).collect();
+    let most = counts.last().copied().unwrap_or(1);
+    let mut config = String::new();
+    for n in 0..most {
+        config += &format!("[nsm.n{n}]\nplacement = \"process\"\n");
+    }
+    for count in &counts {
+        let names: Vec<String> = (0..*count).map(|n| format!("\"n{n}\"")).collect();
+        config += &format!("[guest.over{count}]\nnsm = [{}]\n", names.join(", "));
+    }
+    let mut world = plan.world()?;
+    world.configure(&config)?;
+    let native = Nginx::start(&world, Side::Plain)?;
+    let mut guests = Vec::new();
+    for count in &counts {
+        world.name_guests(Some(&format!("over{count}")));
+        guests.push((*count, Nginx::start(&world, Side::Guest)?));
+    }
+    world.name_guests(None);
+    println!(
+        "\nOne nginx with {WORKERS} workers that answers 64 bytes to {LOADS} wrk at once (one thread, 16 connections each), as a guest whose sockets are spread \
+         over so many NSMs (`nsm = [\"n0\", …]`):\n"
+    );
+    println!("| NSMs | figure | native | guest | guest/native |");
+    println!("|---|---|---|---|---|");
+    let mut samples = vec![Vec::new(); guests.len() + 1];
+    for _ in 0..plan.rounds {
+        let ports = [native.port].into_iter().chain(guests.iter().map(|(_, g)| g.port));
+        for (port, samples) in ports.zip(&mut samples) {
+            let sample = at_once(plan, &world, &[port; LOADS]);
+            samples.push(sample.with_context(|| format!("port {port}"))?);
+        }
+    }
+    let mut spreads = samples.iter().map(|samples| by_figure(samples));
+    let natively: [Spread; 2] = spreads.next().context("native")??;
+    for ((count, _), guest) in guests.iter().zip(spreads) {
+        for ((figure, native), guest) in FIGURES.iter().zip(natively).zip(guest?) {
+            line(&count.to_string(), *figure, Some(native), Some(guest));
+        }
+    }
+    for (_, guest) in guests {
+        guest.stop()?;
+    }
+    native.stop()?;
     world.close()
 }
 
-/// A wrk for each server, all at the same time: requests/s, and the machine's CPU for each.
-fn at_once(plan: &Plan, world: &World, servers: &[Small]) -> Result<[f64; 2]> {
+/// A wrk for each of these ports, all at the same time: requests/s, and the machine's CPU for each.
+fn at_once(plan: &Plan, world: &World, ports: &[u16]) -> Result<[f64; 2]> {
     let (reports, busy) = busy_during(|| {
         let mut running = Vec::new();
-        for server in servers {
-            let url = format!("http://127.0.0.1:{}/", server.port);
+        for port in ports {
+            let url = format!("http://127.0.0.1:{port}/");
             let load = WrkLoad {
                 url: &url,
                 threads: 1,

@@ -172,6 +172,7 @@ impl Guest {
         let is_held = self.listeners > 0 && self.nsm_granted == 0 && most == 0;
         self.counters.engine.accepts_held.add((is_held && !self.limiter.accepts_held).into());
         self.limiter.accepts_held = is_held;
+        let most = most.min(self.share_left());
         if self.listeners == 0 || !nsm.up || self.is_paused || self.nsm_granted > most / 2 {
             return;
         }

@@ -32,8 +32,8 @@ pub struct GuestConfig {
     pub port_min: Option<u16>,
     /// Whether its questions about names and interfaces are answered.
     pub names: Option<bool>,
-    /// The NSM that serves it.
-    pub nsm: Option<Spanned<String>>,
+    /// The NSM that serves it, or several over which its sockets are spread.
+    pub nsm: Option<Spanned<Nsms>>,
     /// What is said of its limits.
     limits: Vec<Change>,
 }
@@ -124,6 +124,27 @@ impl GuestConfig {
         let mut limits = GuestLimits { port_min, ..GuestLimits::default() };
         self.limits.iter().for_each(|c| limits.change(*c));
         limits
+    }
+}
+
+/// The name of an NSM, or of several.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(untagged, expecting = "the name of an NSM, or a list of such names")]
+pub enum Nsms {
+    /// One.
+    One(String),
+    /// Several.
+    Many(Vec<String>),
+}
+
+impl Nsms {
+    /// Their names.
+    #[must_use]
+    pub fn names(&self) -> &[String] {
+        match self {
+            Nsms::One(one) => std::slice::from_ref(one),
+            Nsms::Many(all) => all,
+        }
     }
 }
 

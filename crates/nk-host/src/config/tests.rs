@@ -1,5 +1,3 @@
-use toml::Spanned;
-
 use super::*;
 use crate::limits::GuestLimits;
 
@@ -32,7 +30,10 @@ fn the_example_above_is_accepted() {
     );
     assert_eq!((web.as_str(), second.placement, second.io), ("web", Placement::Process, Io::Auto));
     assert_eq!(second.core_numbers(), [0]);
-    assert_eq!(c.guest("web").nsm.map(Spanned::into_inner).as_deref(), Some("web"));
+    assert_eq!(
+        c.guest("web").nsm.map(|n| n.into_inner().names().to_vec()),
+        Some(vec!["web".to_owned()])
+    );
     assert_eq!(c.guest("web").limits(1000).port_min, 1024);
     assert_eq!(c.guest("web").namespace, Some(NamespaceName::Named("blue".into())));
     assert_eq!((c.guest("web").limits(0).out, c.guest("web").limits(0).weight), (62_500_000, 2));

@@ -166,6 +166,7 @@ impl Server {
             netns,
             namespace,
             place: Place::new(nsm),
+            spread: None,
             limits,
             flags,
             processes: BTreeMap::new(),
@@ -302,6 +303,7 @@ impl Server {
         })??;
         self.limit_bytes(id)?;
         self.set_listen(id)?;
+        self.spread(id)?;
         self.forget_stale_options(id)?;
         self.remember_listeners(nsm, there)?;
         self.give_listeners(lacking)?;

@@ -224,6 +224,7 @@ impl Server {
                 netns,
                 namespace,
                 place: Place::new(nsm),
+                spread: None,
                 limits,
                 flags,
                 processes: BTreeMap::new(),
@@ -237,6 +238,7 @@ impl Server {
         );
         self.limit_bytes(id)?;
         self.set_listen(id)?;
+        self.spread(id)?;
         // The keeper knows process guests only: a VM guest ends with the daemon.
         if !vm {
             self.note_guest(id);

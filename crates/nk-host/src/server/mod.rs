@@ -19,6 +19,7 @@ mod reload;
 mod reply;
 mod slab;
 mod source;
+mod spread;
 mod survive;
 mod timers;
 mod vm;
@@ -50,6 +51,7 @@ pub(crate) use reply::Reply;
 use slab::Slab;
 pub(crate) use slab::Token;
 pub(crate) use source::{Role, Source};
+pub(crate) use spread::Spread;
 
 /// Guests at once.
 pub const GUESTS_MAX: usize = 1024;
@@ -227,6 +229,7 @@ impl Server {
                     match news {
                         News::Idle(guest) => self.guest_is_idle(guest)?,
                         News::Keeper(is_there) => self.next_keeper(is_there)?,
+                        News::Full(guest) => self.spread(guest)?,
                         News::Left(guest, nsm) => {
                             crate::control::moves::nsm_left(self, guest, nsm)?
                         }

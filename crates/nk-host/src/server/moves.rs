@@ -56,6 +56,7 @@ impl Server {
                 let took_us = begun.elapsed().as_micros() as u64;
                 let (from, to, sockets) = (name(moved.from), name(to), moved.sockets);
                 tracing::info!(guest, from, to, sockets, took_us, "guest moved");
+                self.spread(id)?;
                 Ok(Reply::ok(0, 0, 0, 0))
             }
             Err(Stays::Restarting(nsm)) => {

@@ -127,7 +127,8 @@ impl Server {
             .map(|(g, now)| (g.id, if now == before(g) { g.limits } else { now }))
             .collect();
         for (id, limits) in all {
-            if let Err(e) = self.limit(id, limits).and_then(|()| self.set_listen(id)) {
+            let changed = self.limit(id, limits).and_then(|()| self.set_listen(id));
+            if let Err(e) = changed.and_then(|()| self.spread(id)) {
                 tracing::error!(id = id.0, error = %e, "a guest's limits could not be changed");
             }
         }

@@ -58,7 +58,8 @@ impl Server {
         for id in ended {
             self.remove_guest(id)?;
         }
-        for t in [self.nsm_timer(now)?, self.keeper_timer(now)].into_iter().flatten() {
+        let timers = [self.nsm_timer(now)?, self.keeper_timer(now), self.spread_timer(now)?];
+        for t in timers.into_iter().flatten() {
             next = Some(next.map_or(t, |n| n.min(t)));
         }
         if self.private && self.guests.is_empty() {

@@ -23,6 +23,7 @@ impl Simulation {
         let elsewhere = self.on_other_nsms();
         self.attaches();
         self.w.bells.left.clear();
+        self.w.bells.full.clear();
         self.w.engine = Engine::new();
         // What was on its way from one NSM to another.
         self.net.borrow_mut().end_stack(NOBODY);
@@ -172,6 +173,7 @@ impl Simulation {
         let setup = GuestSetup { nsm, limits: t.limits.engine(), ..World::setup(&t.region, t.id) };
         self.w.engine.adopt_guest(setup, &adoption, &mut self.w.bells).expect("adopt");
         self.limit(id).expect("nothing is refused");
+        self.spread(at);
         for (word, (local, backlog)) in lacking {
             let key = Key::from_word(word);
             if self.w.engine.is_listener(id, key.socket, key.generation) {

@@ -6,7 +6,7 @@
 //!
 //! [`simulation::run`] draws everything from a seed: ordinary guests, and a host whose parts die. `engine` has single cases of what the
 //! engine does, `lost` of what becomes of chunks that connections of a dead NSM carry, `kept` of what a service tells of sockets that it
-//! took over, `control` of what ends in the middle of what the control thread does.
+//! took over, `control` of what ends in the middle of what the control thread does, `spread` of a guest on several NSMs for good.
 
 mod adoption;
 #[cfg(test)]
@@ -24,5 +24,7 @@ mod moves;
 pub mod region;
 mod shell;
 pub mod simulation;
+#[cfg(test)]
+mod spread;
 pub mod stack;
 mod world;

@@ -30,6 +30,27 @@ impl Simulation {
         });
     }
 
+    /// The present NSM of a guest that is spread gets its share: a small one, so that it is full often.
+    pub(super) fn spread(&mut self, at: usize) {
+        let t = &self.tenants[at];
+        if t.is_spread {
+            let has = self.w.engine.sockets_by_nsm(t.id).last().map_or(0, |n| n.1);
+            let most = has + 1 + self.random.below(4) as u32;
+            self.w.engine.set_share(t.id, Some(most), &mut self.w.bells).expect("known");
+        }
+    }
+
+    /// What the engine told of NSMs that have their share: one that is not up leaves the guest where it is.
+    pub(super) fn move_on(&mut self) {
+        for guest in std::mem::take(&mut self.w.bells.full) {
+            if let Some(at) = self.at(guest).filter(|at| self.tenants[*at].is_spread) {
+                self.w.engine.set_share(guest, Some(0), &mut self.w.bells).expect("known");
+                self.move_guest(at);
+                self.spread(at);
+            }
+        }
+    }
+
     /// What the engine told of NSMs that have nothing left of a guest.
     pub(super) fn leave_old(&mut self) {
         for (guest, nsm) in std::mem::take(&mut self.w.bells.left) {

@@ -95,6 +95,8 @@ pub(super) struct Tenant {
     /// Datagram sockets that were seen at the ports that they asked for.
     pub(super) bound: HashSet<(u32, u32)>,
     pub(super) place: Place<SharedLedger>,
+    /// It is on several NSMs for good.
+    pub(super) is_spread: bool,
     /// Where the keeper has it.
     pub(super) noted: NsmId,
     /// They outlive the daemon.
@@ -172,6 +174,8 @@ pub(super) struct Simulation {
     stack_fails: bool,
     /// Wake-ups until the engine dies in the middle of a poll.
     pub(super) dies_in: Rc<Cell<Option<usize>>>,
+    /// Guests are spread over the NSMs.
+    is_spread: bool,
 }
 
 /// What the engine's end in the middle of a poll unwinds with.
@@ -232,6 +236,7 @@ impl Simulation {
             net,
             stack_fails: seed.is_multiple_of(2),
             dies_in,
+            is_spread: seed % 3 == 2,
         };
         for _ in 0..GUESTS {
             sim.enter();
@@ -259,11 +264,13 @@ impl Simulation {
             posted,
             bound,
             place,
+            is_spread: self.is_spread,
             noted,
             limits,
             counted,
         };
         self.tenants.push(tenant);
+        self.spread(self.tenants.len() - 1);
     }
 
     pub(super) fn poll(&mut self) {
@@ -282,6 +289,7 @@ impl Simulation {
         }
         if self.random.below(3) == 0 {
             self.leave_old();
+            self.move_on();
         }
     }
 
@@ -604,6 +612,7 @@ impl Simulation {
             self.poll();
         }
         self.leave_old();
+        self.move_on();
     }
 
     fn end(&mut self) {
@@ -626,6 +635,8 @@ impl Simulation {
             if !self.stack_fails {
                 self.all_comes(at);
             }
+            self.tenants[at].is_spread = false;
+            self.w.engine.set_share(id, None, &mut self.w.bells).expect("known");
             self.close_all(at, |o| o.part != Part::Datagram);
             self.drain();
             self.datagrams_come(at);

@@ -23,11 +23,13 @@ pub(super) struct Bells {
     pub(super) meanwhile: Rc<RefCell<dyn FnMut()>>,
     /// Guests that have nothing on an NSM any more from which they were moved.
     pub(super) left: Vec<(GuestId, NsmId)>,
+    /// Guests whose present NSM has its share of their sockets.
+    pub(super) full: Vec<GuestId>,
 }
 
 impl Bells {
     pub(super) fn new(meanwhile: Rc<RefCell<dyn FnMut()>>) -> Bells {
-        Bells { meanwhile, left: Vec::new() }
+        Bells { meanwhile, left: Vec::new(), full: Vec::new() }
     }
 }
 
@@ -41,6 +43,9 @@ impl Notify for Bells {
     fn nsm_doorbell(&mut self, _: NsmId) {}
     fn nsm_left(&mut self, guest: GuestId, nsm: NsmId) {
         self.left.push((guest, nsm));
+    }
+    fn nsm_full(&mut self, guest: GuestId) {
+        self.full.push(guest);
     }
 }
 

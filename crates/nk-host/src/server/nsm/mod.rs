@@ -154,15 +154,19 @@ impl Server {
         self.nsms.iter().find(|n| n.name == name).map(|n| n.id)
     }
 
-    /// The NSM of a new guest: the configured one, else of those that are for all that with the fewest guests, and of these that
+    /// The NSM of a new guest: of the configured ones, else of those that are for all that with the fewest guests, and of these that
     /// with the fewest sockets.
     pub(super) fn choose_nsm(&self, rules: &GuestConfig) -> io::Result<NsmId> {
-        if let Some(id) = rules.nsm.as_ref().and_then(|n| self.nsm_named(n.get_ref())) {
-            return Ok(id);
-        }
+        let named = rules.nsm.as_ref().map_or(&[][..], |n| n.get_ref().names());
+        let named: Vec<NsmId> = named.iter().filter_map(|n| self.nsm_named(n)).collect();
         let any_default = self.nsms.iter().any(|n| n.config.default);
-        let candidates: Vec<NsmId> =
-            self.nsms.iter().filter(|n| n.config.default || !any_default).map(|n| n.id).collect();
+        let candidates: Vec<NsmId> = match named.is_empty() {
+            true => {
+                let is_for_all = |n: &&Nsm| n.config.default || !any_default;
+                self.nsms.iter().filter(is_for_all).map(|n| n.id).collect()
+            }
+            false => named,
+        };
         if let [only] = candidates[..] {
             return Ok(only);
         }

@@ -1,0 +1,94 @@
+//! Guests on several NSMs at once: [`crate::control::spread`], carried out.
+
+use std::io;
+use std::time::{Duration, Instant};
+
+use nk_engine::{GuestId, NsmId};
+
+use super::Server;
+use super::nsm::Nsm;
+use crate::control::moves::move_guest;
+use crate::control::spread::{Moves, choose, meanwhile};
+
+/// When a move that failed is tried again.
+const AGAIN: Duration = Duration::from_secs(1);
+
+/// A guest that is spread.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Spread {
+    moves: Moves,
+    /// When to look again without being told to.
+    again: Option<Instant>,
+}
+
+impl Server {
+    /// Sees to it that the guest's next sockets go to that of its NSMs which has the fewest: when it comes to be, when its share is full, when it was
+    /// moved, when the configuration changed.
+    pub(super) fn spread(&mut self, id: GuestId) -> io::Result<()> {
+        let Some(g) = self.guests.get(&id.0) else { return Ok(()) };
+        let (present, was_spread) = (g.place.nsm(), g.spread.is_some());
+        let over: Vec<NsmId> = match self.config.guest(&g.name).nsm {
+            Some(nsms) => nsms.get_ref().names().iter().filter_map(|n| self.nsm_named(n)).collect(),
+            None => Vec::new(),
+        };
+        if over.len() < 2 {
+            if was_spread && let Some(g) = self.guests.get_mut(&id.0) {
+                g.spread = None;
+                self.set_share(id, None)?;
+            }
+            return Ok(());
+        }
+        let now = Instant::now();
+        let up: Vec<NsmId> =
+            over.iter().copied().filter(|n| self.nsm(*n).is_some_and(Nsm::is_up)).collect();
+        let sockets = self.ask(move |s| s.engine.sockets_by_nsm(id))?;
+        let choice = choose(present, &up, &sockets);
+        let has = sockets.iter().find(|(n, _)| *n == present).map_or(0, |(_, sockets)| *sockets);
+        let Some(g) = self.guests.get_mut(&id.0) else { return Ok(()) };
+        let spread = g.spread.get_or_insert(Spread { moves: Moves::new(now), again: None });
+        spread.again = None;
+        let (most, again) = match choice {
+            None if !over.contains(&present) => (None, None),
+            // Those that are being started again serve by then.
+            None => (Some(meanwhile(has)), (up.len() < over.len()).then(|| now + AGAIN)),
+            Some(c) if c.nsm == present => (Some(c.most), None),
+            Some(_) if !spread.moves.take(now) => (Some(meanwhile(has)), None),
+            Some(c) => {
+                // The next one is not to accept as many as the last one might have.
+                self.set_share(id, Some(0))?;
+                match move_guest(self, id, c.nsm) {
+                    Ok(_) => (Some(c.most), None),
+                    Err(why) => {
+                        tracing::debug!(guest = id.0, ?why, "not moved on to its next NSM");
+                        (Some(meanwhile(has)), Some(now + AGAIN))
+                    }
+                }
+            }
+        };
+        if let Some(spread) = self.guests.get_mut(&id.0).and_then(|g| g.spread.as_mut()) {
+            spread.again = again;
+        }
+        self.set_share(id, most)
+    }
+
+    fn set_share(&mut self, id: GuestId, most: Option<u32>) -> io::Result<()> {
+        let set = move |s: &mut crate::poll::PollState| s.engine.set_share(id, most, &mut s.notify);
+        self.ask(set)?.map_err(io::Error::other)
+    }
+
+    /// Looks at the guests whose time it is; when the next one's is.
+    pub(super) fn spread_timer(&mut self, now: Instant) -> io::Result<Option<Instant>> {
+        let at = |g: &crate::guest::Guest| Some((g.id, g.spread?.again?));
+        let due: Vec<GuestId> = self
+            .guests
+            .values()
+            .filter_map(at)
+            .filter(|(_, t)| *t <= now)
+            .map(|(id, _)| id)
+            .collect();
+        for id in due {
+            self.spread(id)?;
+        }
+        Ok(self.guests.values().filter_map(at).map(|(_, t)| t).min())
+    }
+}

@@ -1,0 +1,84 @@
+//! Single cases of a guest's share on its present NSM.
+
+use nk_device::nqe::Op;
+use nk_engine::{GuestId, NsmId};
+use nk_host::control::moves;
+
+use super::shell::Shell;
+use super::simulation::Simulation;
+
+/// A guest that listens, and has not accepted anything.
+struct Case {
+    sim: Simulation,
+    id: GuestId,
+    shell: Shell,
+    listener: u32,
+}
+
+impl Case {
+    /// `most`: its share before it listens.
+    fn new(most: Option<u32>) -> Case {
+        let mut sim = Simulation::new(1);
+        sim.is_over = true;
+        let (id, shell) = (sim.tenants[0].id, sim.tenants[0].processes[0].clone());
+        sim.w.engine.set_share(id, most, &mut sim.w.bells).expect("known");
+        let listener = shell.open().expect("an id");
+        shell.address(Op::Bind, listener, 80);
+        shell.job(Op::Listen, listener, |n| n.op_data = 8);
+        sim.w.settle();
+        Case { sim, id, shell, listener }
+    }
+    fn share(&mut self, most: u32) {
+        let w = &mut self.sim.w;
+        w.engine.set_share(self.id, Some(most), &mut w.bells).expect("known");
+        w.settle();
+    }
+    fn connect(&mut self) {
+        self.shell.address(Op::Connect, self.shell.open().expect("an id"), 80);
+        self.sim.w.settle();
+    }
+    /// How many stand on the listener's ring.
+    fn accepted(&self) -> usize {
+        std::iter::from_fn(|| self.shell.accept(self.listener)).count()
+    }
+    fn told(&mut self) -> Vec<GuestId> {
+        std::mem::take(&mut self.sim.w.bells.full)
+    }
+}
+
+#[test]
+fn a_full_share_is_told_once_and_the_next_connection_waits() {
+    let mut case = Case::new(Some(2));
+    // The second socket; what it connects to was granted an id before.
+    case.connect();
+    assert_eq!((case.told(), case.accepted()), (vec![case.id], 1));
+    case.connect();
+    assert_eq!((case.told(), case.accepted()), (vec![], 0));
+    case.share(7);
+    assert_eq!((case.told(), case.accepted()), (vec![], 1), "it waits no more");
+    case.connect();
+    assert_eq!((case.told(), case.accepted()), (vec![case.id], 1));
+}
+
+#[test]
+fn what_waits_goes_to_the_next_nsm() {
+    let mut case = Case::new(Some(2));
+    case.connect();
+    case.connect();
+    assert_eq!((case.told(), case.accepted()), (vec![case.id], 1));
+    case.share(0);
+    moves::move_guest(&mut case.sim, case.id, NsmId(1)).expect("moved");
+    case.sim.w.settle();
+    assert_eq!((case.told(), case.accepted()), (vec![], 0), "for the time of a move it has none");
+    case.share(9);
+    assert_eq!((case.told(), case.accepted()), (vec![], 1));
+    let by_nsm = case.sim.w.engine.sockets_by_nsm(case.id);
+    assert_eq!(by_nsm, [(NsmId(0), 3), (NsmId(1), 2)], "the listener and what waited");
+}
+
+#[test]
+fn without_a_share_it_has_all() {
+    let mut case = Case::new(None);
+    (0..8).for_each(|_| case.connect());
+    assert_eq!((case.told(), case.accepted()), (vec![], 8));
+}
