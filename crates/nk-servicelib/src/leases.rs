@@ -69,7 +69,8 @@ impl<T> Guest<T> {
             (r.leased, r.target) = (ledger.leased(row), ledger.target(row));
         }
         let written = self.written();
-        self.pool.end_ledger(|chunk| written.contains(&chunk));
+        let held: HashSet<u32> = self.sockets.iter().flatten().flat_map(|s| s.received()).collect();
+        self.pool.end_ledger(|chunk| written.contains(&chunk), |chunk| held.contains(&chunk));
     }
 
     /// Chunks that a row has and did not send.

@@ -159,7 +159,16 @@ impl<S: Stack> Service<S> {
     /// The stack's errno, or ENOENT for a guest that is not known.
     pub fn adopt_moved(&mut self, socket: MovedSocket) -> Result<(), Errno> {
         let guest = socket.key.guest;
-        self.ctx(guest, 0, |c| c.adopt_moved(socket)).unwrap_or(Err(Errno(libc::ENOENT)))
+        self.ctx(guest, 0, |c| {
+            let unread = socket.unread.clone();
+            let taken = c.adopt_moved(socket);
+            if taken.is_err() {
+                // They were handed over to this service.
+                unread.into_iter().flatten().for_each(|chunk| c.guest.pool.free(chunk));
+            }
+            taken
+        })
+        .unwrap_or(Err(Errno(libc::ENOENT)))
     }
 
     /// All other services have nothing of the guest any more: the pool is this one's alone, and the ledger is not looked at again.
@@ -312,6 +321,12 @@ impl<T> Socket<T> {
         let shut = self.shut_wr_wanted || self.tx_broken;
         let is_apart = self.rx.is_empty() && !shut && !self.has(SF_CONNECTED | SF_CONNECTING);
         !sends && (self.is_listening() || is_apart)
+    }
+
+    /// The chunks that it has received, and that are not known to be read.
+    pub(crate) fn received(&self) -> impl Iterator<Item = u32> {
+        let more = self.datagram.iter().flat_map(|d| d.more());
+        self.rx.iter().copied().chain(more)
     }
 
     fn left_at(&self) -> MovedAt {

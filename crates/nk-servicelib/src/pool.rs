@@ -74,8 +74,13 @@ impl Pool {
         self.touched = self.touched.checked_rem(self.size).unwrap_or(0);
     }
 
-    /// Nobody else shares the pool any more.
-    pub(crate) fn end_ledger(&mut self, is_written: impl Fn(u32) -> bool) {
+    /// Nobody else shares the pool any more. `is_held`: a socket has this as received. What was handed over with one that never came, since
+    /// somebody ended in the middle of a move, is nobody's.
+    pub(crate) fn end_ledger(
+        &mut self,
+        is_written: impl Fn(u32) -> bool,
+        is_held: impl Fn(u32) -> bool,
+    ) {
         let Some(ledger) = self.ledger.take() else { return };
         let mut owners = Vec::new();
         for chunk in self.start..self.start + self.size {
@@ -86,6 +91,7 @@ impl Pool {
                     Owner::Late
                 }
                 Owner::Other => Owner::Free,
+                Owner::Rx if !is_held(chunk) => Owner::Free,
                 owner => owner,
             });
         }

@@ -120,6 +120,8 @@ pub fn move_guest<H: Host>(h: &mut H, guest: GuestId, to: NsmId) -> Result<Optio
             engine(h, move |e, _| e.resume_guest(guest))?;
             if joins {
                 h.remove(to, guest)?;
+                // What the present one had handed over when it died.
+                h.clear_ledger(guest, to);
             }
             if let Some(p) = h.place(guest) {
                 p.forget_ledger();

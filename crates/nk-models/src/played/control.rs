@@ -1,16 +1,18 @@
 //! Single cases of what the control thread does when something ends in the middle of it.
 
-use nk_device::Layout;
+use nk_device::datagram::{DF_PEER, Header};
 use nk_device::nqe::{Nqe, Op};
 use nk_device::ring::Producer;
+use nk_device::{Addr, Layout};
 use nk_engine::{NewRow, NsmId, ROW_ADOPTED};
 use nk_host::control::moves::{self, Host};
 use nk_host::limits::GuestLimits;
 
+use super::deaths::Victim;
 use super::lost::take_all;
 use super::region::Region;
 use super::shell::Shell;
-use super::simulation::{LAYOUT, Simulation, State};
+use super::simulation::{LAYOUT, NSMS, Simulation, State};
 use super::world::{NSM, transfer};
 
 /// The first NSM died, and its successor is told of the guests; the engine does not know it yet.
@@ -99,5 +101,54 @@ fn a_guest_that_was_on_its_way_is_on_one_nsm_at_the_next_daemon() {
         sim.w.assert_chunks(id, LAYOUT.chunks);
         let has: Vec<bool> = sim.w.services.iter().map(|s| s.stats(id.0).is_some()).collect();
         assert_eq!(has, [true, false, false]);
+    }
+}
+
+/// An unread datagram goes from the second NSM back to the first, which had never left, and something ends at each moment of that.
+#[test]
+fn an_unread_datagram_that_is_on_its_way_is_nobodys_for_good() {
+    for victim in [Victim::Daemon, Victim::Nsm(0), Victim::Nsm(1)] {
+        for moment in 0..24 {
+            let mut sim = Simulation::new(1);
+            sim.is_over = true;
+            let (id, g) = (sim.tenants[0].id, sim.tenants[0].processes[0].clone());
+            let [listener, client] = [g.open(), g.open()].map(|id| id.expect("an id"));
+            g.address(Op::Bind, listener, 80);
+            g.job(Op::Listen, listener, |n| n.op_data = 8);
+            sim.w.settle();
+            // What keeps the first.
+            g.address(Op::Connect, client, 80);
+            sim.w.settle();
+            let server = g.accept(listener).expect("a connection").socket;
+            moves::move_guest(&mut sim, id, NsmId(1)).expect("moved");
+            sim.w.settle();
+            let datagram = g.open_datagram().expect("an id");
+            g.address(Op::Bind, datagram, 90);
+            sim.w.settle();
+            let peer = Addr::v4([127, 0, 0, 1], 90);
+            let header = Header { flags: DF_PEER, peer, ..Header::default() };
+            g.send_datagram(datagram, 0, 20_000, header).expect("room");
+            sim.w.settle();
+            assert!(sim.w.services[1].stats(id.0).expect("known").chunks_rx > 1, "it has come");
+            sim.ends_in = Some((moment, victim));
+            sim.act(|s| {
+                let _ = moves::move_guest(s, id, NSM);
+                Ok::<(), ()>(())
+            });
+            for nsm in 0..NSMS {
+                if sim.states[nsm] == State::Dead {
+                    sim.nsm_died(nsm);
+                    sim.nsm_returns(nsm);
+                }
+            }
+            sim.w.settle();
+            for socket in [client, server, listener, datagram] {
+                g.close(socket);
+            }
+            sim.drain();
+            sim.drain();
+            let s = sim.w.stats(id);
+            assert_eq!((s.sockets, s.chunks_rx), (0, 0), "{victim:?} at moment {moment}: {s:?}");
+        }
     }
 }

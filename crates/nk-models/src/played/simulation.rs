@@ -606,7 +606,7 @@ impl Simulation {
         }
     }
 
-    fn drain(&mut self) {
+    pub(super) fn drain(&mut self) {
         for _ in 0..60 {
             self.w.now_ms += DRAIN_MS / 60;
             self.poll();

@@ -69,6 +69,11 @@ impl Datagrams {
         }
     }
 
+    /// Further chunks of all that are not read.
+    pub(crate) fn more(&self) -> impl Iterator<Item = u32> {
+        self.rx_more.iter().flat_map(|(_, chunks)| chunks.iter().copied())
+    }
+
     /// Further chunks of the datagram at a descriptor that was read.
     pub(crate) fn take_more(&mut self, index: u32) -> Vec<u32> {
         match self.rx_more.front() {
