@@ -27,7 +27,7 @@ pub trait Notify {
     /// An NSM from which the guest was moved ([`crate::Engine::move_guest`]) has none of its sockets any more. Then comes
     /// [`crate::Engine::leave_nsm`].
     fn nsm_left(&mut self, _guest: GuestId, _nsm: NsmId) {}
-    /// The guest's present NSM has its share of sockets. Then comes [`crate::Engine::set_share`], perhaps after a move.
+    /// The guest's present NSM has its share of connections. Then comes [`crate::Engine::set_share`], perhaps after a move.
     fn nsm_full(&mut self, _guest: GuestId) {}
 }
 

@@ -321,6 +321,7 @@ impl Parts<'_> {
         }
         // It is no connection, whatever was tried before.
         if core::mem::take(&mut s.connection) {
+            g.count_share();
             g.connections_open = g.connections_open.saturating_sub(1);
         }
         g.top_up_nsm(self.nsm);

@@ -134,12 +134,12 @@ pub(crate) struct OldNsm {
     pub(crate) is_told: bool,
 }
 
-/// For how many of its sockets its present NSM is to have it ([`crate::Engine::set_share`]).
+/// For how many of its connections its present NSM is to have it (`Engine::set_share`). What is no connection goes along with every move.
 #[derive(Debug)]
 pub(crate) struct Share {
     pub(crate) most: u32,
-    /// Sockets that the present NSM has.
-    pub(crate) sockets: u32,
+    /// Connections that the present NSM has.
+    pub(crate) connections: u32,
     /// That it has them all was told.
     pub(crate) is_told: bool,
 }
@@ -284,7 +284,7 @@ impl Guest {
                 let counts = |s: State| u32::from(matches!(s, State::Open | State::Closing));
                 let (before, after) = (counts(s.state), counts(state));
                 let sockets = if s.nsm == self.nsm {
-                    self.share.as_mut().map(|share| &mut share.sockets)
+                    self.share.as_mut().filter(|_| s.connection).map(|share| &mut share.connections)
                 } else {
                     self.old.iter_mut().find(|o| o.id == s.nsm).map(|o| &mut o.sockets)
                 };

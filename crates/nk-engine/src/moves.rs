@@ -49,7 +49,7 @@ impl Guest {
     }
 
     /// Sockets that an NSM has, or is finishing.
-    pub(crate) fn sockets_on(&self, nsm: NsmId) -> u32 {
+    fn sockets_on(&self, nsm: NsmId) -> u32 {
         let on = |s: &&crate::guest::Socket| {
             s.nsm == nsm && matches!(s.state(), State::Open | State::Closing)
         };

@@ -83,7 +83,6 @@ impl Parts<'_> {
                     self.guest.cell(nqe.socket).map_or(0, |c| c.kind.load(Ordering::Relaxed));
                 let kind = if op == Op::Socket { nqe.op_data } else { u64::from(kind) };
                 self.make_socket(nqe.socket, kind);
-                self.tell_full(out);
             }
             // The NSM has not used it: nobody can have got it from there.
             State::GrantedNsm => {
@@ -141,7 +140,9 @@ impl Parts<'_> {
                         s.connection = true;
                         g.connections_open += 1;
                         g.count_connection(nqe.socket);
+                        g.share_connection(nqe.socket);
                     }
+                    self.tell_full(out);
                     if !self.may_connect(q, &nqe, out) {
                         return;
                     }

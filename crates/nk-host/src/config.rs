@@ -22,7 +22,7 @@
 //! weight = 2                    # its part where guests compete; 1 to 64
 //! port_min = 1024
 //! names = false                 # no getaddrinfo: addresses only
-//! nsm = "web"                   # otherwise the NSM with the fewest guests; ["a", "b"]: its sockets are spread over them
+//! nsm = "web"                   # otherwise the NSM with the fewest guests; ["a", "b"]: its connections are spread over them
 //!
 //! [guest.shop.net]              # its namespace is made, with lo; named as the guest, or by its namespace = "netns:NAME"
 //! link = "veth"                 # or "macvlan"; without one there is lo alone

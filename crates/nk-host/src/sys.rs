@@ -22,7 +22,7 @@ use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 
 pub use descriptor::{duplicate, identity, is_netns, set_blocking, set_nonblocking};
 pub use epoll::Epoll;
-pub use memory::{Mapping, len, memfd_with, region};
+pub use memory::{Mapping, len, memfd_with, one_heap, region};
 pub(crate) use process::{cores_online, pin, set_capabilities};
 pub use process::{
     drain_signals, group, has_ended, name_thread, pidfd, raise_fd_limit, random, signals,

@@ -40,6 +40,7 @@ pub(crate) fn tests() -> Vec<Test> {
     vec![
         test("each NSM has its guests and sees no others", assigned),
         test("an NSM's death is its own guests' alone", alone),
+        test("an NSM lives through many sockets", many_sockets),
         test("an NSM may do nothing but its work", confined),
         test("an NSM that cannot work is refused at the start", refused),
         test("NSMs come and go with the configuration read again", reloaded),
@@ -147,6 +148,18 @@ pub(crate) fn ask(port: u16) -> Result<()> {
     stream.read_to_string(&mut answer)?;
     ensure!(answer.starts_with("HTTP/1.1 200"), "answered {answer:?}");
     Ok(())
+}
+
+/// A guest opens many sockets and closes them: whatever that makes the NSM's process do is among what it may do.
+fn many_sockets(world: &mut World, _: Mode) -> Result<String> {
+    world.configure(TWO)?;
+    let script = "import socket\nfor _ in range(2):\n    all = [socket.socket() for _ in range(15000)]\n    [s.close() for s in all]\nprint('done')";
+    let words = ["/usr/bin/prlimit", "--nofile=20000", "/usr/bin/python3", "-c", script];
+    let said = world.start_as("one", &words)?.ok(RECOVERY * 3)?;
+    ensure!(said.trim() == "done", "{said}");
+    let restarts = Nsm::named(world, "a")?.number("restarts")?;
+    ensure!(restarts == 0, "its NSM was started again {restarts} times");
+    Ok("30,000 sockets".to_owned())
 }
 
 fn alone(world: &mut World, mode: Mode) -> Result<String> {

@@ -1,7 +1,7 @@
 //! A guest whose sockets are spread over several NSMs.
 
 use std::collections::BTreeMap;
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, TcpStream};
 use std::thread;
 use std::time::Duration;
@@ -31,7 +31,10 @@ const CONNECTIONS: u32 = 48;
 
 pub(crate) fn tests() -> Vec<Test> {
     let test = Test::alone(Group::Nsms, &[Mode::GUEST_SERVER]);
-    vec![test("a guest is spread over three NSMs", spread)]
+    vec![
+        test("a guest is spread over three NSMs", spread),
+        test("the daemon dies and is replaced while a guest is spread", daemon),
+    ]
 }
 
 /// How many sockets of the guest each NSM has.
@@ -61,6 +64,62 @@ fn ask(stream: &mut TcpStream) -> Result<()> {
         String::from_utf8_lossy(answer.get(..n).unwrap_or(&[]))
     );
     Ok(())
+}
+
+/// New connections are answered at once after each, and no socket is left over.
+fn daemon(world: &mut World, mode: Mode) -> Result<String> {
+    world.configure(&SPREAD.replace("inline", "process"))?;
+    let nginx = start_named(world, mode, "one")?;
+    let before = sockets(world)?.values().sum::<u64>();
+    let mut kept = Vec::new();
+    for turn in 0..6 {
+        let connect = || -> Result<TcpStream> {
+            let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, nginx.port))?;
+            stream.set_read_timeout(Some(RECOVERY))?;
+            Ok(stream)
+        };
+        let fresh: Vec<TcpStream> =
+            (0..CONNECTIONS / 2).map(|_| connect()).collect::<Result<_>>()?;
+        kept.extend(fresh);
+        if turn % 2 == 0 {
+            world.kill_daemon()?;
+            world.start_daemon()?;
+        } else {
+            world.replace_daemon()?;
+        }
+        for n in 0..20 {
+            let asked = connect().and_then(|mut stream| ask(&mut stream));
+            asked.with_context(|| format!("request {n} after {turn}"))?;
+        }
+        // Some went on, and those that did not say so at once.
+        let lives = |stream: &mut TcpStream| match ask(stream) {
+            Ok(()) => Ok(true),
+            Err(e)
+                if e.downcast_ref::<std::io::Error>()
+                    .is_some_and(|e| e.kind() == ErrorKind::WouldBlock) =>
+            {
+                Err(e).with_context(|| format!("a connection hangs after {turn}"))
+            }
+            Err(_) => Ok(false),
+        };
+        let mut on = Vec::new();
+        for mut stream in kept.drain(..) {
+            if lives(&mut stream)? {
+                on.push(stream);
+            }
+        }
+        ensure!(!on.is_empty(), "none of the present NSM's connections went on after {turn}");
+        kept = on;
+    }
+    let on = kept.len();
+    drop(kept);
+    eventually(RECOVERY, || {
+        let left = sockets(world)?.values().sum::<u64>();
+        ensure!(left == before, "{left} sockets are left, {before} were there before");
+        Ok(())
+    })?;
+    nginx.stop()?;
+    Ok(format!("6 times; {on} connections were there at the end"))
 }
 
 fn spread(world: &mut World, mode: Mode) -> Result<String> {

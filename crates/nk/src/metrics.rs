@@ -41,7 +41,10 @@ enum As {
     Seconds,
 }
 
-/// A metric: its name, what it is, and where its values stand: label, value of the label, pointer into the daemon's JSON. An object there has a
+/// A metric. What an NSM counted of a guest (`/nsm/…`) begins at 0 again when that NSM does, and is less by its part when the guest has left it. How much an
+/// NSM has sent is no metric: it is the sum over guests that come and go and move.
+///
+/// It has a name, what it is, and where its values stand: label, value of the label, pointer into the daemon's JSON. An object there has a
 /// value for each of its keys; an array counts as its length.
 struct Metric {
     name: &'static str,
@@ -151,8 +154,6 @@ const NSM: &[Metric] = &[
     one("restarts", "Times that it was started again", As::Counter, &[("", "", "/restarts")]),
     one("guests", "Guests whose new sockets are its", As::Gauge, &[("", "", "/guests")]),
     one("sockets", "Sockets that it serves", As::Gauge, &[("", "", "/sockets")]),
-    one("sent", "Payload sent for its guests", As::Bytes, &[("", "", "/bytes_sent")]),
-    one("received", "Payload received for its guests", As::Bytes, &[("", "", "/bytes_received")]),
     one(
         "violations",
         "Elements from it that broke the protocol",

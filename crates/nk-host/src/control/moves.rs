@@ -130,6 +130,22 @@ pub fn move_guest<H: Host>(h: &mut H, guest: GuestId, to: NsmId) -> Result<Optio
         }
     };
     // From here on nothing goes back: should the next NSM die now, its successor is told of everything as always.
+    let sockets = given.len();
+    let done = go_over(h, guest, to, given);
+    engine(h, move |e, _| e.resume_guest(guest))?;
+    done?;
+    h.limit(guest)?;
+    Ok(Some(Moved { from, sockets }))
+}
+
+/// The next NSM has the guest's new sockets, and what the present one gave away.
+fn go_over<H: Host>(
+    h: &mut H,
+    guest: GuestId,
+    to: NsmId,
+    given: Vec<MovedSocket>,
+) -> io::Result<()> {
+    let Some(from) = h.place(guest).map(|p| p.nsm()) else { return Ok(()) };
     h.enter(to, guest)?;
     let keys: Vec<(u32, u16)> = given.iter().map(|m| (m.key.socket, m.key.generation)).collect();
     engine(h, move |e, notify| e.move_guest(guest, to, &keys, notify))?;
@@ -137,16 +153,13 @@ pub fn move_guest<H: Host>(h: &mut H, guest: GuestId, to: NsmId) -> Result<Optio
         p.moved(to);
     }
     h.note(guest);
-    let sockets = given.len();
     for moved in given {
         let key = moved.key;
         if !h.give(from, to, moved)? {
             lost(h, key)?;
         }
     }
-    engine(h, move |e, _| e.resume_guest(guest))?;
-    h.limit(guest)?;
-    Ok(Some(Moved { from, sockets }))
+    Ok(())
 }
 
 fn engine<H: Host, R: Send + 'static, E: std::error::Error + Send + Sync + 'static>(

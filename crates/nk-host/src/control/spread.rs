@@ -43,10 +43,11 @@ pub fn choose(present: NsmId, over: &[NsmId], sockets: &[(NsmId, u32)]) -> Optio
     Some(Choice { nsm, most: most(nsm) })
 }
 
-/// What the present NSM gets, of which it has so many, where a guest cannot be moved on just now: a few more, and then somebody looks again.
+/// What the present NSM gets, of which it has so many, where a guest cannot be moved on just now: a few more, and then somebody looks again. Of
+/// many sockets more at a time: to look means to count them.
 #[must_use]
 pub fn meanwhile(sockets: u32) -> u32 {
-    sockets + 2 * STEP
+    sockets + (2 * STEP).max(sockets / 8)
 }
 
 /// How often a guest may be moved on.
@@ -125,6 +126,12 @@ mod tests {
         assert_eq!(choose(A, &[A], &[(A, 100)]), None);
         assert_eq!(choose(C, &[A, B], &[(C, 100)]), None, "it was moved elsewhere by hand");
         assert_eq!(choose(A, &[], &[]), None);
+    }
+
+    #[test]
+    fn who_cannot_be_moved_is_looked_at_ever_more_rarely() {
+        let looks = std::iter::successors(Some(0), |n| Some(meanwhile(*n)));
+        assert!(looks.take_while(|n| *n < 32_768).count() < 60);
     }
 
     #[test]

@@ -65,6 +65,7 @@ fn os(errno: i32) -> io::Error {
 /// When what the daemon sent is not what an NSM needs.
 pub fn run() -> io::Result<()> {
     sys::raise_fd_limit();
+    sys::one_heap();
     let control = Arc::new(sys::own(crate::spawn::PASSED_FD));
     let raw = control.as_raw_fd();
     let odd = || io::Error::other("this is started by the daemon, not by hand");

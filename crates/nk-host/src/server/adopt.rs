@@ -119,7 +119,10 @@ impl Server {
             }
             Ok(())
         })?;
-        self.hear_nsms()
+        self.hear_nsms()?;
+        // Not before the engine has heard what NSMs that live on have to say: a move takes back the ids granted to the present one.
+        let all: Vec<GuestId> = self.guests.values().map(|g| g.id).collect();
+        all.into_iter().try_for_each(|id| self.spread(id))
     }
 
     fn not_adopted(&mut self, id: GuestId, e: &io::Error) {
@@ -303,7 +306,6 @@ impl Server {
         })??;
         self.limit_bytes(id)?;
         self.set_listen(id)?;
-        self.spread(id)?;
         self.forget_stale_options(id)?;
         self.remember_listeners(nsm, there)?;
         self.give_listeners(lacking)?;

@@ -49,6 +49,7 @@ impl Server {
         };
         let begun = Instant::now();
         let moved = moves::move_guest(self, id, to);
+        self.spread(id)?;
         let name = |n| self.nsm(n).map_or("", |n| n.name.as_str());
         match moved {
             Ok(None) => Ok(Reply::ok(0, 0, 0, 0)),
@@ -56,7 +57,6 @@ impl Server {
                 let took_us = begun.elapsed().as_micros() as u64;
                 let (from, to, sockets) = (name(moved.from), name(to), moved.sockets);
                 tracing::info!(guest, from, to, sockets, took_us, "guest moved");
-                self.spread(id)?;
                 Ok(Reply::ok(0, 0, 0, 0))
             }
             Err(Stays::Restarting(nsm)) => {

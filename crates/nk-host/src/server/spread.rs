@@ -22,7 +22,7 @@ pub(crate) struct Spread {
 }
 
 impl Server {
-    /// Sees to it that the guest's next sockets go to that of its NSMs which has the fewest: when it comes to be, when its share is full, when it was
+    /// Sees to it that the guest's next connections go to that of its NSMs which has the fewest: when it comes to be, when its share is full, when it was
     /// moved, when the configuration changed.
     pub(super) fn spread(&mut self, id: GuestId) -> io::Result<()> {
         let Some(g) = self.guests.get(&id.0) else { return Ok(()) };
@@ -41,11 +41,15 @@ impl Server {
         let now = Instant::now();
         let up: Vec<NsmId> =
             over.iter().copied().filter(|n| self.nsm(*n).is_some_and(Nsm::is_up)).collect();
-        let sockets = self.ask(move |s| s.engine.sockets_by_nsm(id))?;
-        let choice = choose(present, &up, &sockets);
-        let has = sockets.iter().find(|(n, _)| *n == present).map_or(0, |(_, sockets)| *sockets);
+        let connections = self.ask(move |s| s.engine.connections_by_nsm(id))?;
+        let choice = choose(present, &up, &connections);
+        let has = connections.iter().find(|(n, _)| *n == present).map_or(0, |(_, n)| *n);
         let Some(g) = self.guests.get_mut(&id.0) else { return Ok(()) };
         let spread = g.spread.get_or_insert(Spread { moves: Moves::new(now), again: None });
+        // A move that failed took its time: not at once again.
+        if spread.again.is_some_and(|t| now < t) {
+            return self.set_share(id, Some(meanwhile(has)));
+        }
         spread.again = None;
         let (most, again) = match choice {
             None if !over.contains(&present) => (None, None),
@@ -73,7 +77,10 @@ impl Server {
 
     fn set_share(&mut self, id: GuestId, most: Option<u32>) -> io::Result<()> {
         let set = move |s: &mut crate::poll::PollState| s.engine.set_share(id, most, &mut s.notify);
-        self.ask(set)?.map_err(io::Error::other)
+        if let Err(e) = self.ask(set)? {
+            tracing::debug!(guest = id.0, error = %e, "it has no share");
+        }
+        Ok(())
     }
 
     /// Looks at the guests whose time it is; when the next one's is.

@@ -93,3 +93,10 @@ impl Drop for Mapping {
         unsafe { libc::munmap(self.base.as_ptr().cast(), self.len) };
     }
 }
+
+/// All threads of this process have one heap. glibc gives others to threads and, to give memory of those back, opens a file in /proc, which a
+/// process that may open none is killed for.
+pub fn one_heap() {
+    // SAFETY: a setting of glibc's; before there are other threads.
+    unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
+}

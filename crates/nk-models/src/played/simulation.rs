@@ -188,6 +188,11 @@ pub(super) struct Killed;
 /// When something does not hold.
 pub fn run(seed: u64) {
     let mut sim = Simulation::new(seed);
+    sim.is_spread = seed % 3 == 2;
+    for at in 0..sim.tenants.len() {
+        sim.tenants[at].is_spread = sim.is_spread;
+        sim.spread(at);
+    }
     for _ in 0..STEPS {
         sim.step();
     }
@@ -236,7 +241,7 @@ impl Simulation {
             net,
             stack_fails: seed.is_multiple_of(2),
             dies_in,
-            is_spread: seed % 3 == 2,
+            is_spread: false,
         };
         for _ in 0..GUESTS {
             sim.enter();

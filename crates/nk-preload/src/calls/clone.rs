@@ -1,7 +1,7 @@
 //! clone(2), the function, and forkpty: children that are made neither by fork nor by number.
 //!
 //! One with memory of its own is a process of the guest from the first, as fork's. One that shares its parent's memory and is no thread is a
-//! borrower ([`crate::borrowers`]).
+//! borrower (`crate::borrowers`).
 
 use libc::{c_char, c_int, c_void, pid_t};
 

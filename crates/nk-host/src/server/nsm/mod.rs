@@ -155,7 +155,7 @@ impl Server {
     }
 
     /// The NSM of a new guest: of the configured ones, else of those that are for all that with the fewest guests, and of these that
-    /// with the fewest sockets.
+    /// with the fewest sockets; one that rests after a death only if all do.
     pub(super) fn choose_nsm(&self, rules: &GuestConfig) -> io::Result<NsmId> {
         let named = rules.nsm.as_ref().map_or(&[][..], |n| n.get_ref().names());
         let named: Vec<NsmId> = named.iter().filter_map(|n| self.nsm_named(n)).collect();
@@ -177,7 +177,8 @@ impl Server {
         })?;
         let load = |id: &NsmId| {
             let its = sockets.iter().filter(|(n, _)| n == id);
-            (its.clone().count(), its.map(|(_, n)| u64::from(*n)).sum::<u64>())
+            let is_up = self.nsm(*id).is_some_and(Nsm::is_up);
+            (!is_up, its.clone().count(), its.map(|(_, n)| u64::from(*n)).sum::<u64>())
         };
         candidates.into_iter().min_by_key(load).ok_or_else(|| io::Error::other("there is no NSM"))
     }
