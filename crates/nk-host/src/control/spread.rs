@@ -11,6 +11,8 @@ const STEP: u32 = 8;
 const BURST: u32 = 32;
 /// After them, one in this time: a move holds the guest up for a few milliseconds.
 const EVERY: Duration = Duration::from_millis(250);
+/// So many sockets carried along count as a move more.
+const CARRIED: usize = 32;
 
 /// Where the guest's new sockets go, and how many that NSM is to have then.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,6 +79,14 @@ impl Moves {
         self.left -= u32::from(is_left);
         is_left
     }
+
+    /// The last one carried so many sockets over, one by one: a guest that has many waits longer for its next.
+    pub fn carried(&mut self, sockets: usize) {
+        let more = u32::try_from(sockets / CARRIED).unwrap_or(u32::MAX);
+        let paid = more.min(self.left);
+        self.left -= paid;
+        self.since += EVERY * (more - paid);
+    }
 }
 
 #[cfg(test)]
@@ -126,6 +136,19 @@ mod tests {
         assert_eq!(choose(A, &[A], &[(A, 100)]), None);
         assert_eq!(choose(C, &[A, B], &[(C, 100)]), None, "it was moved elsewhere by hand");
         assert_eq!(choose(A, &[], &[]), None);
+    }
+
+    #[test]
+    fn who_carries_much_moves_rarely() {
+        let begun = Instant::now();
+        let mut moves = Moves::new(begun);
+        let sockets = CARRIED * (BURST as usize + 3);
+        assert!(moves.take(begun));
+        moves.carried(sockets);
+        assert!(!moves.take(begun + EVERY * 4), "all at once, and four owed");
+        assert!(moves.take(begun + EVERY * 5));
+        moves.carried(CARRIED - 1);
+        assert!(moves.take(begun + EVERY * 6));
     }
 
     #[test]

@@ -61,7 +61,13 @@ impl Server {
                 // The next one is not to accept as many as the last one might have.
                 self.set_share(id, Some(0))?;
                 match move_guest(self, id, c.nsm) {
-                    Ok(_) => (Some(c.most), None),
+                    Ok(moved) => {
+                        let spread = self.guests.get_mut(&id.0).and_then(|g| g.spread.as_mut());
+                        if let (Some(spread), Some(moved)) = (spread, moved) {
+                            spread.moves.carried(moved.sockets);
+                        }
+                        (Some(c.most), None)
+                    }
                     Err(why) => {
                         tracing::debug!(guest = id.0, ?why, "not moved on to its next NSM");
                         (Some(meanwhile(has)), Some(now + AGAIN))
