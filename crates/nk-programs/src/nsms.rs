@@ -40,6 +40,7 @@ pub(crate) fn tests() -> Vec<Test> {
     vec![
         test("each NSM has its guests and sees no others", assigned),
         test("an NSM's death is its own guests' alone", alone),
+        test("an NSM that gives no answer is ended", silent),
         test("an NSM lives through many sockets", many_sockets),
         test("an NSM may do nothing but its work", confined),
         test("an NSM that cannot work is refused at the start", refused),
@@ -148,6 +149,29 @@ pub(crate) fn ask(port: u16) -> Result<()> {
     stream.read_to_string(&mut answer)?;
     ensure!(answer.starts_with("HTTP/1.1 200"), "answered {answer:?}");
     Ok(())
+}
+
+/// An NSM stands still: whoever waits for it is told, it is ended, and the next one serves.
+fn silent(world: &mut World, mode: Mode) -> Result<String> {
+    world.configure(TWO)?;
+    let nginx = start_named(world, mode, "one")?;
+    let pid = Nsm::named(world, "a")?.pid()?;
+    signal_pid(pid, Signal::STOP);
+    let begun = Instant::now();
+    // `nk` waits for less long than the daemon does.
+    let moved = world.control(&["guest", "move", "one", "--to", "b"]);
+    ensure!(moved.is_err(), "an NSM that stands still gave a guest away");
+    eventually(RECOVERY * 2, || {
+        let now = Nsm::named(world, "a")?;
+        ensure!(now.number("restarts")? == 1 && now.pid()? != pid, "it is there still");
+        Ok(())
+    })?;
+    let took = begun.elapsed();
+    eventually(RECOVERY, || ask(nginx.port))?;
+    world.control(&["guest", "move", "one", "--to", "b"])?;
+    ask(nginx.port)?;
+    nginx.stop()?;
+    Ok(format!("ended after {} s", took.as_secs()))
 }
 
 /// A guest opens many sockets and closes them: whatever that makes the NSM's process do is among what it may do.

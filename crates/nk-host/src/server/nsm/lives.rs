@@ -228,13 +228,15 @@ fn end_child(pid: i32) -> i32 {
 
 /// Ends an NSM process that another daemon started.
 pub(in crate::server) fn end_stranger(pidfd: &OwnedFd) {
+    kill(pidfd);
     let mut p = libc::pollfd { fd: pidfd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
-    // SAFETY: plain numbers, no information for the signal, and one entry of ours. Where it does not end nobody waits for it for ever.
-    unsafe {
-        let none = std::ptr::null::<libc::siginfo_t>();
-        libc::syscall(libc::SYS_pidfd_send_signal, p.fd, libc::SIGKILL, none, 0);
-        libc::poll(&raw mut p, 1, END_MAX_MS);
-    }
+    // SAFETY: one entry of ours. Where it does not end nobody waits for it for ever.
+    unsafe { libc::poll(&raw mut p, 1, END_MAX_MS) };
+}
+
+/// SIGKILL; one that has ended is as good.
+pub(super) fn kill(pidfd: &OwnedFd) {
+    let _ = rustix::process::pidfd_send_signal(pidfd, rustix::process::Signal::KILL);
 }
 
 fn describe_end(status: i32) -> String {

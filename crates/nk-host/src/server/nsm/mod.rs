@@ -104,11 +104,26 @@ impl Nsm {
         self.is_inline() || self.child.is_some()
     }
 
-    /// Sends a command and waits for its answer; returns it and what the NSM reported meanwhile.
+    /// Sends a command and waits for its answer; returns it and what the NSM reported meanwhile. One that gives none in time is ended: what it did
+    /// of the command is not known, and a late answer would be taken for that to another.
     pub(super) fn ask(&self, m: &Message, fds: &[i32]) -> io::Result<(Message, Vec<Note>)> {
         let child = self.child.as_ref().ok_or_else(gone)?;
-        exchange(&child.control, m, fds, |reply| reply.a == m.a)
+        let answer = exchange(&child.control, m, fds, |reply| reply.a == m.a);
+        if answer.as_ref().is_err_and(is_silent) {
+            tracing::error!(
+                nsm = self.name,
+                pid = child.pid,
+                "an NSM gives no answer: it is ended"
+            );
+            lives::kill(&child.pidfd);
+        }
+        answer
     }
+}
+
+/// Whether something was sent, and no answer came.
+fn is_silent(e: &io::Error) -> bool {
+    e.raw_os_error().is_none()
 }
 
 fn gone() -> io::Error {
