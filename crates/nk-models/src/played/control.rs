@@ -85,13 +85,8 @@ fn a_guest_that_was_on_its_way_is_on_one_nsm_at_the_next_daemon() {
         moves::move_guest(&mut sim, id, NsmId(1)).expect("moved");
         sim.tenants[0].noted = NSM;
         sim.w.settle();
-        let listener = g.open().expect("an id");
-        g.address(Op::Bind, listener, 80);
-        g.job(Op::Listen, listener, |n| n.op_data = 8);
-        sim.w.settle();
-        let client = g.open().expect("an id");
-        g.address(Op::Connect, client, 80);
-        sim.w.settle();
+        let listener = sim.w.listen(&g, 80);
+        let client = sim.w.connect(&g, 80);
         g.accept(listener).expect("a connection");
         // What the next NSM would take, and lease again.
         while g.send(client, 0, 16_000) > 0 {}
@@ -112,13 +107,9 @@ fn an_unread_datagram_that_is_on_its_way_is_nobodys_for_good() {
             let mut sim = Simulation::new(1);
             sim.is_over = true;
             let (id, g) = (sim.tenants[0].id, sim.tenants[0].processes[0].clone());
-            let [listener, client] = [g.open(), g.open()].map(|id| id.expect("an id"));
-            g.address(Op::Bind, listener, 80);
-            g.job(Op::Listen, listener, |n| n.op_data = 8);
-            sim.w.settle();
             // What keeps the first.
-            g.address(Op::Connect, client, 80);
-            sim.w.settle();
+            let listener = sim.w.listen(&g, 80);
+            let client = sim.w.connect(&g, 80);
             let server = g.accept(listener).expect("a connection").socket;
             moves::move_guest(&mut sim, id, NsmId(1)).expect("moved");
             sim.w.settle();

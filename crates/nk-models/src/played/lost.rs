@@ -29,16 +29,10 @@ impl Case {
         sim.is_over = true;
         let (id, parent) = (sim.tenants[0].id, sim.tenants[0].processes[0].clone());
         let child = process(&mut sim, id);
-        let listener = parent.open().expect("an id");
-        parent.address(Op::Bind, listener, 80);
-        parent.job(Op::Listen, listener, |n| n.op_data = 8);
-        sim.w.settle();
-        let client = parent.open().expect("an id");
-        parent.address(Op::Connect, client, 80);
-        sim.w.settle();
+        let listener = sim.w.listen(&parent, 80);
+        let client = sim.w.connect(&parent, 80);
         parent.accept(listener).expect("a connection");
-        parent.address(Op::Connect, parent.open().expect("an id"), 80);
-        sim.w.settle();
+        sim.w.connect(&parent, 80);
         parent.device.cell(client).expect("a cell").hold(child.row);
         // Until the stack takes no more, and the ring is full.
         let mut refused = if fills { 0 } else { 10 };
@@ -218,9 +212,7 @@ fn what_was_sent_to_an_nsm_that_forgot_it_comes_back_when_nobody_holds_the_conne
 fn what_was_sent_to_the_present_nsm_comes_back_when_the_last_holder_dies_before_the_next_one_is_there()
  {
     let mut case = Case::new(false);
-    let connection = case.parent.open().expect("an id");
-    case.parent.address(Op::Connect, connection, 80);
-    case.sim.w.settle();
+    let connection = case.sim.w.connect(&case.parent, 80);
     case.parent.device.cell(connection).expect("a cell").hold(case.child.row);
     // What is sent from here on the NSM does not hear of.
     case.sim.w.engine.pause_guest(case.id).expect("known");

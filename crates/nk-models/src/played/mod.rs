@@ -8,11 +8,13 @@
 //! engine does, `lost` of what becomes of chunks that connections of a dead NSM carry, `kept` of what a service tells of sockets that it
 //! took over, `control` of what ends in the middle of what the control thread does, `spread` of a guest on several NSMs for good.
 
+mod acts;
 mod adoption;
 #[cfg(test)]
 mod control;
 mod datagrams;
 mod deaths;
+mod end;
 #[cfg(test)]
 mod engine;
 pub mod hostile;

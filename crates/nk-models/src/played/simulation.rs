@@ -6,8 +6,15 @@
 //! or of what the control thread does: between any two of its messages to NSMs and to the engine, also while one is being answered. What must
 //! hold: no panic, no byte that was not sent there, no connection reset
 //! by the death of an engine alone, every chunk accounted for; and at the end, when nothing fails any more, each guest is served, and
-//! when all have ended nothing of them is left. The deaths are in `deaths`, the moves in `moves`, the next daemon in `adoption`, datagram sockets in
-//! `datagrams`.
+//! when all have ended nothing of them is left.
+//!
+//! | module | what |
+//! |---|---|
+//! | `acts`, `datagrams` | what guests do |
+//! | `deaths` | of an NSM, the daemon, the keeper |
+//! | `moves` | from NSM to NSM |
+//! | `adoption` | the next daemon |
+//! | `end` | what must hold at the end |
 //!
 //! What the control thread decides of moves, of the deaths of NSMs and of what goes on after a daemon's is its own code
 //! (`nk_host::control`), and so is when NSMs and the keeper are started again. What stays out: attaching itself, the keeper's process, reloads.
@@ -18,32 +25,28 @@ use std::io;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use nk_device::cell::{GF_CONNECT_CALLED, SF_CONNECTED, SF_DEAD, SF_EOF, SF_FAILED};
-use nk_device::nqe::Op;
 use nk_device::sync::Ordering;
 use nk_device::{Addr, Device, Layout};
-use nk_engine::{Engine, GuestId, NewRow, NsmId};
+use nk_engine::{Engine, GuestId, NsmId};
 use nk_host::control::moves::Host;
 use nk_host::control::place::Place;
 use nk_host::control::restarts::{self, Restarts};
 use nk_host::limits::GuestLimits;
 use nk_servicelib::Service;
 
+use super::acts::Way;
 use super::datagrams::Posted;
 use super::deaths::Victim;
 use super::region::{Region, SharedLedger};
 use super::shell::Shell;
 use super::stack::{MemoryStack, Net};
-use super::world::{Bells, NSM, World, datagrams, transfer};
+use super::world::{Bells, NSM, World};
 
 /// So few chunks that processes take them from each other.
 pub(super) const LAYOUT: Layout = Layout { rows: 4, qsets: 6, cells: 200, chunks: 300 };
 const GUESTS: u16 = 3;
 pub(super) const NSMS: usize = 3;
 const STEPS: usize = 600;
-const SOCKETS_MAX: usize = 24;
-/// Longer than any orphan is left to send what it has.
-const DRAIN_MS: u64 = 200_000;
 
 /// xorshift64*: the same numbers for the same seed, on every machine and in every version.
 pub(super) struct Random(u64);
@@ -59,9 +62,6 @@ impl Random {
         (self.next() % n.max(1) as u64) as usize
     }
 }
-
-/// Which connection's bytes, and which way: its client's port, which no other has in the same run.
-type Way = (u16, bool);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Part {
@@ -89,7 +89,7 @@ pub(super) struct Tenant {
     pub(super) processes: Vec<Shell>,
     pub(super) open: Vec<Open>,
     /// Bytes sent and received.
-    flows: HashMap<Way, (usize, usize)>,
+    pub(super) flows: HashMap<Way, (usize, usize)>,
     /// Datagrams sent.
     pub(super) posted: Vec<Posted>,
     /// Datagram sockets that were seen at the ports that they asked for.
@@ -118,7 +118,7 @@ impl Tenant {
         self.region.device.cell(id).map_or(0, |c| c.generation.load(Ordering::Relaxed))
     }
     /// Closes a socket, unless it ended with a service and its id is another's by now.
-    fn close(&self, o: &Open) {
+    pub(super) fn close(&self, o: &Open) {
         if self.generation(o.id) == o.generation {
             self.shell(o.row).close(o.id);
         }
@@ -171,7 +171,7 @@ pub(super) struct Simulation {
     pub(super) kept: [HashMap<u64, (Addr, u32)>; NSMS],
     pub(super) net: Rc<RefCell<Net>>,
     /// The stack gives errors. With every other seed it gives none: then all that was sent comes.
-    stack_fails: bool,
+    pub(super) stack_fails: bool,
     /// Wake-ups until the engine dies in the middle of a poll.
     pub(super) dies_in: Rc<Cell<Option<usize>>>,
     /// Guests are spread over the NSMs.
@@ -376,144 +376,6 @@ impl Simulation {
         }
     }
 
-    // ---- what guests do ----
-
-    pub(super) fn any_process(&mut self, at: usize) -> Shell {
-        let n = self.random.below(self.tenants[at].processes.len());
-        self.tenants[at].processes[n].clone()
-    }
-
-    pub(super) fn enter_open(&mut self, at: usize, by: &Shell, id: u32, part: Part, port: u16) {
-        let (row, life) = (by.row, self.life);
-        let t = &mut self.tenants[at];
-        let generation = t.generation(id);
-        t.open.push(Open { id, generation, row, part, port, life });
-    }
-
-    pub(super) fn has_room(&self, at: usize) -> bool {
-        self.tenants[at].open.len() < SOCKETS_MAX
-    }
-
-    fn listen(&mut self, at: usize) {
-        let port = 80 + self.random.below(3) as u16;
-        let shell = self.any_process(at);
-        let is_taken =
-            self.tenants[at].open.iter().any(|o| o.part == Part::Listener && o.port == port);
-        if is_taken || !self.has_room(at) {
-            return;
-        }
-        let Some(id) = shell.open() else { return };
-        shell.address(Op::Bind, id, port);
-        shell.job(Op::Listen, id, |n| n.op_data = 8);
-        self.enter_open(at, &shell, id, Part::Listener, port);
-    }
-
-    fn connect(&mut self, at: usize) {
-        let shell = self.any_process(at);
-        if !self.has_room(at) {
-            return;
-        }
-        let Some(id) = shell.open() else { return };
-        // Somebody sleeps there: each event is a wake-up, at which the engine may die.
-        shell.sleep_on(id);
-        let port = 80 + self.random.below(3) as u16;
-        if let Some(cell) = shell.device.cell(id) {
-            // As GuestLib: without its service the connect is lost with the engine.
-            cell.guest_state.fetch_or(GF_CONNECT_CALLED, Ordering::AcqRel);
-        }
-        shell.address(Op::Connect, id, port);
-        self.enter_open(at, &shell, id, Part::Client, 0);
-    }
-
-    pub(super) fn accept(&mut self, at: usize) {
-        let Some(l) = self.tenants[at].pick(&mut self.random, Part::Listener) else { return };
-        let shell = self.tenants[at].shell(l.row);
-        let Some(accepted) = shell.accept(l.id) else { return };
-        let id = accepted.socket;
-        let port = shell.device.cell(id).map_or(0, |c| c.peer.load().port);
-        self.enter_open(at, &shell, id, Part::Server, port);
-    }
-
-    /// A connected socket with its port; a client's is known once it is connected.
-    fn connected(&mut self, at: usize) -> Option<Open> {
-        let part = if self.random.below(2) == 0 { Part::Client } else { Part::Server };
-        let t = self.tenants.get_mut(at)?;
-        let mut o = t.pick(&mut self.random, part)?;
-        if o.port == 0 {
-            let state = t.state(o.id);
-            if o.life != self.life || state & SF_CONNECTED == 0 || state & SF_DEAD != 0 {
-                return None;
-            }
-            o.port = t.region.device.cell(o.id)?.local.load().port;
-            for all in t.open.iter_mut().filter(|s| (s.id, s.generation) == (o.id, o.generation)) {
-                all.port = o.port;
-            }
-        }
-        Some(o)
-    }
-
-    pub(super) fn send(&mut self, at: usize) {
-        let Some(o) = self.connected(at) else { return };
-        let len = 1 + self.random.below(9000);
-        let t = &mut self.tenants[at];
-        let shell = t.shell(o.row);
-        let flow = t.flows.entry((o.port, o.part == Part::Client)).or_default();
-        flow.0 += shell.send(o.id, base(&o, o.part == Part::Client) + flow.0, len);
-    }
-
-    pub(super) fn receive(&mut self, at: usize) {
-        let Some(o) = self.connected(at) else { return };
-        let len = 1 + self.random.below(9000);
-        self.receive_on(at, o, len);
-    }
-
-    fn receive_on(&mut self, at: usize, o: Open, len: usize) {
-        let t = &mut self.tenants[at];
-        let shell = t.shell(o.row);
-        // From the other side.
-        let from_client = o.part == Part::Server;
-        let flow = t.flows.entry((o.port, from_client)).or_default();
-        flow.1 += shell.recv(o.id, base(&o, from_client) + flow.1, len, true);
-        assert!(flow.1 <= flow.0, "{} bytes came of {}", flow.1, flow.0);
-    }
-
-    fn close(&mut self, at: usize) {
-        let t = &mut self.tenants[at];
-        let n = self.random.below(t.open.len());
-        if n < t.open.len() {
-            let o = t.open.swap_remove(n);
-            t.close(&o);
-        }
-    }
-
-    pub(super) fn fork(&mut self, at: usize) {
-        let parent = self.any_process(at);
-        let t = &mut self.tenants[at];
-        let Ok(NewRow { row, qset }) = self.w.engine.add_row(t.id, 200) else { return };
-        let child = Shell::new(parent.device, row, qset);
-        let is_its = |o: &&Open| o.row == parent.row && t.generation(o.id) == o.generation;
-        let inherited: Vec<Open> = t.open.iter().filter(is_its).copied().collect();
-        for o in inherited {
-            if let Some(c) = parent.device.cell(o.id) {
-                c.hold(row);
-            }
-            t.open.push(Open { row, ..o });
-        }
-        t.processes.push(child);
-    }
-
-    fn kill(&mut self, at: usize) {
-        let dead = self.any_process(at);
-        let t = &mut self.tenants[at];
-        t.processes.retain(|p| p.row != dead.row);
-        t.open.retain(|o| o.row != dead.row);
-        self.w.engine.row_dead(t.id, dead.row, &mut self.w.bells).expect("a live row");
-        if t.processes.is_empty() {
-            let NewRow { row, qset } = self.w.engine.add_row(t.id, 300).expect("a free row");
-            t.processes.push(Shell::new(dead.device, row, qset));
-        }
-    }
-
     // ---- what befalls the host ----
 
     fn change_limits(&mut self, at: usize) {
@@ -556,128 +418,4 @@ impl Simulation {
         }
         self.enter();
     }
-
-    // ---- the end ----
-
-    /// What was asked was done or has failed, and what was sent on a connection that lives at both ends comes, without anybody's doing.
-    fn all_comes(&mut self, at: usize) {
-        for _ in 0..40 {
-            self.w.now_ms += 5;
-            self.poll();
-        }
-        let t = &self.tenants[at];
-        let asked = |o: &&Open| {
-            (o.part, o.life) == (Part::Client, self.life) && t.generation(o.id) == o.generation
-        };
-        for o in t.open.iter().filter(asked) {
-            let over = SF_CONNECTED | SF_FAILED | SF_DEAD;
-            assert_ne!(t.state(o.id) & over, 0, "nothing came of {o:?}");
-        }
-        for o in self.tenants[at].open.clone() {
-            let t = &self.tenants[at];
-            let lives = |o: &Open| {
-                let state = t.state(o.id);
-                state & SF_CONNECTED != 0 && state & (SF_DEAD | SF_EOF) == 0
-            };
-            let is_other = |s: &&Open| {
-                s.port == o.port
-                    && s.life == self.life
-                    && s.part != o.part
-                    && matches!(s.part, Part::Client | Part::Server)
-            };
-            let is_pair =
-                matches!(o.part, Part::Client | Part::Server) && o.port != 0 && o.life == self.life;
-            if !is_pair || !lives(&o) || !t.open.iter().find(is_other).is_some_and(lives) {
-                continue;
-            }
-            let way = (o.port, o.part == Part::Server);
-            for _ in 0..400 {
-                self.w.now_ms += 5;
-                self.poll();
-                self.receive_on(at, o, 9000);
-            }
-            let flow = self.tenants[at].flows.get(&way).copied().unwrap_or_default();
-            assert_eq!(flow.0, flow.1, "bytes on their way to socket {} of guest {at}", o.id);
-        }
-    }
-
-    fn close_all(&mut self, at: usize, which: impl Fn(&Open) -> bool) {
-        let (close, keep) = self.tenants[at].open.drain(..).partition(which);
-        self.tenants[at].open = keep;
-        let close: Vec<Open> = close;
-        for o in close.iter().rev() {
-            self.tenants[at].close(o);
-            self.poll();
-        }
-    }
-
-    pub(super) fn drain(&mut self) {
-        for _ in 0..60 {
-            self.w.now_ms += DRAIN_MS / 60;
-            self.poll();
-        }
-        self.leave_old();
-        self.move_on();
-    }
-
-    fn end(&mut self) {
-        self.is_over = true;
-        for nsm in 0..NSMS {
-            if self.states[nsm] == State::Dead {
-                self.nsm_died(nsm);
-            }
-            if self.states[nsm] == State::Down {
-                self.nsm_returns(nsm);
-            }
-        }
-        self.net.borrow_mut().faults.next.clear();
-        for at in 0..self.tenants.len() {
-            let id = self.tenants[at].id;
-            self.tenants[at].limits = GuestLimits::default();
-            self.set_limits(at).expect("nothing is refused");
-            self.w.engine.rouse(id);
-            self.w.assert_chunks(id, LAYOUT.chunks);
-            if !self.stack_fails {
-                self.all_comes(at);
-            }
-            self.tenants[at].is_spread = false;
-            self.w.engine.set_share(id, None, &mut self.w.bells).expect("known");
-            self.close_all(at, |o| o.part != Part::Datagram);
-            self.drain();
-            self.datagrams_come(at);
-            self.close_all(at, |_| true);
-            self.drain();
-            self.w.engine.rouse(id);
-            let shell = self.any_process(at);
-            transfer(&mut self.w, &shell, id, 20_000);
-            datagrams(&mut self.w, &shell, id);
-        }
-        for at in 0..self.tenants.len() {
-            let t = &mut self.tenants[at];
-            for p in t.processes.drain(..) {
-                self.w.engine.row_dead(t.id, p.row, &mut self.w.bells).expect("a live row");
-            }
-        }
-        self.drain();
-        for t in &self.tenants {
-            let violations = self.w.engine.stats(Some(t.id)).violations;
-            assert_eq!(violations, 0, "guest {} is an honest one", t.id.0);
-            // All services that there were counted here, too.
-            let (e, s) = (self.w.engine.stats(Some(t.id)), &t.region.counters.service);
-            let counted = [e.bytes_sent, e.bytes_received];
-            assert_eq!(counted, [s.bytes_sent.get(), s.bytes_received.get()], "guest {}", t.id.0);
-            assert_eq!(self.w.engine.guest_sockets(t.id), 0, "sockets of guest {}", t.id.0);
-            let is_on_one = t.place.old().is_empty() && t.place.ledger().is_none();
-            assert!(is_on_one, "guest {} is on several NSMs", t.id.0);
-            let s = self.w.stats(t.id);
-            let left = (s.sockets, s.chunks_leased, s.chunks_tx, s.chunks_rx);
-            assert_eq!(left, (0, 0, 0, 0), "guest {}: {s:?}", t.id.0);
-        }
-        assert_eq!(self.net.borrow().open_sockets(), 0);
-    }
-}
-
-/// No two connections, and no two ways of one, carry the same bytes at the same place.
-fn base(o: &Open, from_client: bool) -> usize {
-    (usize::from(o.port) * 2 + usize::from(from_client)) * 1_000_003
 }

@@ -1,6 +1,5 @@
 //! Single cases of a guest's share on its present NSM.
 
-use nk_device::nqe::Op;
 use nk_engine::{GuestId, NsmId};
 use nk_host::control::moves;
 
@@ -22,10 +21,7 @@ impl Case {
         sim.is_over = true;
         let (id, shell) = (sim.tenants[0].id, sim.tenants[0].processes[0].clone());
         sim.w.engine.set_share(id, most, &mut sim.w.bells).expect("known");
-        let listener = shell.open().expect("an id");
-        shell.address(Op::Bind, listener, 80);
-        shell.job(Op::Listen, listener, |n| n.op_data = 8);
-        sim.w.settle();
+        let listener = sim.w.listen(&shell, 80);
         Case { sim, id, shell, listener }
     }
     fn share(&mut self, most: u32) {
@@ -34,8 +30,7 @@ impl Case {
         w.settle();
     }
     fn connect(&mut self) {
-        self.shell.address(Op::Connect, self.shell.open().expect("an id"), 80);
-        self.sim.w.settle();
+        self.sim.w.connect(&self.shell, 80);
     }
     /// How many stand on the listener's ring.
     fn accepted(&self) -> usize {

@@ -93,6 +93,21 @@ impl World {
             self.poll_service();
         }
     }
+    /// A listener of the guest.
+    pub(super) fn listen(&mut self, g: &Shell, port: u16) -> u32 {
+        let listener = g.open().expect("an id for a listener");
+        g.address(Op::Bind, listener, port);
+        g.job(Op::Listen, listener, |n| n.op_data = 8);
+        self.settle();
+        listener
+    }
+    /// The guest connects to its own listener, which accepts in its time.
+    pub(super) fn connect(&mut self, g: &Shell, port: u16) -> u32 {
+        let client = g.open().expect("an id for a client");
+        g.address(Op::Connect, client, port);
+        self.settle();
+        client
+    }
     /// What some service has of the guest.
     pub(super) fn stats(&self, id: GuestId) -> GuestStats {
         self.services.iter().find_map(|s| s.stats(id.0)).expect("guest")
@@ -137,12 +152,8 @@ pub(super) fn datagrams(w: &mut World, g: &Shell, id: GuestId) {
 
 /// The honest guest connects to itself, moves bytes, closes.
 pub(super) fn transfer(w: &mut World, g: &Shell, id: GuestId, total: usize) {
-    let listener = g.open().expect("an id for a listener");
-    g.address(Op::Bind, listener, 80);
-    g.job(Op::Listen, listener, |n| n.op_data = 8);
-    w.settle();
-    let client = g.open().expect("an id for a client");
-    g.address(Op::Connect, client, 80);
+    let listener = w.listen(g, 80);
+    let client = w.connect(g, 80);
     let mut server = None;
     for _ in 0..50 {
         w.settle();
