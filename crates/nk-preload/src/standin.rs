@@ -146,6 +146,18 @@ pub(crate) fn share(flags: c_int) -> Result<c_int, c_int> {
     }
 }
 
+/// Whether a descriptor could be had now: Linux takes the number before it looks what there is to accept.
+///
+/// # Errors
+/// As [`make`].
+pub(crate) fn find_number() -> Result<(), c_int> {
+    if borrowers::lender().is_none() {
+        let _changing = gate::enter();
+        sys::close(share(libc::SOCK_CLOEXEC)?);
+    }
+    Ok(())
+}
+
 /// No number is left but the anchor's: it becomes the stand-in itself, and the next socket finds none, or makes another anchor.
 fn spend_anchor(anchor: c_int, cloexec: bool) -> Result<c_int, c_int> {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };

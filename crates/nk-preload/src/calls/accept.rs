@@ -78,12 +78,16 @@ fn do_accept(
         return Err(libc::EINVAL);
     }
     if s.is_datagram() {
+        standin::find_number()?;
         return Err(libc::EOPNOTSUPP);
     }
     let r = match accept_now(s, flags) {
         Some(r) => r?,
-        None if s.is_nonblocking(0) => return Err(libc::EAGAIN),
         None => {
+            standin::find_number()?;
+            if s.is_nonblocking(0) {
+                return Err(libc::EAGAIN);
+            }
             let timeout_us = s.cell.rcv_timeout_us.load(Ordering::Relaxed);
             wait::until(s.p, s.id, s.generation, On::Rx, timeout_us, || accept_now(s, flags))
                 .map_err(Ended::errno)??
