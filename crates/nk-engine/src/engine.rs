@@ -243,14 +243,13 @@ impl Engine {
                 .awake
                 .iter()
                 .filter_map(|id| self.guest(*id))
-                .any(|g| self.has_turn(g) && !g.limiter.is_held && !self.is_stuck(g))
+                .any(|g| self.has_turn(g) && !self.is_stuck(g))
     }
 
     fn has_turn(&self, g: &Guest) -> bool {
-        let has_room = |(_, id): &(u16, NsmId)| {
-            self.nsms.iter().any(|n| n.id == *id && n.has_room_for_costly())
-        };
-        !g.active.is_empty() || g.waiting.iter().any(has_room)
+        let has_room = |id| self.nsms.iter().any(|n| n.id == id && n.has_room_for_costly());
+        let has_queue = || !g.active.is_empty() || g.waiting.iter().any(|(_, id)| has_room(*id));
+        g.connect_awaits().is_some_and(has_room) || (!g.limiter.is_held && has_queue())
     }
 
     /// Whether nothing is taken from a guest now.
@@ -276,7 +275,7 @@ impl Engine {
         }
         for n in &self.nsms {
             let waits = |id: &GuestId| {
-                self.guest(*id).is_some_and(|g| g.waiting.iter().any(|(_, nsm)| *nsm == n.id))
+                self.guest(*id).is_some_and(|g| g.awaited_nsms().any(|nsm| nsm == n.id))
             };
             let wants_room = n.is_awaited() || self.awake.iter().any(waits);
             let why = if wants_room { WANTS_ROOM } else { 1 };

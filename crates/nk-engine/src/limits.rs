@@ -9,11 +9,12 @@ use nk_device::cell::CONNECT_HELD;
 use nk_device::sync::Ordering;
 use nk_device::{Addr, Nqe, Op};
 
+use crate::costly;
 use crate::engine::{Engine, Parts};
 use crate::guest::{Guest, State};
 use crate::out::Out;
 use crate::switch::ECONNRESET;
-use crate::{ControlError, GuestId, Limits, Listen};
+use crate::{ControlError, GuestId, Limits, Listen, NsmId};
 
 const EALREADY: i32 = 114;
 /// Who ran out of elements is served again when a thousandth of a second's are there, so that they are taken in lots.
@@ -93,7 +94,8 @@ impl Limiter {
     /// When something that waits has its turn.
     pub(crate) fn due_ns(&self) -> Option<u64> {
         let nqes = self.nqes.as_ref().filter(|_| self.is_held).map(|b| b.due_ns(lot(b)));
-        let waits = self.accepts_held || !self.connects.is_empty();
+        // A connect that the rate would let go waits for its NSM, which rings.
+        let waits = self.accepts_held || (!self.connects.is_empty() && !self.may_connect());
         let connections = self.connections.as_ref().filter(|_| waits).map(|b| b.due_ns(1));
         nqes.into_iter().chain(connections).min()
     }
@@ -118,6 +120,29 @@ impl Guest {
         } else if cell.in_use.load(Ordering::Relaxed) & CONNECT_HELD != 0 {
             cell.in_use.fetch_and(!CONNECT_HELD, Ordering::SeqCst);
         }
+    }
+
+    /// The connect that goes on next, if the rate lets it, and the NSM that it is for.
+    fn next_connect(&self) -> Option<(u32, u16, NsmId)> {
+        let &(id, generation) =
+            self.limiter.connects.front().filter(|_| self.limiter.may_connect())?;
+        let open = self.socket(id).filter(|s| s.state() == State::Open);
+        Some((id, generation, open.map_or(self.nsm, |s| s.nsm)))
+    }
+
+    /// Whether a socket's connect waits here; of those that do not, the socket was closed.
+    fn is_connect_held(&self, id: u32, generation: u16) -> bool {
+        self.socket(id).is_some_and(|s| s.generation == generation && s.held.is_some())
+    }
+
+    /// The NSM that the connect which goes on next is for.
+    pub(crate) fn connect_awaits(&self) -> Option<NsmId> {
+        self.next_connect().map(|(.., nsm)| nsm)
+    }
+
+    /// The NSMs that have to take something before more of the guest's that is costly goes on.
+    pub(crate) fn awaited_nsms(&self) -> impl Iterator<Item = NsmId> {
+        self.waiting.iter().map(|(_, nsm)| *nsm).chain(self.connect_awaits())
     }
 
     /// Elements that its turn may take: by its weight, and by what its bucket has.
@@ -145,10 +170,6 @@ impl Parts<'_> {
         self.guest.take_bells(out.round);
         self.go_on_waiting();
         self.guest.limiter.refill(now_ns);
-        while self.guest.limiter.may_connect() && !self.nsm.is_stuck() {
-            let Some((id, generation)) = self.guest.limiter.connects.pop_front() else { break };
-            self.release_connect(id, generation, out);
-        }
         if self.guest.limiter.accepts_held && self.guest.limiter.may_connect() {
             self.guest.top_up_nsm(self.nsm);
         }
@@ -156,13 +177,34 @@ impl Parts<'_> {
 
     /// The guest's turn.
     pub(crate) fn serve_turn(&mut self, budget: u32, out: &mut Out<'_>) -> u32 {
+        let mut costly = costly::TURN.saturating_mul(self.guest.limits.weight.max(1));
+        let released = self.release_connects(&mut costly, out);
         if self.guest.active.is_empty() {
-            return 0;
+            return released;
         }
         let turn = self.guest.turn().min(budget);
-        let n = self.serve(turn, out);
+        let n = self.serve(turn, costly, out);
         if let Some(b) = &mut self.guest.limiter.nqes {
             b.take(n.into());
+        }
+        released + n
+    }
+
+    /// Connects that the rate held back and lets go now: no more of them at a time than of what comes from the rings.
+    fn release_connects(&mut self, costly: &mut u32, out: &mut Out<'_>) -> u32 {
+        let mut n = 0;
+        while *costly > 0 && !self.is_stuck() {
+            let Some((id, generation, nsm)) = self.guest.next_connect() else { break };
+            let is_held = self.guest.is_connect_held(id, generation);
+            if is_held && !self.nsm_named(nsm).has_room_for_costly() {
+                break;
+            }
+            self.guest.limiter.connects.pop_front();
+            if is_held {
+                self.release_connect(id, out);
+                *costly -= 1;
+                n += 1;
+            }
         }
         n
     }
@@ -185,12 +227,9 @@ impl Parts<'_> {
         g.counters.engine.connects_held.add(1);
         if g.limiter.connects.len() > g.sockets.len() * 2 {
             // Most are of sockets that were closed.
-            let sockets = &g.sockets;
-            g.limiter.connects.retain(|(id, generation)| {
-                sockets
-                    .get(*id as usize)
-                    .is_some_and(|s| s.generation == *generation && s.held.is_some())
-            });
+            let mut connects = core::mem::take(&mut g.limiter.connects);
+            connects.retain(|(id, generation)| g.is_connect_held(*id, *generation));
+            g.limiter.connects = connects;
         }
         g.limiter.connects.push_back((nqe.socket, nqe.generation));
         false
@@ -206,11 +245,8 @@ impl Parts<'_> {
         true
     }
 
-    fn release_connect(&mut self, id: u32, generation: u16, out: &mut Out<'_>) {
+    fn release_connect(&mut self, id: u32, out: &mut Out<'_>) {
         let Some(s) = self.guest.socket_mut(id) else { return };
-        if s.generation != generation {
-            return;
-        }
         let Some(held) = s.held.take() else { return };
         let is_open = s.state() == State::Open;
         self.guest.limiter.connected();

@@ -7,7 +7,6 @@ use nk_device::nqe::{Nqe, PackedNqe};
 use nk_device::ring::Consumer;
 
 use crate::NsmId;
-use crate::costly;
 use crate::engine::{DOZE_AFTER, Parts};
 use crate::guest::{Guest, Socket};
 use crate::out::Out;
@@ -131,10 +130,9 @@ enum Left {
 }
 
 impl Parts<'_> {
-    /// Serves the guest's queue sets in turn.
-    pub(crate) fn serve(&mut self, budget: u32, out: &mut Out<'_>) -> u32 {
+    /// Serves the guest's queue sets in turn, with no more of what is costly than `costly`.
+    pub(crate) fn serve(&mut self, budget: u32, mut costly: u32, out: &mut Out<'_>) -> u32 {
         let mut worked = 0;
-        let mut costly = costly::TURN.saturating_mul(self.guest.limits.weight.max(1));
         for _ in 0..self.guest.active.len() {
             if worked >= budget || self.is_stuck() {
                 break;

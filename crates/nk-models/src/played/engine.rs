@@ -19,6 +19,8 @@ use super::shell::Shell;
 use super::stack::MemoryStack;
 use super::world::{Bells, NSM, World};
 
+mod rates;
+
 const GUEST: GuestId = GuestId(1);
 const LAYOUT: Layout = Layout { rows: 4, qsets: 4, cells: 64, chunks: 64 };
 
