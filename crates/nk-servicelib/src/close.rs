@@ -64,6 +64,7 @@ impl<S: Stack> Ctx<'_, S> {
     pub(crate) fn break_off(&mut self, key: Key, cell: &Cell, s: &mut Taken<S>) {
         self.guest.counters.service.violations.add(1);
         self.free_tx(cell, s);
+        self.end_reports(s);
         if let Some(h) = s.handle.take() {
             self.stack.close(h, true, None);
         }
@@ -150,6 +151,7 @@ impl<S: Stack> Ctx<'_, S> {
         if s.datagram.as_ref().is_some_and(|d| d.has_options) {
             self.stack.forget_options(key);
         }
+        self.end_reports(&mut s);
         if let Some(d) = s.drain.take() {
             let mut nqe = Nqe::new(Op::Drain, key.socket, key.generation);
             (nqe.guest, nqe.qset, nqe.ticket) = (key.guest, d.qset, d.ticket);

@@ -6,7 +6,8 @@
 //!
 //! [`simulation::run`] draws everything from a seed: ordinary guests, and a host whose parts die. `engine` has single cases of what the
 //! engine does, `lost` of what becomes of chunks that connections of a dead NSM carry, `kept` of what a service tells of sockets that it
-//! took over, `control` of what ends in the middle of what the control thread does, `spread` of a guest on several NSMs for good.
+//! took over, `control` of what ends in the middle of what the control thread does, `spread` of a guest on several NSMs for good,
+//! `reports` of calls that wait to be told what became of a datagram.
 
 mod acts;
 mod adoption;
@@ -24,6 +25,8 @@ mod kept;
 mod lost;
 mod moves;
 pub mod region;
+#[cfg(test)]
+mod reports;
 mod shell;
 pub mod simulation;
 #[cfg(test)]

@@ -229,6 +229,14 @@ impl<S: Stack> Ctx<'_, S> {
         }
     }
 
+    /// What is queued is not sent any more: whoever waits for the report of it is told.
+    pub(crate) fn end_reports(&mut self, s: &mut Taken<S>) {
+        let all = s.datagram.as_mut().map(|d| core::mem::take(&mut d.reports));
+        for (_, nqe) in all.into_iter().flatten() {
+            self.reply(&nqe, Err(Errno(libc::ECONNRESET)));
+        }
+    }
+
     fn answer_report(&mut self, s: &mut Taken<S>, index: u32, nqe: &Nqe) {
         let found = s.datagram.as_mut().and_then(|d| {
             let at = d.failed.iter().position(|(i, _)| *i == index)?;
