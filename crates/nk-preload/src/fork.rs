@@ -2,7 +2,8 @@
 //!
 //! In the parent, with signals blocked and the gate closed, so that descriptors, counts and holder bits agree: the daemon makes a row
 //! for the child, the child's bit is set on each socket held, then the native fork runs. A child killed at any instant is
-//! found by its control socket or pidfd and its bits are cleared. vfork is served as fork.
+//! found by its control socket or pidfd and its bits are cleared. vfork is served as fork, and so is whatever else would have the parent wait
+//! for the child's exec (`CLONE_VFORK`): the gate is closed, and the parent's other threads would wait for it too.
 
 use core::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 

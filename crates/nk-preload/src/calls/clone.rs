@@ -75,7 +75,7 @@ pub unsafe extern "C" fn clone(
     };
     let place = (stack as usize).wrapping_sub(size_of::<Start>()) & !15;
     let place = place as *mut Start;
-    let run = |signals| {
+    let run = |flags, signals| {
         // SAFETY: the top of the new stack, which is the program's memory and nobody's yet; else as the caller promises.
         unsafe {
             place.write(Start { function, argument, flags, signals });
@@ -90,14 +90,14 @@ pub unsafe extern "C" fn clone(
             });
         }
         fdtable::add_borrower();
-        let pid = run(None);
+        let pid = run(flags, None);
         if pid < 0 || flags & libc::CLONE_VFORK != 0 {
             fdtable::drop_borrower();
         }
         return pid;
     }
     let signals = SignalsBlocked::new();
-    fork_as_guest(p, || run(Some(signals.copy())))
+    fork_as_guest(p, || run(flags & !libc::CLONE_VFORK, Some(signals.copy())))
 }
 
 /// forkpty(3): glibc's own forks past our fork.

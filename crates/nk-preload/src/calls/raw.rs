@@ -21,28 +21,39 @@ const SHARES: u64 = (libc::CLONE_VM | libc::CLONE_FILES | libc::CLONE_THREAD) as
 const VFORKS: u64 = (libc::CLONE_VM | libc::CLONE_VFORK) as u64;
 /// `clone_args` up to the first field that came later.
 const CLONE_ARGS_SIZE: usize = 64;
+/// `clone_args` in words, with room for what may come.
+type CloneArgs = [u64; 16];
+
+fn without_vfork(flags: u64) -> u64 {
+    if flags & libc::CLONE_VFORK as u64 == 0 { flags } else { flags & !VFORKS }
+}
 
 /// The call that makes a process with memory and descriptors of its own that goes on where this one is, if that is what is asked for.
-fn as_fork(number: c_long, a: [usize; 6]) -> Option<(c_long, [usize; 6])> {
-    let is_fork = match number {
+/// `place`: what clone3 is given lies there.
+fn as_fork(number: c_long, a: [usize; 6], place: &mut CloneArgs) -> Option<(c_long, [usize; 6])> {
+    match number {
         #[cfg(target_arch = "x86_64")]
-        libc::SYS_fork => true,
-        #[cfg(target_arch = "x86_64")]
-        libc::SYS_vfork => return Some((libc::SYS_fork, a)),
-        libc::SYS_clone if a[0] as u64 & VFORKS == VFORKS => {
-            let own = a[0] & !(libc::CLONE_VM as usize);
-            return as_fork(number, [own, a[1], a[2], a[3], a[4], a[5]]);
+        libc::SYS_fork | libc::SYS_vfork => Some((libc::SYS_fork, a)),
+        libc::SYS_clone => {
+            let flags = without_vfork(a[0] as u64);
+            (flags & SHARES == 0 && a[1] == 0)
+                .then_some((number, [flags as usize, a[1], a[2], a[3], a[4], a[5]]))
         }
-        libc::SYS_clone => a[0] as u64 & SHARES == 0 && a[1] == 0,
-        libc::SYS_clone3 if a[0] != 0 && a[1] >= CLONE_ARGS_SIZE => {
-            let args = a[0] as *const u64;
-            // SAFETY: the program says that so many bytes are there.
-            let (flags, stack) = unsafe { (args.read_unaligned(), args.add(5).read_unaligned()) };
-            flags & SHARES == 0 && stack == 0
+        libc::SYS_clone3
+            if a[0] != 0 && (CLONE_ARGS_SIZE..=size_of::<CloneArgs>()).contains(&a[1]) =>
+        {
+            // SAFETY: the program says that so many bytes are there, and no more fit here.
+            unsafe {
+                let bytes = place.as_mut_ptr().cast::<u8>();
+                bytes.copy_from_nonoverlapping(a[0] as *const u8, a[1]);
+            }
+            let [flags, _, _, _, _, stack, ..] = place;
+            *flags = without_vfork(*flags);
+            (*flags & SHARES == 0 && *stack == 0)
+                .then_some((number, [place.as_ptr() as usize, a[1], a[2], a[3], a[4], a[5]]))
         }
-        _ => false,
-    };
-    is_fork.then_some((number, a))
+        _ => None,
+    }
 }
 
 /// What changes which descriptors there are, where one of ours is concerned: the table has to follow.
@@ -87,7 +98,8 @@ pub unsafe extern "C" fn syscall(
     let arguments = [a, b, c, d, e, f];
     // SAFETY: the caller's promise.
     let native = || unsafe { sys::call(number, arguments) };
-    if let Some((number, arguments)) = as_fork(number, arguments)
+    let mut place = CloneArgs::default();
+    if let Some((number, arguments)) = as_fork(number, arguments, &mut place)
         && let Some(p) = process()
     {
         // SAFETY: the caller's promise.
