@@ -79,6 +79,11 @@ impl Parts<'_> {
             if s.nsm != nsm {
                 continue;
             }
+            if s.listener.is_some() {
+                // Its ring goes on empty, also where what waits there is an NSM's that lives.
+                self.lose_queued(id, out);
+            }
+            let Some(s) = self.guest.socket(id) else { break };
             // Another NSM has a part in the guest's chunks: what is leased stays so.
             if self.guest.is_split() {
                 match s.state() {

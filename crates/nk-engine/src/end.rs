@@ -211,29 +211,7 @@ impl Parts<'_> {
         s.parent = NONE;
         let is_listener = s.listener.is_some();
         if is_listener {
-            self.guest.sweep_queue(id);
-            let queued = self
-                .guest
-                .socket_mut(id)
-                .and_then(|s| s.listener.as_mut())
-                .map(|l| core::mem::take(&mut l.queued))
-                .unwrap_or_default();
-            for (child, _) in queued {
-                let Some(generation) = self.guest.socket(child).map(|c| c.generation) else {
-                    continue;
-                };
-                // Whoever claims first has it: the host, to end it, or a process that is in accept just now.
-                let ours =
-                    self.guest.cell(child).is_some_and(|c| c.claim(generation, CLAIMED_BY_HOST));
-                if let Some(c) = self.guest.socket_mut(child)
-                    && c.parent == id
-                {
-                    c.parent = NONE;
-                    if ours && matches!(c.state(), State::Open | State::Dead) {
-                        self.close(child, true, when, out);
-                    }
-                }
-            }
+            self.end_queued(id, when, out);
         }
         if on_stack && self.nsm_of(id).up {
             self.guest.set_state(id, State::Closing);
@@ -254,6 +232,36 @@ impl Parts<'_> {
         } else {
             self.forget(id, out);
         }
+    }
+
+    /// Nobody accepts what waits on a listener's ring any more: the NSMs that have it end it with a reset.
+    fn end_queued(&mut self, listener: u32, when: Closes, out: &mut Out<'_>) {
+        self.guest.sweep_queue(listener);
+        let queued = self
+            .guest
+            .socket_mut(listener)
+            .and_then(|s| s.listener.as_mut())
+            .map(|l| core::mem::take(&mut l.queued))
+            .unwrap_or_default();
+        for (child, _) in queued {
+            // Its id may be another's by now.
+            let Some(c) = self.guest.socket_mut(child).filter(|c| c.parent == listener) else {
+                continue;
+            };
+            c.parent = NONE;
+            let (generation, lives) =
+                (c.generation, matches!(c.state(), State::Open | State::Dead));
+            // Whoever claims first has it: the host, to end it, or a process that is in accept just now.
+            let ours = self.guest.cell(child).is_some_and(|c| c.claim(generation, CLAIMED_BY_HOST));
+            if ours && lives {
+                self.close(child, true, when, out);
+            }
+        }
+    }
+
+    /// As [`Parts::end_queued`], of a listener that is, or was, an NSM's that died.
+    pub(crate) fn lose_queued(&mut self, listener: u32, out: &mut Out<'_>) {
+        self.end_queued(listener, Closes::InTime, out);
     }
 
     /// A few sockets each time: clears holder bits of rows that are not live (a late helper of a dead process can leave one), and

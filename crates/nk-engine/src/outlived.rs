@@ -85,6 +85,7 @@ impl Parts<'_> {
 
     /// The stack lost a socket for good.
     pub(crate) fn bury(&mut self, id: u32, out: &mut Out<'_>) {
+        self.lose_queued(id, out);
         // One that lives ends the socket by itself.
         let lives = self.nsm_of(id).up;
         let device = self.guest.device;

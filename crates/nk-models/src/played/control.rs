@@ -99,18 +99,21 @@ fn a_guest_that_was_on_its_way_is_on_one_nsm_at_the_next_daemon() {
     }
 }
 
-/// An unread datagram goes from the second NSM back to the first, which had never left, and something ends at each moment of that.
+/// An unread datagram goes from the second NSM back to the first, which had never left, and something ends at each moment of that. The
+/// connection that keeps the first is accepted, or waits for it, while its listener goes along, and sometimes is lost.
 #[test]
-fn an_unread_datagram_that_is_on_its_way_is_nobodys_for_good() {
-    for victim in [Victim::Daemon, Victim::Nsm(0), Victim::Nsm(1)] {
-        for moment in 0..24 {
-            let mut sim = Simulation::new(1);
+fn what_is_on_its_way_is_nobodys_for_good() {
+    for (victim, accepts) in [Victim::Daemon, Victim::Nsm(0), Victim::Nsm(1)]
+        .into_iter()
+        .flat_map(|v| [(v, true), (v, false)])
+    {
+        for (moment, seed) in (0..24).flat_map(|m| (0..8).map(move |seed| (m, seed))) {
+            let mut sim = Simulation::new(seed);
             sim.is_over = true;
             let (id, g) = (sim.tenants[0].id, sim.tenants[0].processes[0].clone());
-            // What keeps the first.
             let listener = sim.w.listen(&g, 80);
             let client = sim.w.connect(&g, 80);
-            let server = g.accept(listener).expect("a connection").socket;
+            let server = accepts.then(|| g.accept(listener).expect("a connection").socket);
             moves::move_guest(&mut sim, id, NsmId(1)).expect("moved");
             sim.w.settle();
             let datagram = g.open_datagram().expect("an id");
@@ -133,13 +136,40 @@ fn an_unread_datagram_that_is_on_its_way_is_nobodys_for_good() {
                 }
             }
             sim.w.settle();
-            for socket in [client, server, listener, datagram] {
+            for socket in
+                [Some(client), server, Some(listener), Some(datagram)].into_iter().flatten()
+            {
                 g.close(socket);
             }
             sim.drain();
             sim.drain();
             let s = sim.w.stats(id);
-            assert_eq!((s.sockets, s.chunks_rx), (0, 0), "{victim:?} at moment {moment}: {s:?}");
+            let left = (s.sockets, s.chunks_rx);
+            assert_eq!(
+                left,
+                (0, 0),
+                "{victim:?} at moment {moment}, accepted: {accepts}, {seed}: {s:?}"
+            );
         }
     }
+}
+
+/// The next NSM cannot take a listener, for which a connection waits that stays where it is.
+#[test]
+fn what_waits_for_a_listener_that_is_lost_ends() {
+    let mut sim = Simulation::new(1);
+    let (id, g) = (sim.tenants[0].id, sim.tenants[0].processes[0].clone());
+    let listener = sim.w.listen(&g, 80);
+    let client = sim.w.connect(&g, 80);
+    moves::move_guest(&mut sim, id, NsmId(1)).expect("moved");
+    let generation = sim.tenants[0].generation(listener) as u16;
+    let w = &mut sim.w;
+    w.engine.listener_lost(id, listener, generation, &mut w.bells).expect("it listened");
+    w.settle();
+    for socket in [client, listener] {
+        g.close(socket);
+    }
+    sim.is_over = true;
+    sim.drain();
+    assert_eq!(sim.w.engine.guest_sockets(id), 0);
 }
