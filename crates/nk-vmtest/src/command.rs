@@ -1,8 +1,11 @@
 //! Child processes with their output kept, and an end.
 
 use std::fs::OpenOptions;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
+
+use rustix::process::{Signal, set_parent_process_death_signal};
 
 use crate::{Error, Result};
 
@@ -31,6 +34,13 @@ pub(crate) fn output(command: &mut Command) -> Output {
         stdout: Vec::new(),
         stderr: e.to_string().into_bytes(),
     })
+}
+
+/// What is started does not outlive a test that is killed.
+pub(crate) fn dies_along(command: &mut Command) {
+    let ask = || Ok(set_parent_process_death_signal(Some(Signal::KILL))?);
+    // SAFETY: one system call, which is async-signal-safe.
+    unsafe { command.pre_exec(ask) };
 }
 
 /// The last lines of a log.

@@ -1,15 +1,17 @@
 //! A daemon for the test, and the VM guest that it makes.
 
 use std::fs::File;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use nk_attach::{CREATE_VM, Kind, Message};
+use rustix::event::{EventfdFlags, eventfd};
+use rustix::process::{Pid, Signal, kill_process};
 
+use crate::command::dies_along;
 use crate::scenario::VmDevice;
 use crate::{Error, Result};
 
@@ -57,13 +59,7 @@ impl Daemon {
         let mut command = Command::new(nk);
         command.args(["daemon", "--nsm", nsm, "--socket"]).arg(&socket).stdin(Stdio::null());
         command.stdout(File::create(&log)?).stderr(File::options().append(true).open(&log)?);
-        // SAFETY: prctl is async-signal-safe; the daemon must not outlive a test that is killed.
-        unsafe {
-            command.pre_exec(|| {
-                libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
-                Ok(())
-            });
-        }
+        dies_along(&mut command);
         let child = command.spawn().map_err(|e| Error::Command {
             command: nk.display().to_string(),
             said: e.to_string(),
@@ -108,9 +104,7 @@ impl Daemon {
     }
 
     fn connect(&self) -> std::result::Result<OwnedFd, i32> {
-        let fd = nk_attach::connect(self.socket.as_os_str().as_bytes())?;
-        // SAFETY: connect gives a descriptor that is ours alone.
-        Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+        nk_attach::connect(self.socket.as_os_str().as_bytes()).map(own)
     }
 
     fn failed(&self, what: &str) -> Error {
@@ -127,17 +121,12 @@ impl Daemon {
         let connection =
             self.connect().map_err(|e| Error::Io(std::io::Error::from_raw_os_error(e)))?;
         let namespace = File::open("/proc/self/ns/net")?;
-        // SAFETY: a plain syscall.
-        let bell = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
-        if bell < 0 {
-            return Err(std::io::Error::last_os_error().into());
-        }
-        // SAFETY: bell is open and nobody else's.
-        let guest_eventfd = unsafe { OwnedFd::from_raw_fd(bell) };
+        let guest_eventfd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
+            .map_err(std::io::Error::from)?;
         let mut request = Message::new(Kind::CreateGuest).with_text(name);
         request.a = CREATE_VM;
         let raw = connection.as_raw_fd();
-        nk_attach::send(raw, &request, &[namespace.as_raw_fd(), bell])
+        nk_attach::send(raw, &request, &[namespace.as_raw_fd(), guest_eventfd.as_raw_fd()])
             .map_err(|e| Error::Io(std::io::Error::from_raw_os_error(e)))?;
         let (reply, mut fds, _) =
             nk_attach::recv(raw, false).map_err(|e| self.failed(&format!("no reply: {e:?}")))?;
@@ -145,8 +134,7 @@ impl Daemon {
             let why = reply.text().unwrap_or("?").to_owned();
             return Err(self.failed(&format!("a VM guest is refused: {why}")));
         }
-        // SAFETY: what take gives is open and ours alone.
-        let mut take = |i| fds.take(i).map(|fd| unsafe { OwnedFd::from_raw_fd(fd) });
+        let mut take = |i| fds.take(i).map(own);
         let (Some(memfd), Some(engine_eventfd)) = (take(0), take(1)) else {
             return Err(self.failed("the reply came without descriptors"));
         };
@@ -155,11 +143,16 @@ impl Daemon {
     }
 }
 
+/// What nk-attach gives is open and nobody else's.
+fn own(fd: RawFd) -> OwnedFd {
+    // SAFETY: as said above.
+    unsafe { OwnedFd::from_raw_fd(fd) }
+}
+
 impl Drop for Daemon {
     fn drop(&mut self) {
-        let pid = self.child.id() as libc::pid_t;
-        // SAFETY: our own child, not yet waited for, so the number is still its.
-        unsafe { libc::kill(pid, libc::SIGTERM) };
+        // Not yet waited for, so the number is still its.
+        let _ = kill_process(Pid::from_child(&self.child), Signal::TERM);
         let deadline = Instant::now() + STOP_LIMIT;
         while Instant::now() < deadline {
             if let Ok(Some(_)) = self.child.try_wait() {

@@ -1,6 +1,6 @@
 //! Plain programs on the host, with the kernel's own sockets: the other ends of the guest's connections.
 
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -27,30 +27,19 @@ impl ClosedPort {
     /// # Errors
     /// There is none.
     pub fn new() -> Result<ClosedPort> {
-        use std::os::fd::{AsRawFd, FromRawFd};
-        // SAFETY: a plain syscall; the descriptor is owned at once.
-        let fd = unsafe { libc::socket(libc::AF_INET, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0) };
-        if fd < 0 {
-            return Err(std::io::Error::last_os_error().into());
-        }
-        // SAFETY: fd is open and nobody else's.
-        let bound = unsafe { OwnedFd::from_raw_fd(fd) };
-        // SAFETY: sockaddr_in is plain data.
-        let mut a: libc::sockaddr_in = unsafe { std::mem::zeroed() };
-        a.sin_family = libc::AF_INET as u16;
-        a.sin_addr.s_addr = u32::from_ne_bytes([127, 0, 0, 1]);
-        let mut len = size_of::<libc::sockaddr_in>() as u32;
-        // SAFETY: a and len live through both calls and say their own size.
-        let rc = unsafe {
-            match libc::bind(bound.as_raw_fd(), (&raw const a).cast(), len) {
-                0 => libc::getsockname(bound.as_raw_fd(), (&raw mut a).cast(), &raw mut len),
-                e => e,
-            }
-        };
-        if rc != 0 {
-            return Err(std::io::Error::last_os_error().into());
-        }
-        Ok(ClosedPort { port: u16::from_be(a.sin_port), _bound: bound })
+        use rustix::net::{AddressFamily, SocketAddrV4, SocketFlags, SocketType};
+        let made = rustix::net::socket_with(
+            AddressFamily::INET,
+            SocketType::STREAM,
+            SocketFlags::CLOEXEC,
+            None,
+        );
+        let bound = made.map_err(io::Error::from)?;
+        let any = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0);
+        rustix::net::bind(&bound, &any).map_err(io::Error::from)?;
+        let at = rustix::net::getsockname(&bound).map_err(io::Error::from)?;
+        let at = SocketAddrV4::try_from(at).map_err(io::Error::from)?;
+        Ok(ClosedPort { port: at.port(), _bound: bound })
     }
 }
 

@@ -3,9 +3,12 @@
 //! Every message is an i64, little endian, with at most one descriptor. The host plays peer 0, the VM is peer 1; one
 //! region and one server per VM, so that no two guests can ever share memory through it.
 
-use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
+use std::os::fd::BorrowedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
+
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 
 const VERSION: i64 = 0;
 const REGION: i64 = -1;
@@ -42,34 +45,14 @@ pub fn serve_ivshmem(
 }
 
 fn send(stream: &UnixStream, value: i64, fd: Option<BorrowedFd<'_>>) -> io::Result<()> {
-    let mut bytes = value.to_le_bytes();
-    let mut iov = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
-    // Aligned as cmsghdr wants, and large enough for one descriptor.
-    let mut control = [0u64; 4];
-    // SAFETY: msghdr is plain data for which zero is valid.
-    let mut msg: libc::msghdr = unsafe { std::mem::zeroed() };
-    msg.msg_iov = &raw mut iov;
-    msg.msg_iovlen = 1;
-    if let Some(fd) = fd {
-        const FD_LEN: u32 = size_of::<RawFd>() as u32;
-        msg.msg_control = control.as_mut_ptr().cast();
-        // SAFETY: CMSG_SPACE only computes.
-        msg.msg_controllen = unsafe { libc::CMSG_SPACE(FD_LEN) } as usize;
-        // SAFETY: msg_control points to 32 aligned bytes, which CMSG_SPACE(4) = 24 does not exceed, so the first header and
-        // its data lie within; nobody else has the buffer.
-        unsafe {
-            let header = libc::CMSG_FIRSTHDR(&raw const msg);
-            (*header).cmsg_level = libc::SOL_SOCKET;
-            (*header).cmsg_type = libc::SCM_RIGHTS;
-            (*header).cmsg_len = libc::CMSG_LEN(FD_LEN) as usize;
-            libc::CMSG_DATA(header).cast::<RawFd>().write_unaligned(fd.as_raw_fd());
-        }
+    let bytes = value.to_le_bytes();
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    if let Some(fd) = &fd {
+        control.push(SendAncillaryMessage::ScmRights(std::slice::from_ref(fd)));
     }
-    // SAFETY: iov and control outlive the call and their lengths are right.
-    let n = unsafe { libc::sendmsg(stream.as_raw_fd(), &raw const msg, libc::MSG_NOSIGNAL) };
-    match n {
+    match sendmsg(stream, &[IoSlice::new(&bytes)], &mut control, SendFlags::NOSIGNAL)? {
         8 => Ok(()),
-        n if n < 0 => Err(io::Error::last_os_error()),
         _ => Err(io::Error::from(io::ErrorKind::WriteZero)),
     }
 }

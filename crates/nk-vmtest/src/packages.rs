@@ -51,8 +51,7 @@ pub fn ensure_packages(log: &Path) -> Result<GuestKernel> {
 
 fn apt_install(packages: &[&str], log: &Path) -> Result<()> {
     let fail = |reason: String| Error::Packages { packages: packages.join(" "), reason };
-    // SAFETY: geteuid has no preconditions.
-    if unsafe { libc::geteuid() } != 0 {
+    if !rustix::process::geteuid().is_root() {
         return Err(fail("installing needs root; run: apt-get install -y <them>".into()));
     }
     // The lists may be old or absent; a failing update is reported by the install that follows.

@@ -1,12 +1,12 @@
 //! Boots the guest and listens to its serial console.
 
 use std::io::Read;
-use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use crate::command::dies_along;
 use crate::{Error, Result};
 
 /// What to boot.
@@ -60,13 +60,7 @@ impl Boot<'_> {
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
-        // SAFETY: prctl is async-signal-safe; the VM must not outlive a test that is killed.
-        unsafe {
-            command.pre_exec(|| {
-                libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
-                Ok(())
-            });
-        }
+        dies_along(&mut command);
         let mut child = command.spawn().map_err(|e| Error::Command {
             command: "qemu-system-x86_64".into(),
             said: e.to_string(),

@@ -1,11 +1,13 @@
 //! What is tested: plain programs in a VM without a NIC reach a plain echo server on the host.
 
 use std::fs;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::command::run_logged;
 use crate::cpio::Cpio;
@@ -18,6 +20,8 @@ use crate::{Error, Paths, Result, ivshmem, module, packages};
 const VM_LIMIT: Duration = Duration::from_secs(150);
 /// QEMU connects to the ivshmem server within a second.
 const IVSHMEM_LIMIT: Duration = Duration::from_secs(30);
+/// Between two looks at whether QEMU still runs.
+const POLL_SLICE: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
 const ECHO_BYTES: u64 = 1 << 20;
 const NC_BYTES: u64 = "hello from a virtual machine\n".len() as u64;
 
@@ -257,9 +261,8 @@ fn serve_guest(vm: &mut Vm) -> std::result::Result<(), String> {
 fn wait_for_client(listener: &UnixListener, vm: &mut Vm) -> Result<()> {
     let deadline = Instant::now() + IVSHMEM_LIMIT;
     loop {
-        let mut p = libc::pollfd { fd: listener.as_raw_fd(), events: libc::POLLIN, revents: 0 };
-        // SAFETY: one pollfd of ours.
-        if unsafe { libc::poll(&raw mut p, 1, 100) } == 1 {
+        let mut p = [PollFd::new(listener, PollFlags::IN)];
+        if poll(&mut p, Some(&POLL_SLICE)) == Ok(1) {
             return Ok(());
         }
         if !vm.is_running()? || Instant::now() > deadline {
