@@ -1,7 +1,7 @@
 //! `nk guests`, `nk flows`, `nk nsm ls` and `nk why`: asks every daemon that this user can reach.
 
 use std::io::Read;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -13,6 +13,9 @@ use serde_json::Value;
 use crate::Failure;
 
 mod why;
+
+/// How long a daemon may take to answer.
+const ANSWER_MAX_S: u64 = 5;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct From {
@@ -28,7 +31,8 @@ pub(crate) struct From {
 pub(crate) fn request(socket: &Path, kind: Kind, text: &str) -> Result<Fds, (i32, String)> {
     let os = |e: i32| (e, std::io::Error::from_raw_os_error(e).to_string());
     let fd = nk_attach::connect(socket.as_os_str().as_bytes()).map(sys::own).map_err(os)?;
-    set_timeout(&fd);
+    // A daemon that hangs must not hang who asks.
+    let _ = sys::set_receive_timeout(&fd, ANSWER_MAX_S);
     nk_attach::send(fd.as_raw_fd(), &Message::new(kind).with_text(text), &[]).map_err(os)?;
     let (reply, fds, _) = nk_attach::recv(fd.as_raw_fd(), false)
         .map_err(|e| (libc::EIO, format!("no answer ({e:?})")))?;
@@ -49,17 +53,6 @@ pub(crate) fn ask(socket: &Path, question: &str) -> Result<Value, (i32, String)>
     serde_json::from_str(&text).map_err(|e| (libc::EPROTO, e.to_string()))
 }
 
-/// A daemon that hangs must not hang who asks.
-fn set_timeout(fd: &OwnedFd) {
-    let t = libc::timeval { tv_sec: 5, tv_usec: 0 };
-    let len = std::mem::size_of::<libc::timeval>() as u32;
-    // SAFETY: a timeval of ours and its length.
-    unsafe {
-        let p = (&raw const t).cast();
-        libc::setsockopt(fd.as_raw_fd(), libc::SOL_SOCKET, libc::SO_RCVTIMEO, p, len);
-    }
-}
-
 /// The daemon that is named, else all that there may be.
 pub(crate) fn reachable(engine: Option<&PathBuf>) -> Vec<PathBuf> {
     if let Some(p) = engine {
@@ -67,8 +60,7 @@ pub(crate) fn reachable(engine: Option<&PathBuf>) -> Vec<PathBuf> {
     }
     let mut all = vec![PathBuf::from(DEFAULT_SOCKET)];
     all.extend(private::sockets());
-    // SAFETY: no arguments, cannot fail.
-    if unsafe { libc::geteuid() } == 0 {
+    if rustix::process::geteuid().is_root() {
         all.extend(private::sockets_of_all_users());
     }
     all.sort();

@@ -7,6 +7,7 @@ use std::path::Path;
 
 use nk_host::config::LinkKind;
 use nk_host::sys;
+use rustix::process::{Resource, geteuid, getrlimit};
 
 use crate::run;
 
@@ -60,8 +61,7 @@ pub(super) struct Facts {
 impl Facts {
     pub(super) fn read() -> Facts {
         let text = |path: &str| fs::read_to_string(path).unwrap_or_default();
-        // SAFETY: no arguments, cannot fail.
-        let root = unsafe { libc::geteuid() } == 0;
+        let root = geteuid().is_root();
         let group = control_group(&text("/proc/self/cgroup"));
         let of_group = |file: &str| {
             let at = format!("/sys/fs/cgroup{}/{file}", group.as_deref().unwrap_or(""));
@@ -85,8 +85,8 @@ impl Facts {
             })),
             veth: tried(link(root, LinkKind::Veth)),
             macvlan: tried(link(root, LinkKind::Macvlan)),
-            nofile_hard: resource(libc::RLIMIT_NOFILE, |r| r.rlim_max),
-            memlock: resource(libc::RLIMIT_MEMLOCK, |r| r.rlim_cur),
+            nofile_hard: Limit(getrlimit(Resource::Nofile).maximum),
+            memlock: Limit(getrlimit(Resource::Memlock).current),
             memory_available: available(&text("/proc/meminfo")),
             memory_max: of_group("memory.max"),
             pids_max: of_group("pids.max"),
@@ -118,14 +118,6 @@ fn glibc() -> String {
     // SAFETY: returns a constant string of the library.
     let version = unsafe { std::ffi::CStr::from_ptr(libc::gnu_get_libc_version()) };
     version.to_string_lossy().into_owned()
-}
-
-fn resource(which: libc::__rlimit_resource_t, of: impl Fn(libc::rlimit) -> u64) -> Limit {
-    let mut r = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: the call fills our structure.
-    unsafe { libc::getrlimit(which, &raw mut r) };
-    let value = of(r);
-    Limit((value != libc::RLIM_INFINITY).then_some(value))
 }
 
 /// Tries something that would change this process.

@@ -4,6 +4,7 @@ use std::ffi::{CStr, CString, OsStr};
 use std::os::unix::ffi::OsStrExt;
 
 use nk_elfcheck::{ExecRefused, Verdict};
+use rustix::fs::{Access, AtFlags, CWD, accessat};
 
 use crate::Failure;
 
@@ -44,8 +45,7 @@ fn refused(path: &CStr, reason: ExecRefused) -> Failure {
 }
 
 fn is_executable(path: &CStr) -> bool {
-    // SAFETY: a C string and plain numbers.
-    unsafe { libc::faccessat(libc::AT_FDCWD, path.as_ptr(), libc::X_OK, libc::AT_EACCESS) == 0 }
+    accessat(CWD, path, Access::EXEC_OK, AtFlags::EACCESS).is_ok()
 }
 
 fn search(name: &OsStr) -> Result<CString, Failure> {

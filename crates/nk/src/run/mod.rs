@@ -75,9 +75,7 @@ pub(crate) fn run(o: &Options) -> Result<(), Failure> {
     if !o.share_net {
         namespace::leave()?;
     }
-    // SAFETY: no arguments, cannot fail.
-    let root = unsafe { libc::geteuid() } == 0;
-    seccomp::install(root).map_err(|e| {
+    seccomp::install(rustix::process::geteuid().is_root()).map_err(|e| {
         failed("cannot put on the seccomp filter that keeps the guest off the host's network", e)
     })?;
     exec(&program, o, &socket, token, &library)

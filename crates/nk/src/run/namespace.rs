@@ -2,6 +2,8 @@
 
 use std::io;
 
+use rustix::process::{getegid, geteuid};
+
 use super::{STATUS_NK, failed};
 use crate::Failure;
 
@@ -16,8 +18,8 @@ pub(super) fn leave() -> Result<(), Failure> {
     if e.raw_os_error() != Some(libc::EPERM) {
         return Err(refused(&e));
     }
-    // SAFETY: no arguments, cannot fail. Read before the namespace changes what they say.
-    let (uid, gid) = unsafe { (libc::geteuid(), libc::getegid()) };
+    // Read before the namespace changes what they say.
+    let (uid, gid) = (geteuid(), getegid());
     // SAFETY: plain numbers; this process has one thread.
     if unsafe { libc::unshare(libc::CLONE_NEWUSER | libc::CLONE_NEWNET) } != 0 {
         return Err(refused(&io::Error::last_os_error()));
