@@ -6,11 +6,13 @@
 use std::collections::HashMap;
 use std::io;
 use std::mem;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use nk_device::addr::{AF_INET, AF_INET6};
 use nk_servicelib::{Errno, Kind};
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use crate::sys;
 
@@ -70,16 +72,12 @@ fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
 
 fn open_socket(family: u16, kind: Kind) -> Result<OwnedFd, i32> {
     let kind = match kind {
-        Kind::Stream => libc::SOCK_STREAM,
-        Kind::Datagram => libc::SOCK_DGRAM,
+        Kind::Stream => SocketType::STREAM,
+        Kind::Datagram => SocketType::DGRAM,
     };
-    let flags = libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
-    // SAFETY: plain numbers.
-    let fd = unsafe { libc::socket(i32::from(family), kind | flags, 0) };
-    if fd < 0 {
-        return Err(io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO));
-    }
-    Ok(sys::own(fd))
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    let family = AddressFamily::from_raw(family);
+    rustix::net::socket_with(family, kind, flags, None).map_err(rustix::io::Errno::raw_os_error)
 }
 
 /// The key of a namespace, by which guests, engine and stack name it.
@@ -188,11 +186,10 @@ fn start(netns: OwnedFd) -> io::Result<Arc<Helper>> {
     let mine = helper.clone();
     std::thread::Builder::new().name("nk-broker".into()).stack_size(128 * 1024).spawn(
         move || {
-            // SAFETY: setns moves this thread alone; the descriptor is a namespace or the call fails.
-            let r = unsafe { libc::setns(netns.as_raw_fd(), libc::CLONE_NEWNET) };
-            let r = if r == 0 { Ok(()) } else { Err(io::Error::last_os_error()) };
+            // This thread alone moves.
+            let r = move_into_link_name_space(netns.as_fd(), Some(LinkNameSpaceType::Network));
             let failed = r.is_err();
-            let _ = entered.send(r);
+            let _ = entered.send(r.map_err(io::Error::from));
             if !failed {
                 drop(netns);
                 serve(&mine);

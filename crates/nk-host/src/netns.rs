@@ -5,7 +5,6 @@
 
 mod netlink;
 
-use std::ffi::CString;
 use std::fmt;
 use std::fs::{self, File};
 use std::io;
@@ -14,6 +13,10 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use rustix::io::Errno;
+use rustix::mount::{
+    MountPropagationFlags, UnmountFlags, mount_bind, mount_bind_recursive, mount_change, unmount,
+};
 use serde::Deserialize;
 
 use crate::config::{LinkKind, NetConfig};
@@ -154,7 +157,7 @@ fn make(name: &str, guest: &str) -> io::Result<OwnedFd> {
     let path = path_of(name);
     File::options().write(true).create(true).truncate(false).open(&path)?;
     let from = format!("/proc/self/fd/{}", netns.as_raw_fd());
-    mount(Path::new(&from), &path, libc::MS_BIND)?;
+    mount_bind(from, &path)?;
     Ok(netns)
 }
 
@@ -162,30 +165,17 @@ fn make(name: &str, guest: &str) -> io::Result<OwnedFd> {
 fn shared_names() -> io::Result<()> {
     let dir = Path::new(NAMES);
     fs::create_dir_all(dir)?;
-    let share = || mount(Path::new("none"), dir, libc::MS_SHARED | libc::MS_REC);
+    let how = MountPropagationFlags::SHARED | MountPropagationFlags::REC;
+    let share = || mount_change(dir, how);
     if let Err(e) = share() {
         // It is no mount of its own yet.
-        if e.raw_os_error() != Some(libc::EINVAL) {
-            return Err(e);
+        if e != Errno::INVAL {
+            return Err(e.into());
         }
-        mount(dir, dir, libc::MS_BIND | libc::MS_REC)?;
+        mount_bind_recursive(dir, dir)?;
         share()?;
     }
     Ok(())
-}
-
-fn c_path(p: &Path) -> io::Result<CString> {
-    use std::os::unix::ffi::OsStrExt;
-    CString::new(p.as_os_str().as_bytes()).map_err(io::Error::other)
-}
-
-fn mount(from: &Path, to: &Path, flags: libc::c_ulong) -> io::Result<()> {
-    let (from, to) = (c_path(from)?, c_path(to)?);
-    // SAFETY: C strings that live during the call.
-    check(unsafe {
-        libc::mount(from.as_ptr(), to.as_ptr(), c"none".as_ptr(), flags, std::ptr::null())
-    })
-    .map(drop)
 }
 
 /// What the link's alias says: how it was made.
@@ -309,9 +299,7 @@ pub fn remove(name: &str, guest: &str) -> io::Result<bool> {
         inside.remove(link.index)?;
     }
     let path = path_of(name);
-    let c = c_path(&path)?;
-    // SAFETY: a C string that lives during the call.
-    check(unsafe { libc::umount2(c.as_ptr(), libc::MNT_DETACH) })?;
+    unmount(&path, UnmountFlags::DETACH)?;
     fs::remove_file(path)?;
     Ok(true)
 }

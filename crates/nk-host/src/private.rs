@@ -17,8 +17,7 @@ use crate::sys;
 /// Name of the attach socket in a private daemon's directory.
 pub const SOCKET_NAME: &str = "nk.sock";
 fn uid() -> u32 {
-    // SAFETY: no arguments, cannot fail.
-    unsafe { libc::geteuid() }
+    rustix::process::geteuid().as_raw()
 }
 
 /// The calling user's base directory.

@@ -221,10 +221,8 @@ fn a_resolver_that_dies_ends_the_questions_and_is_not_started_without_rest() {
                 given += 1;
                 let near = sys::own(fds.take(0).expect("a connection"));
                 sys::set_receive_timeout(&near, 10).expect("time-out");
-                let mut byte = 0u8;
-                // SAFETY: one byte of ours.
-                let n = unsafe { libc::recv(near.as_raw_fd(), (&raw mut byte).cast(), 1, 0) };
-                assert!(n == 0 || sys::has_ended(&near), "the connection did not end");
+                let read = rustix::io::read(&near, &mut [0u8; 1]);
+                assert!(read == Ok(0) || sys::has_ended(&near), "the connection did not end");
             }
             libc::EAGAIN => refused += 1,
             e => panic!("errno {e}"),
@@ -359,8 +357,7 @@ fn messages_of_another_kind_or_version_end_the_connection_only() {
     let g = Played::create();
     let p = g.attach().expect("attach");
     let odd = g.host.connect();
-    // SAFETY: five bytes of a literal.
-    unsafe { libc::send(odd.as_raw_fd(), b"hello".as_ptr().cast(), 5, 0) };
+    rustix::io::write(&odd, b"hello").expect("send");
     let (r, _, _) = nk_attach::recv(odd.as_raw_fd(), false).expect("a reason");
     assert_eq!(r.status, libc::EPROTO);
     assert!(nk_attach::recv(odd.as_raw_fd(), false).is_err());

@@ -12,6 +12,7 @@ use nk_attach::{Fds, Kind, Message, RecvError};
 use nk_device::header::{ENGINE_AWAY, ENGINE_DOWN, ENGINE_GONE};
 use nk_device::sync::{Ordering, fence};
 use nk_device::{Cell, Qset, Row};
+use rustix::fs::SeekFrom;
 
 use super::entries::Entries;
 use super::{
@@ -259,15 +260,12 @@ fn present<T, P>(region: &Region, first: Option<&P>, count: u32) -> Vec<u32> {
     let start = std::ptr::from_ref(first) as usize - region.device.base().as_ptr() as usize;
     let size = size_of::<T>();
     let end = start + size * count as usize;
-    let fd = region.memfd.as_raw_fd();
-    let seek = |at: usize, whence: i32| {
-        // SAFETY: plain numbers; moves the offset of a memfd that nobody reads by its offset.
-        usize::try_from(unsafe { libc::lseek(fd, at as i64, whence) }).ok()
-    };
+    // Moves the offset of a memfd that nobody reads by its offset.
+    let to = |at| rustix::fs::seek(&region.memfd, at).ok().and_then(|at| usize::try_from(at).ok());
     let mut found = Vec::new();
     let mut at = start;
-    while let Some(data) = seek(at, libc::SEEK_DATA).filter(|d| *d < end) {
-        let hole = seek(data, libc::SEEK_HOLE).unwrap_or(end).min(end);
+    while let Some(data) = to(SeekFrom::Data(at as u64)).filter(|d| *d < end) {
+        let hole = to(SeekFrom::Hole(data as u64)).unwrap_or(end).min(end);
         let from = (data.max(start) - start).div_ceil(size);
         let to = (hole - start) / size;
         found.extend(from as u32..(to as u32).min(count));

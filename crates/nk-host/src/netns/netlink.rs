@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::IpAddr;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkHeader,
@@ -21,6 +21,7 @@ use netlink_packet_route::route::{
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{Socket, SocketAddr};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use super::Prefix;
 
@@ -52,10 +53,9 @@ impl Netlink {
 
     /// About another one. The socket belongs to it wherever it is used afterwards.
     pub(super) fn within(netns: &OwnedFd) -> io::Result<Netlink> {
-        let raw = netns.as_raw_fd();
-        super::in_thread(move || {
-            // SAFETY: plain numbers; this thread alone moves, and then ends. The caller keeps the descriptor meanwhile.
-            crate::sys::check(unsafe { libc::setns(raw, libc::CLONE_NEWNET) })?;
+        super::in_thread(|| {
+            // This thread alone moves, and then ends.
+            move_into_link_name_space(netns.as_fd(), Some(LinkNameSpaceType::Network))?;
             Netlink::here()
         })
     }

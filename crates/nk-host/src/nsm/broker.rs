@@ -86,8 +86,8 @@ impl Way {
     /// Another broker from now on. Who waits for the last one's answer asks this one.
     pub(super) fn change(&self, socket: OwnedFd) {
         if let Some(old) = self.lock().replace(Arc::new(socket)) {
-            // SAFETY: plain numbers; ends a receive that another thread may be in.
-            unsafe { libc::shutdown(old.as_raw_fd(), libc::SHUT_RDWR) };
+            // Ends a receive that another thread may be in.
+            let _ = rustix::net::shutdown(&*old, rustix::net::Shutdown::Both);
         }
         self.0.1.notify_all();
     }

@@ -309,17 +309,5 @@ impl Server {
 
 /// Whether the descriptor is a Unix socket: only these report their other end's close.
 pub(super) fn is_unix_socket(fd: &OwnedFd) -> bool {
-    let mut domain = 0i32;
-    let mut len = 4u32;
-    // SAFETY: four bytes of ours and their length.
-    let r = unsafe {
-        libc::getsockopt(
-            fd.as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_DOMAIN,
-            (&raw mut domain).cast(),
-            &raw mut len,
-        )
-    };
-    r == 0 && domain == libc::AF_UNIX
+    rustix::net::sockopt::socket_domain(fd) == Ok(rustix::net::AddressFamily::UNIX)
 }

@@ -20,9 +20,7 @@ use crate::sys;
 
 /// Root, or the user that the daemon runs as.
 pub(super) fn is_operator(who: Credentials) -> bool {
-    // SAFETY: no arguments, cannot fail.
-    let own = unsafe { libc::geteuid() };
-    who.uid == 0 || who.uid == own
+    who.uid == 0 || who.uid == rustix::process::geteuid().as_raw()
 }
 
 impl Server {

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use nk_attach::{Kind, Message};
 use nk_engine::GuestId;
+use rustix::process::{WaitOptions, WaitStatus};
 use serde_json::{Value, json};
 
 use super::{Reply, Server, Source, Token};
@@ -103,8 +104,7 @@ impl Server {
         let fd = match sys::pidfd(pid) {
             Ok(fd) => fd,
             Err(e) => {
-                kill(pid);
-                reap(pid, 0);
+                sys::end_child(pid);
                 return Err(Refused::Failed("cannot watch a resolver", e));
             }
         };
@@ -112,8 +112,7 @@ impl Server {
         let token = self.sources.insert(Source::Resolver { fd, pid, guest: id });
         if let Err(e) = self.epoll.add(raw, libc::EPOLLIN, token.word()) {
             self.sources.remove(token);
-            kill(pid);
-            reap(pid, 0);
+            sys::end_child(pid);
             return Err(Refused::Failed("cannot watch a resolver", e));
         }
         if let Some(g) = self.guests.get_mut(&id.0) {
@@ -127,7 +126,7 @@ impl Server {
     fn let_go_of_resolver(&mut self, id: GuestId) {
         let resolver = self.guests.get_mut(&id.0).and_then(|g| g.names.resolver.take());
         if let Some(r) = resolver {
-            kill(r.pid);
+            sys::kill_child(r.pid);
         }
     }
 
@@ -136,7 +135,7 @@ impl Server {
         let Some(Source::Resolver { pid, guest, .. }) = self.sources.get(token) else { return };
         let (pid, guest) = (*pid, *guest);
         self.drop_source(token);
-        let status = reap(pid, libc::WNOHANG);
+        let status = sys::reap(pid, WaitOptions::NOHANG).map_or(0, WaitStatus::as_raw);
         if status != 0 {
             tracing::warn!(guest = guest.0, pid, status, "a resolver failed");
         }
@@ -151,29 +150,15 @@ impl Server {
 /// Its guest has ended. The pidfd tells when it is gone.
 pub(super) fn end_resolver(names: &Names) {
     if let Some(r) = &names.resolver {
-        kill(r.pid);
+        sys::kill_child(r.pid);
     }
 }
 
 /// As above, and waits until it is gone.
 pub(super) fn end_resolver_now(names: &Names) {
     if let Some(r) = &names.resolver {
-        kill(r.pid);
-        reap(r.pid, 0);
+        sys::end_child(r.pid);
     }
-}
-
-fn kill(pid: i32) {
-    // SAFETY: a child of ours that was not waited for.
-    unsafe { libc::kill(pid, libc::SIGKILL) };
-}
-
-/// Its wait status.
-fn reap(pid: i32, flags: i32) -> i32 {
-    let mut status = 0;
-    // SAFETY: a child of ours, and a place for its status.
-    unsafe { libc::waitpid(pid, &raw mut status, flags) };
-    status
 }
 
 /// For `nk guests`.

@@ -5,7 +5,9 @@ use std::mem::zeroed;
 use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, PidfdFlags, Resource, Rlimit};
+use rustix::process::{
+    Pid, PidfdFlags, Resource, Rlimit, Signal, WaitOptions, WaitStatus, kill_process, waitpid,
+};
 use rustix::rand::GetRandomFlags;
 use rustix::thread::{CapabilitySet, CapabilitySets, CpuSet};
 
@@ -45,6 +47,26 @@ pub fn group(name: &str) -> Option<u32> {
         libc::getgrnam_r(name.as_ptr(), &raw mut entry, at, buffer.len(), &raw mut found);
     }
     (!found.is_null()).then_some(entry.gr_gid)
+}
+
+/// Kills a child that was not waited for.
+pub(crate) fn kill_child(pid: i32) {
+    if let Some(pid) = Pid::from_raw(pid) {
+        let _ = kill_process(pid, Signal::KILL);
+    }
+}
+
+/// Waits for a child, unless the options say otherwise; how it ended.
+pub(crate) fn reap(pid: i32, options: WaitOptions) -> Option<WaitStatus> {
+    let pid = Pid::from_raw(pid)?;
+    let ended = rustix::io::retry_on_intr(|| waitpid(Some(pid), options));
+    ended.ok().flatten().map(|(_, status)| status)
+}
+
+/// Ends a child, which may hang instead of having ended; how it ended.
+pub(crate) fn end_child(pid: i32) -> Option<WaitStatus> {
+    kill_child(pid);
+    reap(pid, WaitOptions::empty())
 }
 
 /// A descriptor that is readable when the signal came. The signal is blocked in this thread from now on, and in those that it starts.

@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 use nk_attach::{Kind, Message};
 use nk_device::Layout;
 use nk_engine::NsmId;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Signal, WaitStatus, pidfd_send_signal};
 
 use super::{Child, Nsm, Part, Server, Source};
 use crate::control::moves;
@@ -20,7 +22,7 @@ use crate::sys;
 /// How long an NSM process may take to answer.
 const ANSWER_MAX_S: u64 = 10;
 /// How long the end of a killed process is waited for.
-const END_MAX_MS: i32 = 5_000;
+const END_MAX: Timespec = Timespec { tv_sec: 5, tv_nsec: 0 };
 impl Server {
     /// Starts the processes of all NSMs that are processes and have none. One that cannot work is a mistake of the configuration's.
     pub(in crate::server) fn start_nsms(&mut self) -> io::Result<()> {
@@ -52,7 +54,7 @@ impl Server {
         let started = nsm.greet(&control, [nsm_bell.as_raw_fd(), engine_bell], &their_broker);
         nsm.engine_bell = Some(bell);
         if let Err(e) = started {
-            end_child(pid);
+            sys::end_child(pid);
             return Err(e);
         }
         crate::nsm::serve_broker(server_broker, nsm.leave.clone(), broker)?;
@@ -102,9 +104,7 @@ impl Server {
         let Some(c) = nsm.child.take() else { return Ok(()) };
         let name = nsm.name.clone();
         let status = self.forget_child(&c);
-        let by =
-            |signal| status.is_some_and(|s| libc::WIFSIGNALED(s) && libc::WTERMSIG(s) == signal);
-        let violation = by(libc::SIGSYS);
+        let violation = status.and_then(WaitStatus::terminating_signal) == Some(libc::SIGSYS);
         if violation && let Some(nsm) = self.nsm_mut(id) {
             nsm.violations += 1;
             tracing::error!(
@@ -126,9 +126,8 @@ impl Server {
         Ok(())
     }
 
-    /// Ends a process, if it lives, and all that is known of it; its wait status. Of one that another daemon started nobody here can
-    /// learn how it ended.
-    pub(in crate::server) fn forget_child(&mut self, c: &Child) -> Option<i32> {
+    /// Ends a process, if it lives, and all that is known of it; how it ended. Of one that another daemon started nobody here can learn that.
+    pub(in crate::server) fn forget_child(&mut self, c: &Child) -> Option<WaitStatus> {
         for (fd, token) in [(&c.control, c.control_token), (&c.pidfd, c.pidfd_token)] {
             self.epoll.remove(fd.as_raw_fd());
             self.sources.remove(token);
@@ -137,7 +136,7 @@ impl Server {
             k.drop_entry(CLASS_NSM, c.pid as u64);
         }
         if c.is_ours {
-            return Some(end_child(c.pid));
+            return sys::end_child(c.pid);
         }
         end_stranger(&c.pidfd);
         None
@@ -215,34 +214,20 @@ impl Nsm {
     }
 }
 
-/// Ends a child, which may hang instead of having ended; its wait status.
-fn end_child(pid: i32) -> i32 {
-    let mut status = 0;
-    // SAFETY: our own child, not yet waited for.
-    unsafe {
-        libc::kill(pid, libc::SIGKILL);
-        libc::waitpid(pid, &raw mut status, 0);
-    }
-    status
-}
-
-/// Ends an NSM process that another daemon started.
+/// Ends an NSM process that another daemon started. Where it does not end nobody waits for it for ever.
 pub(in crate::server) fn end_stranger(pidfd: &OwnedFd) {
     kill(pidfd);
-    let mut p = libc::pollfd { fd: pidfd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
-    // SAFETY: one entry of ours. Where it does not end nobody waits for it for ever.
-    unsafe { libc::poll(&raw mut p, 1, END_MAX_MS) };
+    let _ = poll(&mut [PollFd::new(pidfd, PollFlags::IN)], Some(&END_MAX));
 }
 
 /// SIGKILL; one that has ended is as good.
 pub(super) fn kill(pidfd: &OwnedFd) {
-    let _ = rustix::process::pidfd_send_signal(pidfd, rustix::process::Signal::KILL);
+    let _ = pidfd_send_signal(pidfd, Signal::KILL);
 }
 
-fn describe_end(status: i32) -> String {
-    if libc::WIFSIGNALED(status) {
-        format!("signal {}", libc::WTERMSIG(status))
-    } else {
-        format!("status {}", libc::WEXITSTATUS(status))
+fn describe_end(status: WaitStatus) -> String {
+    match status.terminating_signal() {
+        Some(signal) => format!("signal {signal}"),
+        None => format!("status {}", status.exit_status().unwrap_or_default()),
     }
 }
