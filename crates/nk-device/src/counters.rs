@@ -1,4 +1,5 @@
-//! What is counted of a guest, in memory that outlives the process that counts: the host's alone, and no guest or NSM process has it.
+//! What is counted of a guest, in memory that outlives the process that counts: the host's alone, and no guest or NSM process has it. And what an
+//! NSM has sent and received ([`Totals`]), which its process counts.
 //!
 //! The engine, an inline service and the daemon's control thread each have a part, and each part one writer; anybody of the host may
 //! read. Nothing rests on what stands there.
@@ -204,14 +205,47 @@ pub struct Counters {
     pub host: HostCounters,
 }
 
+/// What an NSM counts of all its guests, those that are gone too, from life to life of its process. An NSM that was taken over may write there what it
+/// likes: nothing but what is shown comes of it.
+#[derive(Debug, Default)]
+#[repr(C)]
+pub struct Totals {
+    /// Bytes that the stack took.
+    pub bytes_sent: Counter,
+    /// Bytes that the stack gave.
+    pub bytes_received: Counter,
+}
+
 /// Counters in memory that somebody else keeps. Copies refer to the same.
-#[derive(Clone, Copy, Debug)]
-pub struct SharedCounters(NonNull<Counters>);
+#[derive(Debug)]
+pub struct Shared<T>(NonNull<T>);
+/// A guest's.
+pub type SharedCounters = Shared<Counters>;
+/// An NSM's.
+pub type SharedTotals = Shared<Totals>;
+
+impl<T> Clone for Shared<T> {
+    fn clone(&self) -> Shared<T> {
+        *self
+    }
+}
+impl<T> Copy for Shared<T> {}
 
 // SAFETY: all access goes through atomics.
-unsafe impl Send for SharedCounters {}
+unsafe impl<T: Sync> Send for Shared<T> {}
 // SAFETY: as above.
-unsafe impl Sync for SharedCounters {}
+unsafe impl<T: Sync> Sync for Shared<T> {}
+
+impl SharedTotals {
+    /// Over memory that is zeroed, or had totals before.
+    ///
+    /// # Safety
+    /// `base` is aligned for [`Totals`] and has room for them, readable and writable for as long as any copy of the value is used.
+    #[must_use]
+    pub unsafe fn over(base: NonNull<u8>) -> SharedTotals {
+        Shared(base.cast())
+    }
+}
 
 impl SharedCounters {
     /// Over memory that is zeroed, or had counters before. `Err`: these are of another version, which it carries.
@@ -219,7 +253,7 @@ impl SharedCounters {
     /// # Safety
     /// `base` is aligned for [`Counters`] and has room for them, readable and writable for as long as any copy of the value is used.
     pub unsafe fn new(base: NonNull<u8>) -> Result<SharedCounters, u64> {
-        let counters = SharedCounters(base.cast());
+        let counters: SharedCounters = Shared(base.cast());
         match counters.version.get() {
             0 => counters.version.set(COUNTERS_VERSION),
             COUNTERS_VERSION => {}
@@ -229,16 +263,16 @@ impl SharedCounters {
     }
 }
 
-impl From<&'static Counters> for SharedCounters {
-    fn from(counters: &'static Counters) -> SharedCounters {
-        SharedCounters(NonNull::from(counters))
+impl<T> From<&'static T> for Shared<T> {
+    fn from(counters: &'static T) -> Shared<T> {
+        Shared(NonNull::from(counters))
     }
 }
 
-impl Deref for SharedCounters {
-    type Target = Counters;
+impl<T> Deref for Shared<T> {
+    type Target = T;
     #[inline]
-    fn deref(&self) -> &Counters {
+    fn deref(&self) -> &T {
         // SAFETY: whoever made the value vouches for the memory; other processes of the host change it by atomics alone.
         unsafe { self.0.as_ref() }
     }

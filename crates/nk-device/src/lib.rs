@@ -49,7 +49,7 @@ pub mod sync;
 
 pub use addr::{Addr, AddrCell};
 pub use cell::Cell;
-pub use counters::{Counters, SharedCounters};
+pub use counters::{Counters, SharedCounters, SharedTotals, Totals};
 pub use device::{Device, Layout};
 pub use ledger::Ledger;
 pub use nqe::{Nqe, Op};

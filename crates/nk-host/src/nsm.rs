@@ -7,9 +7,11 @@
 mod broker;
 mod confine;
 mod process;
+mod totals;
 
 pub use broker::{Leave, serve_broker};
 pub use process::run;
+pub use totals::NsmTotals;
 
 use std::io;
 
@@ -21,7 +23,7 @@ use crate::config::Io;
 /// Commands of the daemon: word a of a [`nk_attach::Kind::Nsm`] message. Each is answered with the same word and a status.
 pub mod command {
     /// b = how it calls the kernel, c = seconds for which it outlives its daemon, text = CPUs; the NSM's device, its doorbell, the
-    /// engine's doorbell, the broker's socket.
+    /// engine's doorbell, the broker's socket, what it counts in ([`super::NsmTotals`]).
     pub const START: u64 = 1;
     /// b = guest, c = namespace, d = flags of its making; its memfd. Where other NSMs have a part in its chunks also the ledger,
     /// with text = this NSM's number there.
@@ -35,7 +37,7 @@ pub mod command {
     /// b = guest, text = its limits.
     pub const LIMITS: u64 = 6;
     /// Another daemon takes over. b = [`super::PROTOCOL`], c = a number of this daemon's, d = seconds as in [`START`]; a device that
-    /// nobody has used, and the rest as in [`START`], and a memfd. Answered with c, and d = bytes of the memfd: what the service has
+    /// nobody has used, and doorbells and socket as in [`START`], and a memfd. Answered with c, and d = bytes of the memfd: what the service has
     /// (`nk_engine::KeptGuest::parse`).
     pub const ADOPT: u64 = 7;
     /// b = guest, c = the next NSM's number in the ledger, text = this NSM's; the ledger. That one has the guest's new sockets from now
@@ -58,7 +60,7 @@ pub mod command {
 
 /// What daemon and NSM process say to each other, on the control socket and over the device. A daemon goes on only with a process that
 /// speaks as it does.
-pub const PROTOCOL: u64 = 4;
+pub const PROTOCOL: u64 = 5;
 
 /// What the NSM reports unasked.
 pub mod note {

@@ -79,7 +79,8 @@ pub(crate) fn mapped(pid: u32) -> Result<Vec<String>> {
         let (_, rest) = line.split_once("/memfd:nk-")?;
         Some(rest.trim_end_matches(" (deleted)").to_owned())
     };
-    let mut names: Vec<String> = maps.lines().filter_map(name).filter(|n| n != "nsm").collect();
+    let is_guests = |n: &String| n != "nsm" && n != "nsm-totals";
+    let mut names: Vec<String> = maps.lines().filter_map(name).filter(is_guests).collect();
     names.sort();
     names.dedup();
     Ok(names)

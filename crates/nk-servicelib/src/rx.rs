@@ -50,7 +50,7 @@ impl<S: Stack> Ctx<'_, S> {
         }
         if got > 0 {
             s.rx_bytes = s.rx_bytes.wrapping_add(got);
-            self.guest.counters.service.bytes_received.add(got);
+            self.count_received(got);
             self.guest.turns.charge(got);
             cell.rx_bytes.store(s.rx_bytes, Ordering::Relaxed);
             self.guest.enter_reap(key.socket, s);

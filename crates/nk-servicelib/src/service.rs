@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 
 use nk_device::cell::SF_RX_STALLED;
 use nk_device::sync::{Ordering, fence};
-use nk_device::{Cell, Device, Nqe, Op};
+use nk_device::{Cell, Device, Nqe, Op, SharedTotals};
 
 use crate::guest::Guest;
 use crate::limits::GuestLimits;
@@ -59,6 +59,7 @@ pub struct Service<S: Stack> {
     events: Vec<StackEvent>,
     /// Guests whose pool has got chunks back that somebody may wait for.
     recovering: Vec<u16>,
+    totals: Option<SharedTotals>,
 }
 
 /// What a step on a socket works with; the socket itself is taken out of the guest's table meanwhile.
@@ -71,6 +72,7 @@ pub(crate) struct Ctx<'a, S: Stack> {
     pub(crate) timers: &'a mut BinaryHeap<Reverse<(u64, u64, Due)>>,
     pub(crate) now_ms: u64,
     pub(crate) now_ns: u64,
+    totals: Option<SharedTotals>,
 }
 
 /// A socket being worked on.
@@ -99,6 +101,22 @@ impl<S: Stack> Ctx<'_, S> {
             if self.guest.turns.push(key) {
                 self.active.push_back(key.guest);
             }
+        }
+    }
+
+    /// The stack took so many bytes.
+    pub(crate) fn count_sent(&self, bytes: u64) {
+        self.guest.counters.service.bytes_sent.add(bytes);
+        if let Some(t) = self.totals {
+            t.bytes_sent.add(bytes);
+        }
+    }
+
+    /// The stack gave so many.
+    pub(crate) fn count_received(&self, bytes: u64) {
+        self.guest.counters.service.bytes_received.add(bytes);
+        if let Some(t) = self.totals {
+            t.bytes_received.add(bytes);
         }
     }
 
@@ -137,7 +155,13 @@ impl<S: Stack> Service<S> {
             timers: BinaryHeap::new(),
             events: Vec::new(),
             recovering: Vec::new(),
+            totals: None,
         }
+    }
+
+    /// Counts there, too, what it sends and receives for all guests.
+    pub fn count_in(&mut self, totals: SharedTotals) {
+        self.totals = Some(totals);
     }
 
     /// Serves a guest. Call before the engine is told of it.
@@ -200,6 +224,7 @@ impl<S: Stack> Service<S> {
             timers: &mut self.timers,
             now_ms: now_ns / NS_PER_MS,
             now_ns,
+            totals: self.totals,
         };
         let r = f(&mut ctx);
         if g.pool.has_freed() && !core::mem::replace(&mut g.in_recovery, true) {

@@ -195,7 +195,7 @@ impl<S: Stack> Ctx<'_, S> {
         }
         s.tx_head = s.tx_head.wrapping_add(done);
         s.tx_bytes = s.tx_bytes.wrapping_add(bytes as u64);
-        self.guest.counters.service.bytes_sent.add(bytes as u64);
+        self.count_sent(bytes as u64);
         cell.tx_bytes.store(s.tx_bytes, Ordering::Relaxed);
         let head = s.tx_head;
         let has_room = cell.consume_tx(head, &mut s.tx_served);

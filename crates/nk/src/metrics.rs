@@ -41,8 +41,8 @@ enum As {
     Seconds,
 }
 
-/// A metric. What an NSM counted of a guest (`/nsm/…`) begins at 0 again when that NSM does, and is less by its part when the guest has left it. How much an
-/// NSM has sent is no metric: it is the sum over guests that come and go and move.
+/// A metric. What an NSM counted of a guest (`/nsm/…`) begins at 0 again when that NSM does, and is less by its part when the guest has left it. What an
+/// NSM has sent and received is counted by itself and goes on, whichever of its guests or processes end.
 ///
 /// It has a name, what it is, and where its values stand: label, value of the label, pointer into the daemon's JSON. An object there has a
 /// value for each of its keys; an array counts as its length.
@@ -154,6 +154,8 @@ const NSM: &[Metric] = &[
     one("restarts", "Times that it was started again", As::Counter, &[("", "", "/restarts")]),
     one("guests", "Guests whose new sockets are its", As::Gauge, &[("", "", "/guests")]),
     one("sockets", "Sockets that it serves", As::Gauge, &[("", "", "/sockets")]),
+    one("sent", "Payload that its stack took", As::Bytes, &[("", "", "/bytes_sent")]),
+    one("received", "Payload that its stack gave", As::Bytes, &[("", "", "/bytes_received")]),
     one(
         "violations",
         "Elements from it that broke the protocol",
@@ -338,7 +340,7 @@ mod tests {
 
     #[test]
     fn what_the_daemon_says_becomes_text() {
-        let nsms = json!([{"name": "web", "state": "up", "restarts": 2, "guests": 1},
+        let nsms = json!([{"name": "web", "state": "up", "restarts": 2, "guests": 1, "bytes_sent": 5},
             {"name": "rest", "state": "restarting", "restarts": 9}]);
         let text = render(&json!([guest()]), &nsms).unwrap();
         for line in [
@@ -350,6 +352,7 @@ mod tests {
             r#"netkernel_guest_held_for_seconds_total{guest="a \"b\"",id="3",limit="out"} 1.5"#,
             r#"netkernel_nsm_up{nsm="web"} 1"#,
             r#"netkernel_nsm_up{nsm="rest"} 0"#,
+            r#"netkernel_nsm_sent_bytes_total{nsm="web"} 5"#,
             r#"netkernel_nsm_restarts_total{nsm="rest"} 9"#,
         ] {
             assert!(text.lines().any(|l| l == line), "{line} is not in:\n{text}");

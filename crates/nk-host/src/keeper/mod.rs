@@ -52,6 +52,9 @@ pub const CLASS_LISTENER: u64 = 6;
 /// control socket, its pidfd.
 pub const CLASS_NSM: u64 = 7;
 
+/// What an NSM has sent and received in all: key = its number; text = its name; the memfd ([`crate::nsm::NsmTotals`]).
+pub const CLASS_TOTALS: u64 = 8;
+
 /// Options of a datagram socket, one of some classes from here on: key as a listener's; text = some of them.
 const CLASS_OPTIONS: u64 = 16;
 

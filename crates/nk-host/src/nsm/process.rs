@@ -18,7 +18,7 @@ use nk_stack_kernel::ListenerKeeper;
 use self::talk::Talk;
 use self::worker::Worker;
 use super::broker::{RemoteBroker, Way};
-use super::{command, kernel_stack, note};
+use super::{NsmTotals, command, kernel_stack, note};
 use crate::config::Io;
 use crate::guest::Region;
 use crate::keeper::option_to_text;
@@ -73,12 +73,13 @@ pub fn run() -> io::Result<()> {
     let mut take = |i| fds.take(i).map(sys::own).ok_or_else(odd);
     let parts = [take(0)?, take(1)?, take(2)?];
     let way = Way::new(take(3)?);
+    let totals = NsmTotals::map(take(4)?)?;
     if start.a != command::START {
         return Err(odd());
     }
     let mut word = Message::new(Kind::Nsm);
     word.a = command::START;
-    let begun = begin(&start, parts, &way, &control);
+    let begun = begin(&start, parts, totals, &way, &control);
     if let Err(e) = &begun {
         word = word.with_text(&e.to_string());
         word.status = e.raw_os_error().unwrap_or(libc::EIO);
@@ -97,6 +98,7 @@ pub fn run() -> io::Result<()> {
 fn begin(
     start: &Message,
     [memfd, bell, engine_bell]: [OwnedFd; 3],
+    totals: NsmTotals,
     way: &Way,
     control: &Arc<OwnedFd>,
 ) -> io::Result<(mpsc::Sender<Command>, OwnedFd)> {
@@ -113,7 +115,7 @@ fn begin(
     stack.add_waker(command_bell.as_fd(), 0).map_err(errno)?;
     super::confine::give_up_privileges()?;
     let (sender, commands) = mpsc::channel();
-    let mut worker = Worker::new(stack, region, control.clone(), commands, engine_bell);
+    let mut worker = Worker::new(stack, region, totals, control.clone(), commands, engine_bell);
     std::thread::Builder::new().name("nk-nsm".into()).spawn(move || worker.run())?;
     super::confine::refuse_calls()?;
     Ok((sender, command_bell))

@@ -10,7 +10,8 @@ use nk_engine::{GuestId, NsmId};
 use super::{Server, Source, Token};
 use crate::guest::Guest;
 use crate::keeper::{
-    CLASS_GUEST, CLASS_HOLD, CLASS_NSM, CLASS_PROCESS, CLASS_QSET, HAS_CONTROL, HAS_PIDFD,
+    CLASS_GUEST, CLASS_HOLD, CLASS_NSM, CLASS_PROCESS, CLASS_QSET, CLASS_TOTALS, HAS_CONTROL,
+    HAS_PIDFD,
 };
 use crate::notify::News;
 use crate::nsm::PROTOCOL;
@@ -124,6 +125,23 @@ impl Server {
         let fds = [c.control.as_raw_fd(), c.pidfd.as_raw_fd()];
         let words = (n.restarts << 32 | n.violations & 0xffff_ffff, PROTOCOL);
         k.keep(CLASS_NSM, c.pid as u64, words, &n.name, &fds);
+    }
+
+    /// All NSMs count on, or begin to; of those that had these numbers some are no more.
+    pub(super) fn keep_totals(&self, old: &[u64]) {
+        self.nsms.iter().for_each(|n| self.note_totals(n.id));
+        let is_gone = |key: &&u64| !self.nsms.iter().any(|n| u64::from(n.id.0) == **key);
+        if let Some(k) = &self.keeper {
+            old.iter().filter(is_gone).for_each(|key| k.drop_entry(CLASS_TOTALS, *key));
+        }
+    }
+
+    /// An NSM has begun to count.
+    pub(super) fn note_totals(&self, id: NsmId) {
+        if let (Some(k), Some(n)) = (&self.keeper, self.nsm(id)) {
+            let fds = [n.totals.memfd.as_raw_fd()];
+            k.keep(CLASS_TOTALS, id.0.into(), (0, 0), &n.name, &fds);
+        }
     }
 
     pub(super) fn note_guest_gone(&self, id: GuestId) {

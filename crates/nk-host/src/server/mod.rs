@@ -41,9 +41,9 @@ use crate::broker::Broker;
 use crate::config::{Config, Placement};
 use crate::control::restarts::{self, Restarts};
 use crate::guest::{Guest, Region};
-use crate::keeper::{CLASS_ATTACH, Entry, Keeper, ListenerNotes};
+use crate::keeper::{CLASS_ATTACH, CLASS_TOTALS, Entry, Keeper, ListenerNotes};
 use crate::notify::{News, Notifier};
-use crate::nsm::Leave;
+use crate::nsm::NsmTotals;
 use crate::poll::{PollHandle, PollState};
 use crate::sys::{self, Epoll};
 pub use reload::common_version;
@@ -132,18 +132,23 @@ impl Server {
         let mut service = None;
         let mut cores = Vec::new();
         let mut nsms = Vec::new();
+        let (mut totals, entries): (Vec<Entry>, Vec<Entry>) =
+            setup.entries.into_iter().partition(|e| e.class == CLASS_TOTALS);
         for ((name, config), id) in setup.config.nsms().into_iter().zip(0..) {
             let id = NsmId(id);
             let region = Region::new("nsm", Layout::NSM, 0)?;
             engine.add_nsm(id, region.device).map_err(io::Error::other)?;
+            let kept = totals.iter_mut().find(|e| e.text == name).and_then(|e| e.fds.pop());
+            let totals = kept.map_or_else(NsmTotals::new, NsmTotals::map)?;
             if config.placement == Placement::Inline {
                 let notes = setup.keeper.clone().map(|k| Box::new(ListenerNotes(k)) as Box<_>);
                 let stack = crate::nsm::kernel_stack(Box::new(broker.clone()), notes, config.io)
                     .map_err(|e| io::Error::new(e.kind(), format!("NSM {name:?}: {e}")))?;
-                service = Some(Service::new(stack, region.device));
+                let inline = service.insert(Service::new(stack, region.device));
+                inline.count_in(totals.shared);
                 cores = config.core_numbers();
             }
-            nsms.push(nsm::Nsm::new(id, name, config, region, Leave::default()));
+            nsms.push(nsm::Nsm::new(id, name, config, region, totals));
         }
         let notify = Notifier::new(news_sender.clone(), bell.clone());
         let poll = PollHandle::start(PollState::new(engine, notify, service)?, cores)?;
@@ -189,8 +194,9 @@ impl Server {
         if let (Some(k), Some(fd)) = (&server.keeper, server.raw(Some(server.listener))) {
             k.keep(CLASS_ATTACH, 0, (0, 0), "", &[fd]);
         }
+        server.keep_totals(&totals.iter().map(|e| e.key).collect::<Vec<_>>());
         server.set_up_networks();
-        server.adopt(setup.entries)?;
+        server.adopt(entries)?;
         Ok(server)
     }
 

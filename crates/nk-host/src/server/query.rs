@@ -129,21 +129,14 @@ impl Server {
     fn describe_nsms(&self, who: Credentials) -> io::Result<Value> {
         let guests: Vec<(GuestId, NsmId)> =
             self.guests.values().map(|g| (g.id, g.place.nsm())).collect();
-        let stats = self.ask(move |s| {
-            let of =
-                |(g, n): (GuestId, NsmId)| (n, s.engine.stats(Some(g)), s.engine.sockets_by_nsm(g));
-            guests.into_iter().map(of).collect::<Vec<_>>()
+        let asked: Vec<GuestId> = guests.iter().map(|(id, _)| *id).collect();
+        let served = self.ask(move |s| {
+            asked.into_iter().flat_map(|g| s.engine.sockets_by_nsm(g)).collect::<Vec<_>>()
         })?;
         let visible = self.visible(who);
         let describe = |n: &Nsm| {
-            let its = stats.iter().filter(|(id, ..)| *id == n.id);
-            let sum = |f: fn(&Stats) -> u64| its.clone().map(|(_, s, _)| f(s)).sum::<u64>();
-            let sockets: u64 = stats
-                .iter()
-                .flat_map(|(.., by_nsm)| by_nsm)
-                .filter(|(id, _)| *id == n.id)
-                .map(|(_, sockets)| u64::from(*sockets))
-                .sum();
+            let its = served.iter().filter(|(id, _)| *id == n.id);
+            let sockets: u64 = its.map(|(_, sockets)| u64::from(*sockets)).sum();
             let named = |is_its: &dyn Fn(&Guest) -> bool| -> Vec<&str> {
                 let guests = visible.iter().filter_map(|id| self.guests.get(&id.0));
                 guests.filter(|g| is_its(g)).map(|g| g.name.as_str()).collect()
@@ -162,12 +155,12 @@ impl Server {
                 "violations": n.violations,
                 "cores": n.config.core_numbers(),
                 "default": n.config.default,
-                "guests": its.clone().count(),
+                "guests": guests.iter().filter(|(_, nsm)| *nsm == n.id).count(),
                 "guest_names": names,
                 "moved_guests": moved,
                 "sockets": sockets,
-                "bytes_sent": sum(|s| s.bytes_sent),
-                "bytes_received": sum(|s| s.bytes_received),
+                "bytes_sent": n.totals.shared.bytes_sent.get(),
+                "bytes_received": n.totals.shared.bytes_received.get(),
             })
         };
         Ok(Value::Array(self.nsms.iter().map(describe).collect()))

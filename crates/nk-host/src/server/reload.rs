@@ -11,9 +11,10 @@ use super::nsm::Nsm;
 use super::{Reply, Server};
 use crate::config::{Config, NsmConfig, Placement};
 use crate::guest::Region;
+use crate::keeper::CLASS_TOTALS;
 use crate::keeper::process::wake_guest;
 use crate::limits::GuestLimits;
-use crate::nsm::{Leave, PROTOCOL, kernel_stack};
+use crate::nsm::{NsmTotals, PROTOCOL, kernel_stack};
 
 /// What two daemons must have in common for one to take over from the other, as a word of an order.
 #[must_use]
@@ -204,9 +205,11 @@ impl Server {
         let id = (0..=u8::MAX).find(is_free).map(NsmId);
         let id = id.ok_or_else(|| io::Error::other("too many NSMs"))?;
         let region = Region::new("nsm", Layout::NSM, 0)?;
+        let totals = NsmTotals::new()?;
         let device = region.device;
         self.ask(move |s| s.engine.add_nsm(id, device).map_err(io::Error::other))??;
-        self.nsms.push(Nsm::new(id, name.to_owned(), config.clone(), region, Leave::default()));
+        self.nsms.push(Nsm::new(id, name.to_owned(), config.clone(), region, totals));
+        self.note_totals(id);
         match self.start_nsm(id) {
             Ok(()) => Ok(id),
             Err(e) => {
@@ -229,6 +232,9 @@ impl Server {
             }
             s.engine.remove_nsm(id).map_err(io::Error::other)
         })??;
+        if let Some(k) = &self.keeper {
+            k.drop_entry(CLASS_TOTALS, id.0.into());
+        }
         let removed: Vec<Nsm> = self.nsms.extract_if(.., |n| n.id == id).collect();
         for n in removed {
             tracing::info!(nsm = n.name, "NSM removed");

@@ -5,7 +5,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 
 use super::{describe, guests_only};
-use crate::process::eventually;
+use crate::nsms::Nsm;
+use crate::process::{eventually, signal_pid};
 use crate::suite::Test;
 use crate::world::{Mode, Side, World, free_port, wait_for_listener};
 
@@ -28,6 +29,14 @@ pub(super) fn tests() -> Vec<Test> {
 fn value(text: &str, series: &str) -> Result<f64> {
     let found = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
     found.with_context(|| format!("no {series} in:\n{text}"))?.parse().context("a number")
+}
+
+/// What the guest sent, and some of what it got, is among what its NSM did.
+fn in_all(text: &str) -> Result<()> {
+    let bytes = |what| value(text, &format!("netkernel_nsm_{what}_bytes_total{{nsm=\"own\"}}"));
+    let (sent, received) = (bytes("sent")?, bytes("received")?);
+    ensure!(sent == 100_000.0 && received > 0.0, "{sent} bytes were sent, {received} received");
+    Ok(())
 }
 
 fn scraped(world: &mut World, _: Mode) -> Result<String> {
@@ -59,6 +68,7 @@ fn scraped(world: &mut World, _: Mode) -> Result<String> {
         ensure!(sent == 100_000.0, "{sent} bytes were sent");
         ensure!(value(&text, &format!("netkernel_guest_connections_open{labels}"))? == 2.0);
         ensure!(value(&text, "netkernel_nsm_up{nsm=\"own\"}")? == 1.0);
+        in_all(&text)?;
         Ok(text)
     })?;
     ensure!(
@@ -68,6 +78,22 @@ fn scraped(world: &mut World, _: Mode) -> Result<String> {
     );
     guest.signal(rustix::process::Signal::KILL)?;
     guest.finish(LIMIT)?;
+    // Neither the guest's end nor the NSM's takes anything away, and the next process counts on.
+    eventually(LIMIT, || {
+        ensure!(describe(world, "watched").is_err(), "the guest is there still");
+        in_all(&curl(world, "/metrics")?)
+    })?;
+    signal_pid(Nsm::named(world, "own")?.pid()?, rustix::process::Signal::KILL);
+    let again = eventually(LIMIT, || {
+        let text = curl(world, "/metrics")?;
+        ensure!(value(&text, "netkernel_nsm_restarts_total{nsm=\"own\"}")? == 1.0);
+        Ok(text)
+    })?;
+    in_all(&again)?;
+    let words = ["/usr/bin/python3", "-c", &GUEST.replace("60", "0")];
+    world.start_as("watched", &words)?.ok(LIMIT)?;
+    let sent = value(&curl(world, "/metrics")?, "netkernel_nsm_sent_bytes_total{nsm=\"own\"}")?;
+    ensure!(sent == 200_000.0, "two guests sent {sent} bytes");
 
     ensure!(curl(world, "/")?.ends_with("404 text/plain"));
     world.kill_daemon()?;

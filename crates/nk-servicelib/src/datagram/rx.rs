@@ -55,7 +55,7 @@ impl<S: Stack> Ctx<'_, S> {
         }
         if count > 0 {
             s.rx_bytes = s.rx_bytes.wrapping_add(bytes);
-            self.guest.counters.service.bytes_received.add(bytes);
+            self.count_received(bytes);
             self.guest.turns.charge(bytes);
             cell.rx_bytes.store(s.rx_bytes, Ordering::Relaxed);
             self.guest.enter_reap(key.socket, s);

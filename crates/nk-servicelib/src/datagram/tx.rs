@@ -133,7 +133,7 @@ impl<S: Stack> Ctx<'_, S> {
         }
         self.answer_reports(s);
         s.tx_bytes = s.tx_bytes.wrapping_add(bytes);
-        self.guest.counters.service.bytes_sent.add(bytes);
+        self.count_sent(bytes);
         self.guest.turns.charge(bytes);
         cell.tx_bytes.store(s.tx_bytes, Ordering::Relaxed);
         let head = s.tx_head;

@@ -12,7 +12,7 @@ use nk_device::{Counters, Layout};
 use nk_servicelib::{Service, Stack};
 use nk_stack_kernel::KernelStack;
 
-use super::super::command;
+use super::super::{NsmTotals, command};
 use super::Command;
 use crate::guest::{Region, SharedLedger};
 use crate::pace::{Pace, now_ns, wait_ms};
@@ -23,6 +23,8 @@ pub(super) struct Worker {
     pub(super) service: Service<KernelStack>,
     /// The NSM's own device, mapped for as long as the service uses it.
     own: Region,
+    /// What it counts in, mapped as long.
+    _totals: NsmTotals,
     /// Guests' regions, mapped for as long as the service knows the guest.
     pub(super) regions: HashMap<u16, Region>,
     /// What is counted of them, there as long.
@@ -41,13 +43,17 @@ impl Worker {
     pub(super) fn new(
         stack: KernelStack,
         own: Region,
+        totals: NsmTotals,
         control: Arc<OwnedFd>,
         commands: Receiver<Command>,
         engine_bell: OwnedFd,
     ) -> Worker {
+        let mut service = Service::new(stack, own.device);
+        service.count_in(totals.shared);
         Worker {
-            service: Service::new(stack, own.device),
+            service,
             own,
+            _totals: totals,
             regions: HashMap::new(),
             counters: HashMap::new(),
             ledgers: HashMap::new(),

@@ -198,7 +198,8 @@ impl Nsm {
             self.config.cores.iter().map(|c| c.get_ref().to_string()).collect();
         let m = m.with_text(&cores.join(","));
         let [bell, engine_bell] = bells;
-        let fds = [self.region.memfd.as_raw_fd(), bell, engine_bell, broker.as_raw_fd()];
+        let (memfd, totals) = (self.region.memfd.as_raw_fd(), self.totals.memfd.as_raw_fd());
+        let fds = [memfd, bell, engine_bell, broker.as_raw_fd(), totals];
         let raw = control.as_raw_fd();
         nk_attach::send(raw, &m, &fds).map_err(io::Error::from_raw_os_error)?;
         sys::set_receive_timeout(control, ANSWER_MAX_S)?;

@@ -19,7 +19,7 @@ use crate::config::{GuestConfig, NsmConfig, Placement};
 use crate::control::restarts::{self, Restarts};
 use crate::guest::Region;
 use crate::keeper::{CLASS_LISTENER, option_from_text};
-use crate::nsm::{Leave, note};
+use crate::nsm::{Leave, NsmTotals, note};
 use crate::sys;
 
 /// Reports of an NSM process that are taken before others are looked at; the epoll tells of those that are left.
@@ -42,6 +42,8 @@ pub(crate) struct Nsm {
     pub(super) config: NsmConfig,
     /// Its own device; kept mapped as long as the engine uses it.
     pub(super) region: Region,
+    /// What all its processes have counted.
+    pub(super) totals: NsmTotals,
     /// Where its process may have sockets opened.
     pub(super) leave: Leave,
     pub(super) child: Option<Child>,
@@ -73,14 +75,15 @@ impl Nsm {
         name: String,
         config: NsmConfig,
         region: Region,
-        leave: Leave,
+        totals: NsmTotals,
     ) -> Nsm {
         Nsm {
             id,
             name,
             config,
             region,
-            leave,
+            totals,
+            leave: Leave::default(),
             child: None,
             engine_bell: None,
             listeners: HashMap::new(),
