@@ -4,7 +4,7 @@ use nk_device::cell::SOCK_DGRAM;
 use nk_device::{Device, Nqe, Op};
 
 use crate::engine::{Engine, Parts};
-use crate::guest::State;
+use crate::guest::{OldNsm, State};
 use crate::nsm::Nsm;
 use crate::out::Out;
 use crate::outlived::{OWED, drop_published, drop_unread, renewal};
@@ -67,6 +67,34 @@ impl Engine {
             }
             p.guest.top_up_nsm(p.nsm);
         }
+        Ok(listeners)
+    }
+
+    /// A guest's present NSM is dead, and the next one is not waited for: what is new goes to another NSM, and what the dead one left is that one's. ServiceLib
+    /// there must have been given the guest first; returns the guest's listeners, as [`Engine::nsm_back`] does.
+    pub fn flee_nsm(
+        &mut self,
+        guest: GuestId,
+        to: NsmId,
+        notify: &mut dyn Notify,
+    ) -> Result<Vec<(GuestId, AdoptedListener)>, ControlError> {
+        self.nsm_mut(to).ok_or(ControlError::Nsm)?;
+        let from = self.control(guest, notify, |p, _| {
+            let from = p.nsm.id;
+            // With others it shares the guest's chunks to the end.
+            if p.guest.is_split() {
+                p.guest.old.push(OldNsm { id: from, sockets: 0, is_told: true });
+            }
+            p.guest.old.retain(|o| o.id != to);
+            p.guest.old_calls.retain(|c| c.nsm != to);
+            p.guest.nsm = to;
+            from
+        })?;
+        let mut listeners = Vec::new();
+        self.control(guest, notify, |p, out| {
+            p.announce_rows();
+            p.inherit(from, &mut listeners, out);
+        })?;
         Ok(listeners)
     }
 }

@@ -20,17 +20,6 @@ use crate::suite::{Group, Test};
 use crate::world::{Mode, Side, World, free_port};
 
 const PYTHON: &str = "/usr/bin/python3";
-/// Two NSMs in processes and one inline; the guests begin on the first.
-const THREE: &str = "
-[guest.one]
-nsm = \"a\"
-[nsm.a]
-placement = \"process\"
-[nsm.b]
-placement = \"process\"
-[nsm.c]
-placement = \"inline\"
-";
 /// From process to process, to inline and back.
 const ROUND: [&str; 6] = ["b", "a", "c", "b", "c", "a"];
 /// Bytes of what is downloaded, and per second.
@@ -47,6 +36,13 @@ pub(crate) fn tests() -> Vec<Test> {
         test("the daemon dies while a guest is on two NSMs", daemon),
         test("a move that cannot be made changes nothing", refused),
     ]
+}
+
+/// Two NSMs in processes and one inline; `nsm`: those of the guest.
+pub(crate) fn three(nsm: &[&str]) -> String {
+    let processes = ["a", "b"].map(|name| format!("[nsm.{name}]\nplacement = \"process\"\n"));
+    let all = processes.concat();
+    format!("[guest.one]\nnsm = {nsm:?}\n{all}[nsm.c]\nplacement = \"inline\"\n")
 }
 
 fn move_to(world: &World, nsm: &str) -> Result<()> {
@@ -115,7 +111,7 @@ fn download(world: &World, nginx: &Nginx, name: &str) -> Result<Running> {
 }
 
 fn nginx(world: &mut World, mode: Mode) -> Result<String> {
-    world.configure(THREE)?;
+    world.configure(&three(&["a"]))?;
     let nginx = start_named(world, mode, "one")?;
     let sum = file(world, &nginx)?;
     let url = nginx.url();
@@ -149,7 +145,7 @@ fn nginx(world: &mut World, mode: Mode) -> Result<String> {
 }
 
 fn redis(world: &mut World, mode: Mode) -> Result<String> {
-    world.configure(THREE)?;
+    world.configure(&three(&["a"]))?;
     world.name_guests(Some("one"));
     let redis = Redis::start(world, mode.server, None)?;
     world.name_guests(None);
@@ -188,7 +184,7 @@ while True:
 fn datagrams(world: &mut World, mode: Mode) -> Result<String> {
     // Together no more than a socket takes by itself.
     const UNDER_WAY: usize = 4;
-    world.configure(THREE)?;
+    world.configure(&three(&["a"]))?;
     world.name_guests(Some("one"));
     let port = free_port()?;
     let server = world.start("echo", mode.server, &[PYTHON, "-c", ECHO, &port.to_string()])?;
@@ -276,7 +272,7 @@ fn is_reset(c: &mut TcpStream) -> bool {
 }
 
 fn deaths(world: &mut World, mode: Mode) -> Result<String> {
-    world.configure(THREE)?;
+    world.configure(&three(&["a"]))?;
     let nginx = start_named(world, mode, "one")?;
     let sum = file(world, &nginx)?;
     let mut on_a = idle_connections(nginx.port, 8)?;
@@ -322,7 +318,7 @@ fn deaths(world: &mut World, mode: Mode) -> Result<String> {
 }
 
 fn daemon(world: &mut World, mode: Mode) -> Result<String> {
-    world.configure(THREE)?;
+    world.configure(&three(&["a"]))?;
     let nginx = start_named(world, mode, "one")?;
     let sum = file(world, &nginx)?;
     let mut on_a = idle_connections(nginx.port, 8)?;
@@ -353,7 +349,7 @@ fn daemon(world: &mut World, mode: Mode) -> Result<String> {
 }
 
 fn refused(world: &mut World, mode: Mode) -> Result<String> {
-    world.configure(THREE)?;
+    world.configure(&three(&["a"]))?;
     let nginx = start_named(world, mode, "one")?;
     let why = |words: [&str; 4]| match world.control(&[&["guest"], &words[..]].concat()) {
         Ok(_) => bail!("{words:?} was done"),

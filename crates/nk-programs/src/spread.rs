@@ -1,6 +1,7 @@
 //! A guest whose sockets are spread over several NSMs.
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, TcpStream};
 use std::thread;
@@ -11,28 +12,21 @@ use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::load::{Wrk, WrkLoad};
-use crate::nsms::{Nsm, RECOVERY, start_named};
+use crate::moves::three;
+use crate::nsms::{Nsm, RECOVERY, ask as request, start_named};
 use crate::process::{eventually, signal_pid};
 use crate::suite::{Group, Test};
 use crate::world::{Mode, Side, World};
 
-/// Two NSMs in processes and one inline, all for one guest.
-const SPREAD: &str = "
-[guest.one]
-nsm = [\"a\", \"b\", \"c\"]
-[nsm.a]
-placement = \"process\"
-[nsm.b]
-placement = \"process\"
-[nsm.c]
-placement = \"inline\"
-";
+const ALL: [&str; 3] = ["a", "b", "c"];
 const CONNECTIONS: u32 = 48;
 
 pub(crate) fn tests() -> Vec<Test> {
     let test = Test::alone(Group::Nsms, &[Mode::GUEST_SERVER]);
     vec![
         test("a guest is spread over three NSMs", spread),
+        test("a spread guest does not wait for an NSM that rests", refuge),
+        test("a guest follows a list of NSMs that is changed", relisted),
         test("the daemon dies and is replaced while a guest is spread", daemon),
     ]
 }
@@ -68,7 +62,7 @@ fn ask(stream: &mut TcpStream) -> Result<()> {
 
 /// New connections are answered at once after each, and no socket is left over.
 fn daemon(world: &mut World, mode: Mode) -> Result<String> {
-    world.configure(&SPREAD.replace("inline", "process"))?;
+    world.configure(&three(&ALL).replace("inline", "process"))?;
     let nginx = start_named(world, mode, "one")?;
     let before = sockets(world)?.values().sum::<u64>();
     let mut kept = Vec::new();
@@ -123,7 +117,7 @@ fn daemon(world: &mut World, mode: Mode) -> Result<String> {
 }
 
 fn spread(world: &mut World, mode: Mode) -> Result<String> {
-    world.configure(SPREAD)?;
+    world.configure(&three(&ALL))?;
     let nginx = start_named(world, mode, "one")?;
     // Connections that stay, all at once.
     let connect = || -> Result<TcpStream> {
@@ -166,4 +160,84 @@ fn spread(world: &mut World, mode: Mode) -> Result<String> {
     drop((kept, more));
     nginx.stop()?;
     Ok(format!("{before:?}, then {after:?}; {} + {} requests", short.requests, long.requests))
+}
+
+/// The NSM that has the guest's new sockets.
+fn present(world: &World) -> Result<String> {
+    let all: Vec<Value> = serde_json::from_str(&world.control(&["guests", "--json"])?)?;
+    let its = all.iter().find(|g| g["name"] == "one").context("nk guests does not know it")?;
+    Ok(its["nsm_name"].as_str().context("nsm_name")?.to_owned())
+}
+
+/// The present NSM dies twice in a row: the guest is on another one before the third process is started, and answers.
+fn refuge(world: &mut World, mode: Mode) -> Result<String> {
+    let mut went = Vec::new();
+    for inline in ["inline", "process"] {
+        world.configure(&three(&["a", "c"]).replace("inline", inline))?;
+        let nginx = start_named(world, mode, "one")?;
+        if present(world)? != "a" {
+            world.control(&["guest", "move", "one", "--to", "a"])?;
+        }
+        let dies = || -> Result<()> {
+            let nsm = Nsm::named(world, "a")?;
+            let (pid, restarts) = (nsm.pid()?, nsm.number("restarts")?);
+            signal_pid(pid, Signal::KILL);
+            request(nginx.port).context("the guest of an NSM that died")?;
+            eventually(RECOVERY, || {
+                let now = Nsm::named(world, "a")?;
+                ensure!(now.number("restarts")? > restarts && now.pid()? != pid, "{now:?}");
+                Ok(())
+            })
+        };
+        dies()?;
+        ensure!(present(world)? == "a", "one death is no reason to go elsewhere");
+        dies()?;
+        ensure!(present(world)? == "c", "it waited for an NSM that rests");
+        for n in 0..20 {
+            request(nginx.port).with_context(|| format!("request {n} after it went"))?;
+        }
+        went.push(sockets(world)?);
+        nginx.stop()?;
+    }
+    Ok(format!("{went:?}"))
+}
+
+/// A list without its NSM takes the guest along; a list that it never was on by its own leaves it where an order took it.
+fn relisted(world: &mut World, mode: Mode) -> Result<String> {
+    let lists = |nsm: &[&str]| three(nsm).replace("inline", "process");
+    world.configure(&lists(&["a", "b"]))?;
+    let nginx = start_named(world, mode, "one")?;
+    let first = present(world)?;
+    let rest: Vec<&str> = ALL.into_iter().filter(|n| *n != first).collect();
+    let read = |world: &World, nsm: &[&str]| -> Result<()> {
+        let file = world.dir.join("nk.toml");
+        let (text, count) = (fs::read_to_string(&file)?, said(world)?);
+        let old = text.lines().find(|l| l.starts_with("nsm = [")).context("no list")?;
+        fs::write(&file, text.replace(old, &format!("nsm = {nsm:?}")))?;
+        world.daemon().context("no daemon")?.running.signal(Signal::HUP)?;
+        eventually(RECOVERY, || {
+            ensure!(said(world)? > count, "not read again");
+            Ok(())
+        })
+    };
+    read(world, &rest)?;
+    eventually(RECOVERY, || {
+        let now = present(world)?;
+        ensure!(rest.contains(&now.as_str()), "it is still on {now}, the list is {rest:?}");
+        Ok(())
+    })?;
+    request(nginx.port)?;
+    world.control(&["guest", "move", "one", "--to", &first])?;
+    let turned: Vec<&str> = rest.iter().rev().copied().collect();
+    read(world, &turned)?;
+    request(nginx.port)?;
+    ensure!(present(world)? == first, "an order is undone");
+    nginx.stop()?;
+    Ok(format!("from {first} to one of {rest:?}, and back by an order"))
+}
+
+/// How often the daemon has read its configuration again.
+fn said(world: &World) -> Result<usize> {
+    let log = world.daemon().context("no daemon")?.running.err();
+    Ok(log.matches("configuration read again").count())
 }

@@ -162,6 +162,49 @@ fn go_over<H: Host>(
     Ok(())
 }
 
+/// A guest's present NSM is dead, and rests before it is started again: another one that serves takes its place for the guest, and has what was no
+/// connection from what is kept, as a successor would. `None`: the present one serves.
+///
+/// # Errors
+/// [`Stays`] says why it stays and waits.
+pub fn flee<H: Host>(h: &mut H, guest: GuestId, to: NsmId) -> Result<Option<Moved>, Stays> {
+    let Some((from, joins)) = h.place(guest).map(|p| (p.nsm(), !p.was_on(to))) else {
+        return Ok(None);
+    };
+    if h.is_up(from) {
+        return Ok(None);
+    }
+    if !h.is_up(to) {
+        return Err(Stays::Restarting(to));
+    }
+    let is_shared = h.place(guest).is_some_and(|p| p.ledger().is_some());
+    h.drop_stale_options(guest)?;
+    if joins {
+        h.add(to, guest)?;
+    }
+    h.give_options(to, guest)?;
+    if is_shared {
+        h.enter(to, guest)?;
+    }
+    let listeners = engine(h, move |e, notify| e.flee_nsm(guest, to, notify))?;
+    if let Some(p) = h.place(guest) {
+        p.moved(to);
+    }
+    h.note(guest);
+    let sockets = listeners.len();
+    for (guest, l) in listeners {
+        give_kept(h, from, to, guest, &l)?;
+    }
+    h.remove(from, guest)?;
+    if is_shared {
+        gone(h, guest, from)?;
+    } else {
+        h.place(guest).map(|p| p.left(from));
+        h.limit(guest)?;
+    }
+    Ok(Some(Moved { from, sockets }))
+}
+
 fn engine<H: Host, R: Send + 'static, E: std::error::Error + Send + Sync + 'static>(
     h: &mut H,
     ask: impl FnOnce(&mut Engine, &mut dyn Notify) -> Result<R, E> + Send + 'static,

@@ -45,6 +45,13 @@ pub fn choose(present: NsmId, over: &[NsmId], sockets: &[(NsmId, u32)]) -> Optio
     Some(Choice { nsm, most: most(nsm) })
 }
 
+/// Where a guest goes whose present NSM rests after deaths: to that with the fewest of its connections. `up`: the NSMs that may have it and serve now.
+#[must_use]
+pub fn refuge(up: &[NsmId], sockets: &[(NsmId, u32)]) -> Option<NsmId> {
+    let of = |nsm: NsmId| sockets.iter().find(|(n, _)| *n == nsm).map_or(0, |(_, s)| *s);
+    up.iter().copied().min_by_key(|n| of(*n))
+}
+
 /// What the present NSM gets, of which it has so many, where a guest cannot be moved on just now: a few more, and then somebody looks again. Of
 /// many sockets more at a time: to look means to count them.
 #[must_use]
@@ -136,6 +143,13 @@ mod tests {
         assert_eq!(choose(A, &[A], &[(A, 100)]), None);
         assert_eq!(choose(C, &[A, B], &[(C, 100)]), None, "it was moved elsewhere by hand");
         assert_eq!(choose(A, &[], &[]), None);
+    }
+
+    #[test]
+    fn who_flees_goes_where_it_has_least() {
+        assert_eq!(refuge(&[A, B, C], &[(A, 4), (B, 3), (C, 9)]), Some(B));
+        assert_eq!(refuge(&[A, C], &[(A, 4)]), Some(C));
+        assert_eq!(refuge(&[], &[(A, 4)]), None);
     }
 
     #[test]

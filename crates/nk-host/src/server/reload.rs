@@ -1,5 +1,6 @@
 //! The configuration read again (SIGHUP), and the hand-over to another daemon (`nk daemon --replace`).
 
+use std::collections::BTreeMap;
 use std::io;
 
 use nk_device::Layout;
@@ -9,7 +10,8 @@ use sd_notify::NotifyState;
 
 use super::nsm::Nsm;
 use super::{Reply, Server};
-use crate::config::{Config, NsmConfig, Placement};
+use crate::config::{Config, GuestConfig, NsmConfig, Placement};
+use crate::control::moves::move_guest;
 use crate::guest::Region;
 use crate::keeper::CLASS_TOTALS;
 use crate::keeper::process::wake_guest;
@@ -128,10 +130,39 @@ impl Server {
             .map(|(g, now)| (g.id, if now == before(g) { g.limits } else { now }))
             .collect();
         for (id, limits) in all {
+            self.follow(id, &old);
             let changed = self.limit(id, limits).and_then(|()| self.set_listen(id));
             if let Err(e) = changed.and_then(|()| self.spread(id)) {
                 tracing::error!(id = id.0, error = %e, "a guest's limits could not be changed");
             }
+        }
+    }
+
+    /// A guest's list of NSMs had the one on which it is, and has it no more: it moves to the first of the list that serves. Who is on another by an order stays.
+    fn follow(&mut self, id: GuestId, old: &BTreeMap<String, GuestConfig>) {
+        let Some(g) = self.guests.get(&id.0) else { return };
+        let present = self.nsm(g.place.nsm()).map_or("", |n| n.name.as_str());
+        let has = |rules: &GuestConfig| {
+            rules.nsm.as_ref().is_some_and(|n| n.get_ref().names().iter().any(|n| n == present))
+        };
+        let new = self.config.guest(&g.name);
+        let had = old.get(&g.name).is_some_and(has);
+        let names = new.nsm.as_ref().map_or(&[][..], |n| n.get_ref().names());
+        if !had || has(&new) || names.len() < 2 {
+            return;
+        }
+        let listed = names.iter().filter_map(|n| self.nsm_named(n));
+        let Some(to) = listed.into_iter().find(|n| self.nsm(*n).is_some_and(Nsm::is_up)) else {
+            return;
+        };
+        let guest = g.name.clone();
+        match move_guest(self, id, to) {
+            Ok(_) => tracing::info!(guest, "moved to an NSM of its new list"),
+            Err(why) => tracing::error!(
+                guest,
+                ?why,
+                "it stays on an NSM that is not in its list: nk guest move takes it there"
+            ),
         }
     }
 

@@ -7,8 +7,8 @@ use nk_engine::{GuestId, NsmId};
 
 use super::Server;
 use super::nsm::Nsm;
-use crate::control::moves::move_guest;
-use crate::control::spread::{Moves, choose, meanwhile};
+use crate::control::moves::{flee, move_guest};
+use crate::control::spread::{Moves, choose, meanwhile, refuge};
 
 /// When a move that failed is tried again.
 const AGAIN: Duration = Duration::from_secs(1);
@@ -23,7 +23,7 @@ pub(crate) struct Spread {
 
 impl Server {
     /// Sees to it that the guest's next connections go to that of its NSMs which has the fewest: when it comes to be, when its share is full, when it was
-    /// moved, when the configuration changed.
+    /// moved, when its NSM rests after deaths, when the configuration changed.
     pub(super) fn spread(&mut self, id: GuestId) -> io::Result<()> {
         let Some(g) = self.guests.get(&id.0) else { return Ok(()) };
         let (present, was_spread) = (g.place.nsm(), g.spread.is_some());
@@ -42,6 +42,22 @@ impl Server {
         let up: Vec<NsmId> =
             over.iter().copied().filter(|n| self.nsm(*n).is_some_and(Nsm::is_up)).collect();
         let connections = self.ask(move |s| s.engine.connections_by_nsm(id))?;
+        if over.contains(&present)
+            && self.nsm(present).is_some_and(Nsm::rests)
+            && let Some(to) = refuge(&up, &connections)
+        {
+            match flee(self, id, to) {
+                Ok(Some(_)) => {
+                    let name = |n| self.nsm(n).map_or("", |n| n.name.as_str());
+                    let guest = self.guests.get(&id.0).map_or("", |g| g.name.as_str());
+                    let (from, to) = (name(present), name(to));
+                    tracing::info!(guest, from, to, "its NSM rests: the guest goes on at another");
+                    return self.spread(id);
+                }
+                Ok(None) => {}
+                Err(why) => tracing::warn!(guest = id.0, ?why, "it waits for its NSM, which rests"),
+            }
+        }
         let choice = choose(present, &up, &connections);
         let has = connections.iter().find(|(n, _)| *n == present).map_or(0, |(_, n)| *n);
         let Some(g) = self.guests.get_mut(&id.0) else { return Ok(()) };

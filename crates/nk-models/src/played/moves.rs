@@ -3,7 +3,7 @@
 use std::io;
 
 use nk_engine::{Engine, GuestId, Notify, NsmId};
-use nk_host::control::moves::{self, Host, Stays};
+use nk_host::control::moves::{self, Host, Moved, Stays};
 use nk_host::control::place::Place;
 use nk_servicelib::{GuestPool, Key, MovedSocket, Service};
 
@@ -22,7 +22,12 @@ impl Simulation {
         let t = &self.tenants[at];
         let (id, others) = (t.id, NSMS - 1);
         let to = (usize::from(t.place.nsm().0) + 1 + self.random.below(others)) % NSMS;
-        self.act(|s| match moves::move_guest(s, id, NsmId(to as u8)) {
+        let from = t.place.nsm();
+        // As a guest whose NSM rests: whether it is soon started again makes no difference.
+        let flees = !self.is_up(from) && self.random.below(2) == 0;
+        let to_other: fn(&mut Simulation, GuestId, NsmId) -> Result<Option<Moved>, Stays> =
+            if flees { moves::flee } else { moves::move_guest };
+        self.act(|s| match to_other(s, id, NsmId(to as u8)) {
             // Who gives a guest away may die before it does.
             Err(Stays::Failed(_)) if s.states.contains(&State::Dead) => Ok(()),
             Ok(_) | Err(Stays::Restarting(_)) => Ok(()),

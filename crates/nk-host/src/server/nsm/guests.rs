@@ -22,7 +22,7 @@ impl Server {
         })
     }
 
-    /// Tells an NSM of a guest that is known here; an inline one knows it, unless others do too.
+    /// Tells an NSM of a guest that is known here.
     pub(in crate::server) fn nsm_add_guest(&mut self, nsm: NsmId, id: GuestId) -> io::Result<()> {
         let Some(g) = self.guests.get(&id.0) else { return Ok(()) };
         let device = g.region.device;
@@ -36,7 +36,7 @@ impl Server {
         };
         let (memfd, flags) = (g.region.memfd.try_clone()?, g.flags);
         let ledger = g.place.ledger().map(|l| l.memfd.try_clone()).transpose()?;
-        if pool.ledger.is_some() && self.nsm(nsm).is_some_and(Nsm::is_inline) {
+        if self.nsm(nsm).is_some_and(Nsm::is_inline) {
             return self.ask(move |s| {
                 if let Some(service) = &mut s.service {
                     service.add_guest(pool);

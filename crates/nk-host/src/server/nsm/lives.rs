@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use nk_attach::{Kind, Message};
 use nk_device::Layout;
-use nk_engine::NsmId;
+use nk_engine::{GuestId, NsmId};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Signal, WaitStatus, pidfd_send_signal};
 
@@ -122,8 +122,7 @@ impl Server {
         );
         self.ask(move |s| s.notify.set_nsm(id, None))?;
         moves::nsm_died(self, id)?;
-        self.rest(id, Restarts::died);
-        Ok(())
+        self.rest(id, Restarts::died)
     }
 
     /// Ends a process, if it lives, and all that is known of it; how it ended. Of one that another daemon started nobody here can learn that.
@@ -142,18 +141,26 @@ impl Server {
         None
     }
 
-    /// A dead NSM rests, or not, until the next is started.
-    fn rest(&mut self, id: NsmId, after: impl FnOnce(&mut Restarts, Instant) -> Duration) {
-        let Some(nsm) = self.nsm_mut(id) else { return };
+    /// A dead NSM rests, or not, until the next is started. Guests that may be on others as well do not wait for it.
+    fn rest(
+        &mut self,
+        id: NsmId,
+        after: impl FnOnce(&mut Restarts, Instant) -> Duration,
+    ) -> io::Result<()> {
+        let Some(nsm) = self.nsm_mut(id) else { return Ok(()) };
         let rest = after(&mut nsm.life, Instant::now());
-        if !rest.is_zero() {
-            tracing::warn!(
-                nsm = nsm.name,
-                deaths = nsm.life.deaths(),
-                rest_ms = rest.as_millis() as u64,
-                "an NSM dies again and again: it rests before it is started"
-            );
+        if rest.is_zero() {
+            return Ok(());
         }
+        tracing::warn!(
+            nsm = nsm.name,
+            deaths = nsm.life.deaths(),
+            rest_ms = rest.as_millis() as u64,
+            "an NSM dies again and again: it rests before it is started"
+        );
+        let its = self.guests.values().filter(|g| g.place.nsm() == id);
+        let its: Vec<GuestId> = its.map(|g| g.id).collect();
+        its.into_iter().try_for_each(|guest| self.spread(guest))
     }
 
     /// When the next restart is due; does what is.
@@ -179,8 +186,7 @@ impl Server {
             // The engine still has the old one.
             nsm.region = old;
             tracing::error!(nsm = nsm.name, error = %e, "an NSM cannot be started");
-            self.rest(id, Restarts::failed);
-            return Ok(());
+            return self.rest(id, Restarts::failed);
         }
         // Until the engine has the new device it does not look at the old one; the old one goes when it has.
         moves::nsm_back(self, id, device)?;

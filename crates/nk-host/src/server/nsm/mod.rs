@@ -107,6 +107,11 @@ impl Nsm {
         self.is_inline() || self.child.is_some()
     }
 
+    /// Whether it died again and again, and is not started at once.
+    pub(super) fn rests(&self) -> bool {
+        !self.is_up() && self.life.deaths() > 1
+    }
+
     /// Sends a command and waits for its answer; returns it and what the NSM reported meanwhile. One that gives none in time is ended: what it did
     /// of the command is not known, and a late answer would be taken for that to another.
     pub(super) fn ask(&self, m: &Message, fds: &[i32]) -> io::Result<(Message, Vec<Note>)> {
