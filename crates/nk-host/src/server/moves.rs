@@ -18,8 +18,10 @@ use crate::nsm::{command, note, unread_from_text, unread_to_texts};
 use crate::pace::now_ns;
 use crate::poll::PollState;
 
-/// Tries to get everything to an NSM that it was told, and what it says to the engine.
+/// Tries to get everything to an inline NSM that it was told, and what it says to the engine.
 const TRIES: u32 = 200;
+/// For so long the present NSM may have too much to do to give a guest away: the guest waits meanwhile, and whoever asks the control thread.
+const LEAVES_MAX: Duration = Duration::from_millis(100);
 
 /// Lets the engine and an inline NSM settle with each other.
 fn settle_inline(s: &mut PollState) -> bool {
@@ -86,15 +88,18 @@ impl Server {
             })?;
             return moved.ok_or_else(busy);
         }
-        for _ in 0..TRIES {
-            if self.ask(move |s| s.engine.is_told(nsm))? {
-                break;
-            }
+        let until = Instant::now() + LEAVES_MAX;
+        let rest = || {
             std::thread::sleep(Duration::from_millis(1));
+            if Instant::now() < until { Ok(()) } else { Err(busy()) }
+        };
+        // What it is told after it gave the guest away, it would do for sockets that it has no more.
+        while !self.ask(move |s| s.engine.is_told(nsm))? {
+            rest()?;
         }
         let mut m = Message::new(Kind::Nsm).with_text(&nsm.0.to_string());
         (m.a, m.b, m.c) = (command::LEAVE, id.0.into(), to.0.into());
-        for _ in 0..TRIES {
+        loop {
             let answer = match self.nsm(nsm).map(|n| n.ask(&m, &[memfd.as_raw_fd()])) {
                 Some(Ok(answer)) => answer,
                 Some(Err(e)) => return Err(e),
@@ -117,11 +122,10 @@ impl Server {
             }
             match reply.status {
                 0 => return Ok(moved),
-                libc::EAGAIN => std::thread::sleep(Duration::from_millis(1)),
+                libc::EAGAIN => rest()?,
                 e => return Err(io::Error::from_raw_os_error(e)),
             }
         }
-        Err(busy())
     }
 
     /// Tells an NSM something of a guest, inline or not. The successor of one that died is told of every guest.
