@@ -5,6 +5,7 @@ use nk_host::control::moves;
 
 use super::shell::Shell;
 use super::simulation::Simulation;
+use super::world::datagrams;
 
 /// A guest that listens, and has not accepted anything.
 struct Case {
@@ -76,4 +77,55 @@ fn without_a_share_it_has_all() {
     let mut case = Case::new(None);
     (0..8).for_each(|_| case.connect());
     assert_eq!((case.told(), case.accepted()), (vec![], 8));
+}
+
+impl Case {
+    fn dies(&mut self, nsm: usize) {
+        self.sim.nsm_ends(nsm);
+        self.sim.nsm_died(nsm);
+    }
+    /// It is on NSM `to` from now on, which has so many of its sockets.
+    fn flees(&mut self, to: u8, sockets: u32) {
+        moves::flee(&mut self.sim, self.id, NsmId(to)).expect("fled").expect("it was elsewhere");
+        self.sim.w.settle();
+        assert_eq!(self.sim.tenants[0].place.nsm(), NsmId(to));
+        let by_nsm = self.sim.w.engine.sockets_by_nsm(self.id);
+        assert_eq!(by_nsm.last(), Some(&(NsmId(to), sockets)), "{by_nsm:?}");
+    }
+    fn is_served(&mut self) {
+        self.connect();
+        assert_eq!(self.accepted(), 1);
+        datagrams(&mut self.sim.w, &self.shell, self.id);
+    }
+}
+
+#[test]
+fn who_does_not_wait_for_a_dead_nsm_listens_at_another() {
+    let mut case = Case::new(None);
+    case.connect();
+    assert_eq!(case.accepted(), 1);
+    case.dies(0);
+    case.flees(1, 1);
+    assert!(case.sim.tenants[0].place.ledger().is_none(), "it is there alone");
+    case.is_served();
+    case.sim.nsm_returns(0);
+    case.is_served();
+    assert_eq!(case.sim.tenants[0].place.all(), [NsmId(1)]);
+}
+
+#[test]
+fn who_has_connections_on_the_other_keeps_them() {
+    let mut case = Case::new(None);
+    let client = case.sim.w.connect(&case.shell, 80);
+    let server = case.shell.accept(case.listener).expect("a connection").socket;
+    moves::move_guest(&mut case.sim, case.id, NsmId(1)).expect("moved");
+    case.sim.w.settle();
+    case.dies(1);
+    // The listener, and the connection's both ends.
+    case.flees(0, 3);
+    assert!(case.sim.tenants[0].place.ledger().is_none(), "it is there alone");
+    assert_eq!(case.shell.send(client, 0, 5000), 5000);
+    case.sim.w.settle();
+    assert_eq!(case.shell.recv(server, 0, 10_000, true), 5000);
+    case.is_served();
 }
