@@ -149,7 +149,7 @@ pub struct Cell {
 
 #[cfg(not(loom))]
 const _: () = {
-    assert!(core::mem::size_of::<Cell>() == 896);
+    assert!(core::mem::size_of::<Cell>() == 1408);
     // What the guest writes shares no cache line with what the host writes.
     assert!(core::mem::offset_of!(Cell, state) % 64 == 0);
     assert!(core::mem::offset_of!(Cell, tx_slots) % 64 == 0);

@@ -15,7 +15,7 @@ pub const HEADER_BYTES: usize = WORDS * 8;
 /// Bytes of a datagram that its first chunk takes.
 pub const FIRST_BYTES: usize = CHUNK_SIZE - HEADER_BYTES;
 /// Further chunks that a datagram can have.
-pub const MORE_MAX: usize = 4;
+pub const MORE_MAX: usize = 2;
 /// The longest datagram: what the length of an IPv6 packet leaves for UDP's payload. Over IPv4 the stack refuses the last 20 of these bytes.
 pub const DATAGRAM_MAX: usize = 65_527;
 
@@ -124,7 +124,7 @@ impl Header {
     pub fn to_words(&self) -> [u64; WORDS] {
         let (size, lo, hi) = self.peer.to_words();
         let [ip_lo, ip_hi] = [word(&self.ip[..8]), word(&self.ip[8..])];
-        let [m0, m1, m2, m3] = self.more.map(u64::from);
+        let [m0, m1] = self.more.map(u64::from);
         [
             u64::from(self.len) | u64::from(self.flags) << 32,
             u64::from(self.peer.family) | u64::from(size) << 16,
@@ -137,7 +137,7 @@ impl Header {
             self.time.0,
             self.time.1.into(),
             m0 | m1 << 32,
-            m2 | m3 << 32,
+            0,
             0,
             0,
             0,
@@ -148,7 +148,7 @@ impl Header {
     /// Undoes [`Header::to_words`]. Any words give some header.
     #[must_use]
     pub fn from_words(w: [u64; WORDS]) -> Header {
-        let [w0, family, lo, hi, ip_lo, ip_hi, w6, w7, seconds, nanoseconds, m0, m1, ..] = w;
+        let [w0, family, lo, hi, ip_lo, ip_hi, w6, w7, seconds, nanoseconds, more, ..] = w;
         let mut ip = [0; 16];
         for (to, from) in
             ip.iter_mut().zip(ip_lo.to_le_bytes().into_iter().chain(ip_hi.to_le_bytes()))
@@ -170,7 +170,7 @@ impl Header {
             hops,
             dropped: (w7 >> 32) as u32,
             time: (seconds, nanoseconds as u32),
-            more: [m0 as u32, (m0 >> 32) as u32, m1 as u32, (m1 >> 32) as u32],
+            more: [more as u32, (more >> 32) as u32],
         }
     }
 }
@@ -254,7 +254,7 @@ mod tests {
 
     #[test]
     fn lengths_and_their_chunks() {
-        for (len, more) in [(0, 0), (1, 0), (16_256, 0), (16_257, 1), (65_507, 4), (65_527, 4)] {
+        for (len, more) in [(0, 0), (1, 0), (32_640, 0), (32_641, 1), (65_409, 2), (65_527, 2)] {
             assert_eq!(Header::more_for(len), Some(more), "{len}");
             let h = Header { len: len as u32, ..Header::default() };
             let span = Header::span_for(7, len);

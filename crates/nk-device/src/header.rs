@@ -5,7 +5,7 @@ use crate::sync::{AtomicU32, AtomicU64, Ordering, Pad32, fence};
 /// "NETKERNL" as bytes.
 pub const MAGIC: u64 = u64::from_le_bytes(*b"NETKERNL");
 /// Layout version of this crate.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 /// `features`: the service takes tx descriptors with [`crate::stream::take_slot`], so that a guest may append to those not yet taken.
 pub const FEATURE_APPEND: u32 = 1;
 /// What this crate's host serves.

@@ -57,9 +57,9 @@ pub use qset::Qset;
 pub use row::Row;
 
 /// Bytes of a chunk of the pool.
-pub const CHUNK_SIZE: usize = 16 * 1024;
+pub const CHUNK_SIZE: usize = 32 * 1024;
 /// Descriptors in each direction of a socket.
-pub const STREAM_SLOTS: usize = if cfg!(loom) { 2 } else { 32 };
+pub const STREAM_SLOTS: usize = if cfg!(loom) { 2 } else { 64 };
 /// Rows (processes) that a guest can have. Row 0 is the engine's own hold row, or a VM's kernel.
 pub const ROWS_MAX: usize = if cfg!(loom) { 128 } else { 512 };
 /// Words of the holders bitmap.

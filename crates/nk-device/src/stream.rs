@@ -10,9 +10,9 @@
 use crate::sync::{AtomicU64, Ordering, Word32, Word64};
 use crate::{CHUNK_SIZE, STREAM_SLOTS};
 
-/// Free tx descriptors from which a socket counts as writable; a quarter of the ring, so that a writer that was refused is
+/// Free tx descriptors from which a socket counts as writable; half of the ring, so that a writer that was refused is
 /// woken for more than one more write (Linux waits for a third of the send buffer).
-pub const WRITABLE_SLOTS: u32 = (STREAM_SLOTS as u32).div_ceil(4);
+pub const WRITABLE_SLOTS: u32 = (STREAM_SLOTS as u32).div_ceil(2);
 
 const PAYLOAD_BITS: u32 = 56;
 const PAYLOAD_MASK: u64 = (1 << PAYLOAD_BITS) - 1;
@@ -38,21 +38,21 @@ pub struct Span {
 }
 
 impl Span {
-    /// Packs the span into a descriptor's payload bits: chunk 24, offset 14, length 15.
+    /// Packs the span into a descriptor's payload bits: chunk 22, offset 15, length 16.
     #[must_use]
     pub fn to_payload(self) -> u64 {
-        u64::from(self.chunk & 0xff_ffff)
-            | u64::from(self.offset & 0x3fff) << 24
-            | u64::from(self.len & 0x7fff) << 38
+        u64::from(self.chunk & 0x3f_ffff)
+            | u64::from(self.offset & 0x7fff) << 22
+            | u64::from(self.len & 0xffff) << 37
     }
 
     /// Parses and checks a payload: within one chunk and not empty. The chunk index is the caller's to check.
     #[must_use]
     pub fn from_payload(p: u64) -> Option<Span> {
         let s = Span {
-            chunk: (p & 0xff_ffff) as u32,
-            offset: ((p >> 24) & 0x3fff) as u32,
-            len: ((p >> 38) & 0x7fff) as u32,
+            chunk: (p & 0x3f_ffff) as u32,
+            offset: ((p >> 22) & 0x7fff) as u32,
+            len: ((p >> 37) & 0xffff) as u32,
         };
         (s.len > 0 && (s.offset + s.len) as usize <= CHUNK_SIZE).then_some(s)
     }
@@ -310,7 +310,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn spans_survive(chunk in 0u32..(1 << 24), offset in 0u32..16384, len in 1u32..=16384) {
+        fn spans_survive(chunk in 0u32..(1 << 22), offset in 0u32..CHUNK_SIZE as u32, len in 1u32..=CHUNK_SIZE as u32) {
             let s = Span { chunk, offset, len };
             let back = Span::from_payload(s.to_payload());
             if (offset + len) as usize <= CHUNK_SIZE {

@@ -272,6 +272,9 @@ mod tests {
             f.receive(b"ab");
         }
         assert_eq!(f.recv(2, false).0, bytes(2));
-        assert_eq!(f.recv(40, false).0, Received::Bytes { count: 40, rx_room: true });
+        assert_eq!(
+            f.recv(STREAM_SLOTS, false).0,
+            Received::Bytes { count: STREAM_SLOTS, rx_room: true }
+        );
     }
 }

@@ -194,6 +194,7 @@ mod tests {
     use super::*;
     extern crate std;
     use crate::testing::Fixture;
+    use nk_device::STREAM_SLOTS;
     use nk_device::cell::*;
     use nk_device::stream::take_slot;
     use std::vec::Vec;
@@ -211,9 +212,10 @@ mod tests {
         assert_eq!(queued(&s), 10);
         s.cell.tx_seq.store(2, Ordering::Relaxed);
         assert_eq!(f.send(b"more"), Ok(Sent { bytes: 4, kick: true }));
-        assert_eq!(s.cell.tx().room(), 31, "one descriptor has it all");
-        let big = [7u8; 40 * CHUNK_SIZE];
-        assert_eq!(f.send(&big), Ok(Sent { bytes: 31 * CHUNK_SIZE, kick: false }));
+        let rest = STREAM_SLOTS - 1;
+        assert_eq!(s.cell.tx().room() as usize, rest, "one descriptor has it all");
+        let big = std::vec![7u8; (rest + 8) * CHUNK_SIZE];
+        assert_eq!(f.send(&big), Ok(Sent { bytes: rest * CHUNK_SIZE, kick: false }));
         assert_eq!(f.send(b"x"), Err(SendError::WouldBlock));
         assert_eq!(s.cell.tx_want.load(Ordering::Relaxed), 2, "once by each call");
         s.cell.guest_state.fetch_or(GF_SHUT_WR, Ordering::Relaxed);
@@ -243,11 +245,12 @@ mod tests {
         let cell = f.socket().cell;
         cell.state.store(SF_CONNECTED, Ordering::Relaxed);
         for _ in 0..3 {
-            f.send(&[1; 6000]).expect("room");
+            f.send(&[1; CHUNK_SIZE / 2 - 100]).expect("room");
         }
         let (lens, chunks): (Vec<u32>, Vec<u32>) =
             spans(&f).iter().map(|s| (s.len, s.chunk)).unzip();
-        assert_eq!(lens, [12000, 6000], "what does not fit as a whole gets a chunk of its own");
+        let part = CHUNK_SIZE as u32 / 2 - 100;
+        assert_eq!(lens, [2 * part, part], "what does not fit as a whole gets a chunk of its own");
         assert_ne!(chunks[0], chunks[1]);
         let taken = take_slot(&cell.tx_slots, 1).expect("slot");
         assert_eq!(Span::from_payload(taken.payload), Some(spans(&f)[1]));

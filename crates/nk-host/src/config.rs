@@ -13,7 +13,7 @@
 //! listen = ["10.0.0.2:80", "[::]:1024-65535"]   # where it may listen; nowhere else
 //! sockets_max = 4096
 //! processes_max = 100
-//! chunks_max = 2048             # of 16 KiB
+//! chunks_max = 2048             # of 32 KiB
 //! out = "500Mbit/s"             # what it sends; kbit/s to Gbit/s, kB/s to GB/s
 //! in = "1Gbit/s"                # what it receives
 //! connections_per_s = 1000      # made and accepted

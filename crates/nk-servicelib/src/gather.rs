@@ -13,6 +13,8 @@ use nk_device::stream::Span;
 const ROUNDS: usize = 2;
 /// Sends given to the stack at once.
 const SENDS: usize = 64;
+/// Bytes of one send: so long do others wait for a socket with a full ring.
+const SEND_BYTES: u64 = 512 * 1024;
 
 /// A socket that is out of its table while its send is with the stack.
 struct Out<S: Stack> {
@@ -21,6 +23,11 @@ struct Out<S: Stack> {
     spans: Range<usize>,
     /// Bytes for which its guest's rate gave leave.
     leave: u64,
+}
+
+/// Bytes of the socket's next send.
+fn queued<T>(s: &Socket<T>) -> u64 {
+    s.tx.iter().map(|span| u64::from(span.len)).sum::<u64>().min(SEND_BYTES)
 }
 
 impl<S: Stack> Ctx<'_, S> {
@@ -34,7 +41,7 @@ impl<S: Stack> Ctx<'_, S> {
             return self.enqueue(key, s);
         }
         s.sending = true;
-        self.guest.turns.charge(s.tx.iter().map(|span| u64::from(span.len)).sum());
+        self.guest.turns.charge(queued(s));
         self.gathered.push(key);
     }
 
@@ -97,8 +104,7 @@ impl<S: Stack> Service<S> {
             guest.put(key.socket, socket);
             return None;
         }
-        let queued = socket.tx.iter().map(|s| u64::from(s.len)).sum();
-        let leave = if socket.waits_out { 0 } else { guest.out.take(queued) };
+        let leave = if socket.waits_out { 0 } else { guest.out.take(queued(&socket)) };
         if leave == 0 {
             if !socket.waits_out {
                 socket.waits_out = true;

@@ -2,14 +2,12 @@
 //! lies where a guest can write.
 
 use core::ops::Range;
-use std::collections::VecDeque;
 
 use nk_device::Ledger;
 pub(crate) use nk_device::ledger::{Lease, Owner};
 
-/// Free chunks that are rotated through, first in first out, before untouched ones are taken: more than an L2 cache, less than an
-/// L3 (2 MiB measured best).
-const ROTATION: usize = 128;
+/// Chunks that were free when they were last seen, as many as are noted where several services share a pool.
+const NOTED: usize = 128;
 
 /// A guest's pool.
 #[derive(Debug)]
@@ -23,8 +21,9 @@ pub(crate) struct Pool {
     ledger: Option<Ledger>,
     /// How many may be in use.
     limit: u32,
-    /// Free chunks, by their place in the range. With a ledger: chunks that were free when they were last seen.
-    free: VecDeque<u32>,
+    /// Free chunks, by their place in the range; the last freed is the next to be taken, since the caches have most of it. With a ledger: chunks
+    /// that were free when they were last seen.
+    free: Vec<u32>,
     /// Chunks below this were used once; with a ledger, where to look for free ones next.
     touched: u32,
     leased: u32,
@@ -45,7 +44,7 @@ impl Pool {
             owners: Vec::new(),
             ledger,
             limit: n,
-            free: VecDeque::new(),
+            free: Vec::new(),
             touched: 0,
             leased: 0,
             tx: 0,
@@ -196,11 +195,13 @@ impl Pool {
             return self.take_shared(owner);
         }
         loop {
-            let i = if self.free.len() < ROTATION && self.touched < self.size {
-                self.touched += 1;
-                self.touched - 1
-            } else {
-                self.free.pop_front()?
+            let i = match self.free.pop() {
+                Some(i) => i,
+                None if self.touched < self.size => {
+                    self.touched += 1;
+                    self.touched - 1
+                }
+                None => return None,
             };
             // Else adopted by a row before it was ever taken here, or out of the middle.
             if self.change(self.start + i, Owner::Free, owner) {
@@ -211,7 +212,7 @@ impl Pool {
 
     /// Of the chunks that were free when they were last seen one that still is, else any that is.
     fn take_shared(&mut self, owner: Owner) -> Option<u32> {
-        while let Some(i) = self.free.pop_front() {
+        while let Some(i) = self.free.pop() {
             if self.change(self.start + i, Owner::Free, owner) {
                 return Some(self.start + i);
             }
@@ -326,18 +327,18 @@ impl Pool {
         self.freed = true;
         let is_worth_noting = match self.ledger {
             // Whoever sends what another leases frees more than it takes.
-            Some(_) => self.free.len() < ROTATION,
+            Some(_) => self.free.len() < NOTED,
             None => i < self.touched,
         };
         if is_worth_noting {
-            self.free.push_back(i);
+            self.free.push(i);
         }
     }
 
     /// Gives a chunk back that was taken and not touched: it is the next to be taken.
     pub(crate) fn untake_rx(&mut self, chunk: u32) {
         if self.change(chunk, Owner::Rx, Owner::Free) {
-            self.free.push_front(chunk - self.start);
+            self.free.push(chunk - self.start);
         }
     }
 

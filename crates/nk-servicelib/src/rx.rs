@@ -10,9 +10,9 @@ use crate::span::span;
 use crate::{Errno, Key, RawSpan, Stack};
 
 /// Calls of the stack in one turn.
-const ROUNDS: usize = 4;
-/// Chunks offered to one call.
-const CHUNKS: usize = 8;
+const ROUNDS: usize = 2;
+/// Chunks offered to one call: a stream's reader is woken after each turn, so few of them make it sleep often.
+const CHUNKS: usize = 16;
 
 impl<S: Stack> Ctx<'_, S> {
     pub(crate) fn receive(&mut self, key: Key, cell: &Cell, s: &mut Taken<S>) {

@@ -225,7 +225,7 @@ fn what_a_bad_datagram_names_is_free_only_when_it_is_off_the_ring() {
     publish(900, &[]);
     publish(900, &[]);
     let leased = row.chunk_grants.pop().expect("a chunk");
-    publish(FIRST_BYTES + 2 * nk_device::CHUNK_SIZE, &[leased, region.device.layout().chunks - 1]);
+    publish(FIRST_BYTES + nk_device::CHUNK_SIZE + 1, &[leased, region.device.layout().chunks - 1]);
     let before = host.service.stats(1).expect("guest").chunks_free;
     p.push(Nqe::new(Op::Send, id.socket, id.generation));
     settle(&mut host);

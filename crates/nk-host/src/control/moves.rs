@@ -213,11 +213,8 @@ fn engine<H: Host, R: Send + 'static, E: std::error::Error + Send + Sync + 'stat
 }
 
 /// A socket that no NSM could take is closed.
-///
-/// # Errors
-/// Those of the host.
-pub fn lost<H: Host>(h: &mut H, key: Key) -> io::Result<()> {
-    tracing::error!(?key, "a socket could not be given to an NSM: it is closed");
+fn lost<H: Host>(h: &mut H, key: Key) -> io::Result<()> {
+    tracing::error!(?key, "a listener could not be given to the NSM: it is closed");
     h.engine(move |e, notify| {
         // It may have been closed meanwhile.
         let _ = e.listener_lost(GuestId(key.guest), key.socket, key.generation, notify);

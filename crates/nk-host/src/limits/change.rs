@@ -68,7 +68,7 @@ pub static LIMITS: [Limit; 9] = [
     ),
     count("nqes_per_s", "NQEs per second", (1, u32::MAX), |l, n| l.nqes_per_s = n),
     count("sockets_max", "Sockets", (1, u32::MAX), |l, n| l.sockets_max = n as u32),
-    count("chunks_max", "Chunks of 16 KiB", (CHUNKS_MIN, u32::MAX), |l, n| l.chunks_max = n as u32),
+    count("chunks_max", "Chunks of 32 KiB", (CHUNKS_MIN, u32::MAX), |l, n| l.chunks_max = n as u32),
     count("processes_max", "Processes", (1, nk_device::ROWS_MAX as u32 - 1), |l, n| {
         l.processes_max = n as u32;
     }),

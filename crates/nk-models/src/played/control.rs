@@ -3,7 +3,7 @@
 use nk_device::datagram::{DF_PEER, Header};
 use nk_device::nqe::{Nqe, Op};
 use nk_device::ring::Producer;
-use nk_device::{Addr, Layout};
+use nk_device::{Addr, CHUNK_SIZE, Layout};
 use nk_engine::{NewRow, NsmId, ROW_ADOPTED};
 use nk_host::control::moves::{self, Host};
 use nk_host::limits::GuestLimits;
@@ -121,7 +121,7 @@ fn what_is_on_its_way_is_nobodys_for_good() {
             sim.w.settle();
             let peer = Addr::v4([127, 0, 0, 1], 90);
             let header = Header { flags: DF_PEER, peer, ..Header::default() };
-            g.send_datagram(datagram, 0, 20_000, header).expect("room");
+            g.send_datagram(datagram, 0, CHUNK_SIZE, header).expect("room");
             sim.w.settle();
             assert!(sim.w.services[1].stats(id.0).expect("known").chunks_rx > 1, "it has come");
             sim.ends_in = Some((moment, victim));

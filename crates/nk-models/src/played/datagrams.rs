@@ -119,7 +119,7 @@ impl Simulation {
                 continue;
             }
             let sent = (0..20).find_map(|_| {
-                let n = self.post(at, o, CHUNK_SIZE * 2, Some(o.port));
+                let n = self.post(at, o, CHUNK_SIZE + CHUNK_SIZE / 2, Some(o.port));
                 self.poll_for_long();
                 n
             });
