@@ -9,10 +9,12 @@
 //! | [`place`] | on which NSMs a guest is |
 //! | [`restarts`] | when NSM processes and the keeper are started again |
 //! | [`moves`] | a move from one to another, and what the death of an NSM means for who is there |
+//! | [`reload`] | what the configuration, read again, changes |
 //! | [`spread`] | which of several NSMs a guest's next sockets go to |
 
 pub mod adoption;
 pub mod moves;
 pub mod place;
+pub mod reload;
 pub mod restarts;
 pub mod spread;

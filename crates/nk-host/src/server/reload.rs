@@ -1,6 +1,5 @@
 //! The configuration read again (SIGHUP), and the hand-over to another daemon (`nk daemon --replace`).
 
-use std::collections::BTreeMap;
 use std::io;
 
 use nk_device::Layout;
@@ -12,6 +11,7 @@ use super::nsm::Nsm;
 use super::{Reply, Server};
 use crate::config::{Config, GuestConfig, NsmConfig, Placement};
 use crate::control::moves::move_guest;
+use crate::control::reload::{self, Present, Wanted};
 use crate::guest::Region;
 use crate::keeper::CLASS_TOTALS;
 use crate::keeper::process::wake_guest;
@@ -105,48 +105,27 @@ impl Server {
 
     fn read_again(&mut self) {
         let Some(file) = self.config.file.clone() else { return };
-        let changed = Config::read(&file)
-            .map_err(io::Error::other)
-            .and_then(|new| self.change_nsms(&new).map(|()| new));
-        let new = match changed {
-            Ok(new) => new,
+        let read = Config::read(&file).map_err(io::Error::other);
+        let done = read.and_then(|new| reload::reload(self, new).map_err(io::Error::other));
+        match done {
+            Ok(()) => {
+                tracing::info!(file = %file.display(), "configuration read again; the socket stays as it was made");
+            }
             Err(e) => {
                 tracing::error!(error = %e, "the configuration is wrong: nothing is changed");
-                return;
-            }
-        };
-        let old = std::mem::replace(&mut self.config.guest, new.guest);
-        self.config.nsm = new.nsm;
-        self.config.namespace = new.namespace;
-        self.set_up_networks();
-        tracing::info!(file = %file.display(), "configuration read again; the socket stays as it was made");
-        // What `nk guest limit` changed stays, unless what the file says of that guest is changed.
-        let before =
-            |g: &crate::guest::Guest| old.get(&g.name).cloned().unwrap_or_default().limits(g.uid);
-        let all: Vec<(GuestId, GuestLimits)> = self
-            .guests
-            .values()
-            .map(|g| (g, self.config.guest(&g.name).limits(g.uid)))
-            .map(|(g, now)| (g.id, if now == before(g) { g.limits } else { now }))
-            .collect();
-        for (id, limits) in all {
-            self.follow(id, &old);
-            let changed = self.limit(id, limits).and_then(|()| self.set_listen(id));
-            if let Err(e) = changed.and_then(|()| self.spread(id)) {
-                tracing::error!(id = id.0, error = %e, "a guest's limits could not be changed");
             }
         }
     }
 
     /// A guest's list of NSMs had the one on which it is, and has it no more: it moves to the first of the list that serves. Who is on another by an order stays.
-    fn follow(&mut self, id: GuestId, old: &BTreeMap<String, GuestConfig>) {
+    fn follow(&mut self, id: GuestId, old: &Config) {
         let Some(g) = self.guests.get(&id.0) else { return };
         let present = self.nsm(g.place.nsm()).map_or("", |n| n.name.as_str());
         let has = |rules: &GuestConfig| {
             rules.nsm.as_ref().is_some_and(|n| n.get_ref().names().iter().any(|n| n == present))
         };
         let new = self.config.guest(&g.name);
-        let had = old.get(&g.name).is_some_and(has);
+        let had = old.guest.get(&g.name).is_some_and(has);
         let names = new.nsm.as_ref().map_or(&[][..], |n| n.get_ref().names());
         if !had || has(&new) || names.len() < 2 {
             return;
@@ -164,71 +143,6 @@ impl Server {
                 "it stays on an NSM that is not in its list: nk guest move takes it there"
             ),
         }
-    }
-
-    /// Adds and removes NSMs, or does neither.
-    fn change_nsms(&mut self, new: &Config) -> io::Result<()> {
-        let wanted = new.nsms();
-        let refuse = |name: &str, why: String| io::Error::other(format!("nsm.{name}: {why}"));
-        let mut gone = Vec::new();
-        for n in &self.nsms {
-            let Some((_, config)) = wanted.iter().find(|(name, _)| *name == n.name) else {
-                if n.is_inline() {
-                    return Err(refuse(&n.name, WITH_DAEMON.to_owned()));
-                }
-                let has = |g: &&crate::guest::Guest| g.place.is_on(n.id);
-                let its = self.guests.values().filter(has);
-                let names: Vec<&str> = its.map(|g| g.name.as_str()).collect();
-                if !names.is_empty() {
-                    let why =
-                        format!("it serves {}: move them first (nk guest move)", names.join(", "));
-                    return Err(refuse(&n.name, why));
-                }
-                gone.push(n.id);
-                continue;
-            };
-            if config.placement != n.config.placement {
-                return Err(refuse(&n.name, WITH_DAEMON.to_owned()));
-            }
-            if config.io != n.config.io {
-                // Its next start would fail, again and again.
-                kernel_stack(Box::new(self.broker.clone()), None, config.io)
-                    .map_err(|e| refuse(&n.name, e.to_string()))?;
-            }
-        }
-        let is_new = |name: &String| !self.nsms.iter().any(|n| n.name == *name);
-        let fresh: Vec<&(String, NsmConfig)> =
-            wanted.iter().filter(|(name, _)| is_new(name)).collect();
-        if let Some((name, _)) = fresh.iter().find(|(_, c)| c.placement == Placement::Inline) {
-            return Err(refuse(name, WITH_DAEMON.to_owned()));
-        }
-        let mut added = Vec::new();
-        for (name, config) in fresh {
-            match self.add_nsm(name, config) {
-                Ok(id) => added.push(id),
-                Err(e) => {
-                    for id in added {
-                        self.remove_nsm(id)?;
-                    }
-                    return Err(refuse(name, e.to_string()));
-                }
-            }
-        }
-        for id in gone {
-            self.remove_nsm(id)?;
-        }
-        for n in &mut self.nsms {
-            if let Some((_, config)) = wanted.iter().find(|(name, _)| *name == n.name) {
-                if (n.config.io, n.config.core_numbers()) != (config.io, config.core_numbers()) {
-                    tracing::warn!(
-                        nsm = n.name,
-                        "io and cores are in force from its next start on"
-                    );
-                }
-                n.config = config.clone();
-            }
-        }
-        Ok(())
     }
 
     fn add_nsm(&mut self, name: &str, config: &NsmConfig) -> io::Result<NsmId> {
@@ -274,5 +188,75 @@ impl Server {
     }
 }
 
-/// Of what cannot be changed while a daemon runs.
-const WITH_DAEMON: &str = "an inline NSM comes and goes with its daemon, and none changes its placement: use `nk daemon --replace`";
+impl reload::Host for Server {
+    type Config = Config;
+
+    fn present(&self) -> Vec<Present> {
+        let present = |n: &Nsm| {
+            let its = self.guests.values().filter(|g| g.place.is_on(n.id));
+            let guests = its.map(|g| g.name.clone()).collect();
+            Present { id: n.id, name: n.name.clone(), is_inline: n.is_inline(), guests }
+        };
+        self.nsms.iter().map(present).collect()
+    }
+    fn wanted(&self, new: &Config) -> Vec<Wanted> {
+        let wanted = |(name, n): (String, NsmConfig)| Wanted {
+            name,
+            is_inline: n.placement == Placement::Inline,
+        };
+        new.nsms().into_iter().map(wanted).collect()
+    }
+    fn check(&mut self, new: &Config, nsm: NsmId) -> io::Result<()> {
+        let Some(n) = self.nsm(nsm) else { return Ok(()) };
+        match new.nsms().iter().find(|(name, _)| *name == n.name) {
+            // Its next start would fail, again and again.
+            Some((_, config)) if config.io != n.config.io => {
+                kernel_stack(Box::new(self.broker.clone()), None, config.io).map(drop)
+            }
+            _ => Ok(()),
+        }
+    }
+    fn start(&mut self, new: &Config, name: &str) -> io::Result<NsmId> {
+        let config = new.nsms().into_iter().find(|(n, _)| n == name);
+        let (_, config) = config.ok_or_else(|| io::Error::other("there is no such NSM"))?;
+        self.add_nsm(name, &config)
+    }
+    fn stop(&mut self, nsm: NsmId) -> io::Result<()> {
+        self.remove_nsm(nsm)
+    }
+    fn put_in_force(&mut self, mut new: Config) -> Config {
+        let wanted = new.nsms();
+        for n in &mut self.nsms {
+            if let Some((_, config)) = wanted.iter().find(|(name, _)| *name == n.name) {
+                if (n.config.io, n.config.core_numbers()) != (config.io, config.core_numbers()) {
+                    tracing::warn!(
+                        nsm = n.name,
+                        "io and cores are in force from its next start on"
+                    );
+                }
+                n.config = config.clone();
+            }
+        }
+        // The rest is as the daemon was started.
+        std::mem::swap(&mut self.config.guest, &mut new.guest);
+        std::mem::swap(&mut self.config.nsm, &mut new.nsm);
+        std::mem::swap(&mut self.config.namespace, &mut new.namespace);
+        self.set_up_networks();
+        new
+    }
+    fn limits(&self) -> Vec<(GuestId, GuestLimits)> {
+        self.guests.values().map(|g| (g.id, g.limits)).collect()
+    }
+    fn said(&self, of: Option<&Config>, guest: GuestId) -> GuestLimits {
+        let config = of.unwrap_or(&self.config);
+        let said = |g: &crate::guest::Guest| config.guest(&g.name).limits(g.uid);
+        self.guests.get(&guest.0).map(said).unwrap_or_default()
+    }
+    fn change(&mut self, old: &Config, guest: GuestId, limits: GuestLimits) {
+        self.follow(guest, old);
+        let changed = self.limit(guest, limits).and_then(|()| self.set_listen(guest));
+        if let Err(e) = changed.and_then(|()| self.spread(guest)) {
+            tracing::error!(id = guest.0, error = %e, "a guest's limits could not be changed");
+        }
+    }
+}

@@ -8,7 +8,6 @@ use nk_engine::{AdoptedListener, AdoptedRow, Adoption, Engine, GuestSetup, KeptG
 use nk_host::control::adoption;
 use nk_host::control::moves::Host;
 use nk_host::control::place::Place;
-use nk_host::control::restarts::{self, Restarts};
 use nk_servicelib::Key;
 
 use super::region::Region;
@@ -28,11 +27,15 @@ impl Simulation {
         // What was on its way from one NSM to another.
         self.net.borrow_mut().end_stack(NOBODY);
         self.meanwhile();
+        self.read_config();
         let mut told = Vec::new();
         // It counts no deaths of before.
-        self.lives = [Restarts::new(restarts::NSM, self.now()); NSMS];
+        self.lives = [Simulation::first_life(self.now()); NSMS];
         for nsm in 0..NSMS {
             let id = NsmId(nsm as u8);
+            if self.states[nsm] == State::Absent {
+                continue;
+            }
             if self.states[nsm] != State::Up {
                 self.states[nsm] = State::Up;
                 self.begin_service(nsm);

@@ -3,10 +3,12 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::rc::Rc;
+use std::time::Instant;
 
 use nk_device::Layout;
 use nk_engine::NsmId;
-use nk_host::control::{moves, restarts};
+use nk_host::control::moves;
+use nk_host::control::restarts::{self, Restarts};
 use nk_servicelib::Service;
 
 use super::region::Region;
@@ -91,6 +93,11 @@ impl Simulation {
         let rest = self.lives[nsm].died(now);
         assert!(rest <= restarts::NSM.rest_max, "{rest:?}");
         self.act(|s| moves::nsm_died(s, NsmId(nsm as u8)));
+    }
+
+    /// An NSM that did not die yet, as far as the daemon knows.
+    pub(super) fn first_life(now: Instant) -> Restarts {
+        Restarts::new(restarts::NSM, now)
     }
 
     /// A fresh service of an NSM, which knows no guest.

@@ -25,6 +25,7 @@ mod kept;
 mod lost;
 mod moves;
 pub mod region;
+mod reload;
 #[cfg(test)]
 mod reports;
 mod shell;

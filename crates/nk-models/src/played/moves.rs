@@ -22,6 +22,9 @@ impl Simulation {
         let t = &self.tenants[at];
         let (id, others) = (t.id, NSMS - 1);
         let to = (usize::from(t.place.nsm().0) + 1 + self.random.below(others)) % NSMS;
+        if self.states[to] == State::Absent {
+            return;
+        }
         let from = t.place.nsm();
         // As a guest whose NSM rests: whether it is soon started again makes no difference.
         let flees = !self.is_up(from) && self.random.below(2) == 0;
@@ -98,7 +101,7 @@ impl Host for Simulation {
         self.at(guest).map(|at| &mut self.tenants[at].place)
     }
     fn is_up(&self, nsm: NsmId) -> bool {
-        self.states[usize::from(nsm.0)] != State::Down
+        matches!(self.states[usize::from(nsm.0)], State::Up | State::Dead)
     }
     fn engine<R: Send + 'static>(
         &mut self,

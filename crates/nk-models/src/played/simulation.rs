@@ -14,13 +14,15 @@
 //! | `deaths` | of an NSM, the daemon, the keeper |
 //! | `moves` | from NSM to NSM |
 //! | `adoption` | the next daemon |
+//! | `reload` | the configuration, read again |
 //! | `end` | what must hold at the end |
 //!
 //! What the control thread decides of moves, of the deaths of NSMs and of what goes on after a daemon's is its own code
-//! (`nk_host::control`), and so is when NSMs and the keeper are started again. What stays out: attaching itself, the keeper's process, reloads.
+//! (`nk_host::control`), and so is when NSMs and the keeper are started again, and what a configuration that is read again changes.
+//! What stays out: attaching itself, the keeper's process.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -38,6 +40,7 @@ use super::acts::Way;
 use super::datagrams::Posted;
 use super::deaths::Victim;
 use super::region::{Region, SharedLedger};
+use super::reload::Config;
 use super::shell::Shell;
 use super::stack::{MemoryStack, Net};
 use super::world::{Bells, NSM, World};
@@ -136,6 +139,8 @@ pub(super) enum State {
     Dead,
     /// It died, as is known.
     Down,
+    /// The configuration has none of its name.
+    Absent,
 }
 
 /// The keeper. What it has is the daemon's copy, of which the next one is told all.
@@ -174,9 +179,22 @@ pub(super) struct Simulation {
     pub(super) stack_fails: bool,
     /// Wake-ups until the engine dies in the middle of a poll.
     pub(super) dies_in: Rc<Cell<Option<usize>>>,
-    /// Guests are spread over the NSMs.
+    /// What the daemon has read.
+    pub(super) config: Config,
+    /// What stands in the file, where a wrong one may stand until somebody mends it.
+    pub(super) file: Config,
+    /// How often which fault was seen.
+    pub(super) seen: Seen,
+    /// A guest that comes is to be spread over the NSMs.
     is_spread: bool,
 }
+
+/// How often what was seen.
+pub type Seen = BTreeMap<&'static str, u64>;
+
+/// What must be seen in a few hundred runs, or a fault is no more played.
+pub const FAULTS: &[&str] =
+    &["reload", "reload of NSMs", "reload refused", "next daemon without an NSM"];
 
 /// What the engine's end in the middle of a poll unwinds with.
 #[derive(Debug)]
@@ -186,17 +204,18 @@ pub(super) struct Killed;
 ///
 /// # Panics
 /// When something does not hold.
-pub fn run(seed: u64) {
+#[must_use]
+pub fn run(seed: u64) -> Seen {
     let mut sim = Simulation::new(seed);
     sim.is_spread = seed % 3 == 2;
     for at in 0..sim.tenants.len() {
-        sim.tenants[at].is_spread = sim.is_spread;
-        sim.spread(at);
+        sim.says_spread(at);
     }
     for _ in 0..STEPS {
         sim.step();
     }
     sim.end();
+    sim.seen
 }
 
 impl Simulation {
@@ -241,6 +260,9 @@ impl Simulation {
             net,
             stack_fails: seed.is_multiple_of(2),
             dies_in,
+            config: Config::new(),
+            file: Config::new(),
+            seen: Seen::new(),
             is_spread: false,
         };
         for _ in 0..GUESTS {
@@ -269,13 +291,28 @@ impl Simulation {
             posted,
             bound,
             place,
-            is_spread: self.is_spread,
+            is_spread: false,
             noted,
             limits,
             counted,
         };
         self.tenants.push(tenant);
-        self.spread(self.tenants.len() - 1);
+        self.says_spread(self.tenants.len() - 1);
+    }
+
+    /// The configuration says from the beginning whether a guest is spread.
+    fn says_spread(&mut self, at: usize) {
+        if self.is_spread {
+            let t = &mut self.tenants[at];
+            t.is_spread = true;
+            self.config.spread(t.id);
+            self.file.spread(t.id);
+        }
+        self.spread(at);
+    }
+
+    pub(super) fn see(&mut self, what: &'static str) {
+        *self.seen.entry(what).or_default() += 1;
     }
 
     pub(super) fn poll(&mut self) {
@@ -344,7 +381,11 @@ impl Simulation {
                 2 | 3 => self.daemon_dies(),
                 _ => {}
             },
-            99 if self.random.below(3) == 0 => self.leave_and_enter(at),
+            99 => match self.random.below(6) {
+                0 | 1 => self.leave_and_enter(at),
+                2..=4 => self.reload(),
+                _ => {}
+            },
             100..=101 => self.bind_datagram(at),
             102..=106 => self.send_datagram(at),
             107..=111 => self.receive_datagram(at),
@@ -390,11 +431,15 @@ impl Simulation {
     }
 
     pub(super) fn draw_limits(&mut self, at: usize) {
+        self.tenants[at].limits = self.some_limits();
+    }
+
+    pub(super) fn some_limits(&mut self) -> GuestLimits {
         let mut rate = |per_s: u64| if self.random.below(2) == 0 { per_s } else { 0 };
         let (nqes_per_s, connections_per_s) = (rate(20_000), rate(200));
         let (out, input) = (rate(2_000_000), rate(2_000_000));
         let weight = 1 + self.random.below(4) as u32;
-        let limits = GuestLimits {
+        GuestLimits {
             out,
             input,
             nqes_per_s,
@@ -402,8 +447,7 @@ impl Simulation {
             weight,
             burst_ms: 100,
             ..GuestLimits::default()
-        };
-        self.tenants[at].limits = limits;
+        }
     }
 
     fn leave_and_enter(&mut self, at: usize) {

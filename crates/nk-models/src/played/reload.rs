@@ -1,0 +1,220 @@
+//! The configuration of the simulation: read again in the middle of things, sometimes a wrong one, by the daemon's own code
+//! ([`nk_host::control::reload`]). The next daemon reads it, too.
+
+use std::collections::BTreeMap;
+use std::io;
+
+use nk_engine::{GuestId, NsmId};
+use nk_host::control::moves::Host as _;
+use nk_host::control::reload::{self, Host, Present, Refused, Wanted};
+use nk_host::limits::GuestLimits;
+
+use super::simulation::{NSMS, Simulation, State};
+
+/// What stands in the file. NSMs are called by their numbers.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct Config {
+    pub(super) nsms: [bool; NSMS],
+    /// By guest: one that is not named has the defaults.
+    guests: BTreeMap<u16, Said>,
+}
+
+/// What it says of a guest.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+struct Said {
+    limits: GuestLimits,
+    /// It is to be on several NSMs.
+    is_spread: bool,
+}
+
+impl Config {
+    /// All NSMs, and nothing of any guest.
+    pub(super) fn new() -> Config {
+        Config { nsms: [true; NSMS], ..Config::default() }
+    }
+    pub(super) fn has(&self, nsm: usize) -> bool {
+        self.nsms.get(nsm).is_some_and(|has| *has)
+    }
+    pub(super) fn is_spread(&self, guest: GuestId) -> bool {
+        self.guests.get(&guest.0).is_some_and(|s| s.is_spread)
+    }
+    pub(super) fn spread(&mut self, guest: GuestId) {
+        self.guests.entry(guest.0).or_default().is_spread = true;
+    }
+}
+
+/// What a reload may change, and one that is refused must not: which NSMs there are, and of each guest its limits, whether it is spread, and
+/// where it is.
+type Looks = ([bool; NSMS], Vec<(GuestId, GuestLimits, bool, Vec<NsmId>)>);
+
+impl Simulation {
+    /// Somebody writes another configuration, which the daemon reads.
+    pub(super) fn reload(&mut self) {
+        let new = self.draw_config();
+        self.file = new.clone();
+        let mut refused = false;
+        self.act(|s| {
+            let before = s.looks();
+            let said = s.config.clone();
+            // An NSM of which nobody hears is not asked for; who has something there is known all the same.
+            let serves = |nsm: usize| {
+                let id = NsmId(nsm as u8);
+                s.tenants.iter().any(|t| t.place.is_on(id))
+            };
+            let is_wrong = (0..NSMS).any(|nsm| said.has(nsm) && !new.has(nsm) && serves(nsm));
+            match reload::reload(s, new.clone()) {
+                Ok(()) => {
+                    assert!(!is_wrong, "an NSM was taken away from its guests");
+                    s.assert_in_force(&said, &before);
+                    s.see(if before.0 == s.looks().0 { "reload" } else { "reload of NSMs" });
+                }
+                Err(why) => {
+                    assert!(is_wrong || matches!(why, Refused::Cannot(..)), "{why}");
+                    assert_eq!(s.looks(), before, "{why}");
+                    assert_eq!(s.config, said, "{why}");
+                    s.see("reload refused");
+                    refused = true;
+                }
+            }
+            Ok::<(), io::Error>(())
+        });
+        if refused && self.random.below(3) != 0 {
+            // Else the next daemon reads it.
+            self.file = self.config.clone();
+        }
+    }
+
+    /// Mostly something that can be had.
+    fn draw_config(&mut self) -> Config {
+        let mut new = self.config.clone();
+        if self.random.below(3) == 0 {
+            let nsm = self.random.below(NSMS);
+            new.nsms[nsm] ^= true;
+            if self.random.below(4) == 0 {
+                new.nsms = [true; NSMS];
+            }
+            // Somebody must serve.
+            new.nsms[self.random.below(NSMS)] = true;
+        }
+        for at in 0..self.tenants.len() {
+            let id = self.tenants[at].id;
+            match self.random.below(6) {
+                0 => drop(new.guests.remove(&id.0)),
+                1 => {
+                    let limits = self.some_limits();
+                    new.guests.entry(id.0).or_default().limits = limits;
+                }
+                2 => {
+                    let said = new.guests.entry(id.0).or_default();
+                    said.is_spread = !said.is_spread;
+                }
+                _ => {}
+            }
+        }
+        new
+    }
+
+    fn looks(&self) -> Looks {
+        let is_there = std::array::from_fn(|nsm| self.states[nsm] != State::Absent);
+        let guests = self.tenants.iter();
+        (is_there, guests.map(|t| (t.id, t.limits, t.is_spread, t.place.all())).collect())
+    }
+
+    /// Everything that it says is so, and what somebody ordered of a guest of which it says what it said before.
+    fn assert_in_force(&self, said: &Config, before: &Looks) {
+        let now = self.looks();
+        assert_eq!(now.0, self.config.nsms);
+        for ((id, limits, is_spread, _), (_, had, ..)) in now.1.iter().zip(&before.1) {
+            let of = |c: &Config| c.guests.get(&id.0).copied().unwrap_or_default();
+            let (then, says) = (of(said), of(&self.config));
+            let wanted = if then.limits == says.limits { *had } else { says.limits };
+            assert_eq!((*limits, *is_spread), (wanted, says.is_spread), "guest {}", id.0);
+        }
+    }
+
+    /// The next daemon reads the file: an NSM that is not there any more is ended, and one that is new begins.
+    pub(super) fn read_config(&mut self) {
+        self.config = self.file.clone();
+        for nsm in 0..NSMS {
+            match (self.states[nsm], self.config.has(nsm)) {
+                (State::Absent, true) => self.states[nsm] = State::Down,
+                (State::Absent, false) | (_, true) => {}
+                (_, false) => {
+                    self.nsm_ends(nsm);
+                    self.states[nsm] = State::Absent;
+                    self.see("next daemon without an NSM");
+                }
+            }
+        }
+        let first = (0..NSMS).find(|nsm| self.config.has(*nsm)).expect("one serves");
+        for t in &mut self.tenants {
+            t.is_spread = self.config.is_spread(t.id);
+            // Where it was, if there still is such an NSM.
+            if !self.config.has(t.noted.0.into()) {
+                t.noted = NsmId(first as u8);
+            }
+        }
+    }
+}
+
+impl Host for Simulation {
+    type Config = Config;
+
+    fn present(&self) -> Vec<Present> {
+        let there = (0..NSMS).filter(|nsm| self.states[*nsm] != State::Absent);
+        let present = |nsm: usize| {
+            let id = NsmId(nsm as u8);
+            let its = self.tenants.iter().filter(|t| t.place.is_on(id));
+            let guests = its.map(|t| t.id.0.to_string()).collect();
+            Present { id, name: nsm.to_string(), is_inline: false, guests }
+        };
+        there.map(present).collect()
+    }
+    fn wanted(&self, new: &Config) -> Vec<Wanted> {
+        let all = (0..NSMS).filter(|nsm| new.has(*nsm));
+        all.map(|nsm| Wanted { name: nsm.to_string(), is_inline: false }).collect()
+    }
+    fn check(&mut self, _: &Config, _: NsmId) -> io::Result<()> {
+        if self.random.below(12) == 0 { Err(io::Error::other("not so")) } else { Ok(()) }
+    }
+    fn start(&mut self, _: &Config, name: &str) -> io::Result<NsmId> {
+        let nsm: usize = name.parse().expect("a number");
+        let id = NsmId(nsm as u8);
+        self.begin_service(nsm);
+        let device = self.devices[nsm];
+        self.engine(move |e, _| e.add_nsm(id, device))?.map_err(io::Error::other)?;
+        if self.random.below(4) == 0 {
+            self.stop(id)?;
+            return Err(io::Error::other("it cannot be started"));
+        }
+        self.states[nsm] = State::Up;
+        self.lives[nsm] = Simulation::first_life(self.now());
+        Ok(id)
+    }
+    fn stop(&mut self, nsm: NsmId) -> io::Result<()> {
+        self.nsm_ends(nsm.0.into());
+        self.states[usize::from(nsm.0)] = State::Absent;
+        self.engine(move |e, _| e.remove_nsm(nsm))?.map_err(io::Error::other)
+    }
+    fn put_in_force(&mut self, new: Config) -> Config {
+        std::mem::replace(&mut self.config, new)
+    }
+    fn limits(&self) -> Vec<(GuestId, GuestLimits)> {
+        self.tenants.iter().map(|t| (t.id, t.limits)).collect()
+    }
+    fn said(&self, of: Option<&Config>, guest: GuestId) -> GuestLimits {
+        let config = of.unwrap_or(&self.config);
+        config.guests.get(&guest.0).map(|s| s.limits).unwrap_or_default()
+    }
+    fn change(&mut self, _: &Config, guest: GuestId, limits: GuestLimits) {
+        let Some(at) = self.at(guest) else { return };
+        self.tenants[at].limits = limits;
+        self.set_limits(at).expect("nothing is refused");
+        self.tenants[at].is_spread = self.config.is_spread(guest);
+        if self.tenants[at].is_spread {
+            self.spread(at);
+        } else {
+            self.w.engine.set_share(guest, None, &mut self.w.bells).expect("known");
+        }
+    }
+}
