@@ -18,6 +18,8 @@ const TX: u64 = 3;
 const RX: u64 = 4;
 const SHARED: u64 = 5;
 const LATE: u64 = 6;
+/// The number of no service: there are never so many.
+const NOBODY: u8 = u8::MAX;
 /// Words of each row: chunks leased to it, and how many it is to have.
 const ROW_WORDS: usize = 2;
 
@@ -220,10 +222,19 @@ impl Ledger {
         changed
     }
 
-    /// Gives what this service has received to another, if it is so.
-    pub fn hand(&self, chunk: u32, to: u8) -> bool {
+    /// What this service has received is on its way to another, if it is so.
+    pub fn hand_over(&self, chunk: u32) -> bool {
+        self.pass(chunk, self.service, NOBODY)
+    }
+
+    /// What is on its way is received by this service.
+    pub fn take_over(&self, chunk: u32) -> bool {
+        self.pass(chunk, NOBODY, self.service)
+    }
+
+    fn pass(&self, chunk: u32, from: u8, to: u8) -> bool {
         let Some(word) = self.chunk(chunk) else { return false };
-        let (old, new) = (Owner::Rx.to_word(self.service), Owner::Rx.to_word(to));
+        let (old, new) = (Owner::Rx.to_word(from), Owner::Rx.to_word(to));
         word.compare_exchange(old, new, Ordering::AcqRel, Ordering::Relaxed).is_ok()
     }
 
@@ -244,12 +255,14 @@ impl Ledger {
         }
     }
 
-    /// Frees what a service that is gone was sending or had received. What a process may still write into is freed by who is left alone.
+    /// Frees what a service that is gone was sending or had received, and what is on its way: from it or to it, since nobody is cleared while
+    /// two others move something. What a process may still write into is freed by who is left alone.
     pub fn clear(&self) {
         for chunk in 0..self.chunks {
             for owner in [Owner::Tx, Owner::Rx] {
                 self.change(chunk, owner, Owner::Free);
             }
+            self.of_service(NOBODY).change(chunk, Owner::Rx, Owner::Free);
         }
     }
 }
@@ -284,8 +297,12 @@ mod tests {
         assert!(!a.change(3, Owner::Other, Owner::Free), "another's");
         assert!(a.change(4, Owner::Free, Owner::Rx));
         assert_eq!(a.counts(), [0, 1, 1]);
-        assert!(!b.hand(4, 1), "not its");
-        assert!(a.hand(4, 2) && b.hand(4, 1));
+        assert!(!b.hand_over(4), "not its");
+        assert!(a.hand_over(4) && !a.hand_over(4));
+        assert!(b.take_over(4) && !a.take_over(4), "it was on its way");
+        assert!(b.hand_over(4) && a.take_over(4));
+        assert!(a.change(5, Owner::Free, Owner::Rx) && a.hand_over(5));
+        assert_eq!(a.counts(), [0, 1, 2]);
         b.clear();
         assert_eq!(a.counts(), [0, 0, 1]);
         assert_eq!((a.owner(3), a.owner(4)), (Some(Owner::Free), Some(Owner::Rx)));

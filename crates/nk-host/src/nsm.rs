@@ -40,8 +40,7 @@ pub mod command {
     /// nobody has used, and doorbells and socket as in [`START`], and a memfd. Answered with c, and d = bytes of the memfd: what the service has
     /// (`nk_engine::KeptGuest::parse`).
     pub const ADOPT: u64 = 7;
-    /// b = guest, c = the next NSM's number in the ledger, text = this NSM's; the ledger. That one has the guest's new sockets from now
-    /// on. What is given away is told first ([`super::note::MOVED`]). EAGAIN: not now.
+    /// b = guest, text = this NSM's number in the ledger; the ledger. Another NSM has the guest's new sockets from now on. What is given away is told first ([`super::note::MOVED`]). EAGAIN: not now.
     pub const LEAVE: u64 = 8;
     /// b = guest: this NSM has the guest's new sockets from now on.
     pub const ENTER: u64 = 9;
@@ -60,7 +59,7 @@ pub mod command {
 
 /// What daemon and NSM process say to each other, on the control socket and over the device. A daemon goes on only with a process that
 /// speaks as it does.
-pub const PROTOCOL: u64 = 5;
+pub const PROTOCOL: u64 = 6;
 
 /// What the NSM reports unasked.
 pub mod note {

@@ -113,12 +113,12 @@ impl<S: Stack> Service<S> {
         true
     }
 
-    /// Another service (of this number in the ledger) has the guest's new sockets from now on; after [`Service::settle`], and while the engine takes nothing from
+    /// Another service has the guest's new sockets from now on; after [`Service::settle`], and while the engine takes nothing from
     /// the guest. What is connected stays. Returns the rest.
-    pub fn leave(&mut self, guest: u16, ledger: Ledger, to: u8) -> Vec<MovedSocket> {
+    pub fn leave(&mut self, guest: u16, ledger: Ledger) -> Vec<MovedSocket> {
         self.ctx(guest, 0, |c| {
             c.guest.leave(ledger);
-            c.give_sockets(to)
+            c.give_sockets()
         })
         .unwrap_or_default()
     }
@@ -161,9 +161,13 @@ impl<S: Stack> Service<S> {
         let guest = socket.key.guest;
         self.ctx(guest, 0, |c| {
             let unread = socket.unread.clone();
+            if let Some(ledger) = c.guest.pool.ledger() {
+                for chunk in unread.iter().flatten() {
+                    ledger.take_over(*chunk);
+                }
+            }
             let taken = c.adopt_moved(socket);
             if taken.is_err() {
-                // They were handed over to this service.
                 unread.into_iter().flatten().for_each(|chunk| c.guest.pool.free(chunk));
             }
             taken
@@ -178,7 +182,7 @@ impl<S: Stack> Service<S> {
 }
 
 impl<S: Stack> Ctx<'_, S> {
-    fn give_sockets(&mut self, to: u8) -> Vec<MovedSocket> {
+    fn give_sockets(&mut self) -> Vec<MovedSocket> {
         let mut moved = Vec::new();
         for id in 0..self.guest.sockets.len() as u32 {
             let Some(Some(s)) = self.guest.sockets.get(id as usize) else { continue };
@@ -195,7 +199,7 @@ impl<S: Stack> Ctx<'_, S> {
                     Ok(fd) => {
                         c.guest.leave_reap(key.socket, &s);
                         let at = s.left_at();
-                        let unread = c.hand_over(cell, &mut s, to);
+                        let unread = c.hand_over(cell, &mut s);
                         moved.push(MovedSocket { key, fd, unread, at });
                         None
                     }
@@ -210,7 +214,7 @@ impl<S: Stack> Ctx<'_, S> {
     }
 
     /// What stands on a datagram socket's rings is the next service's; returns what was received, by its chunks.
-    fn hand_over(&mut self, cell: &Cell, s: &mut Taken<S>, to: u8) -> Vec<Vec<u32>> {
+    fn hand_over(&mut self, cell: &Cell, s: &mut Taken<S>) -> Vec<Vec<u32>> {
         let (Some(ledger), Some(d)) = (self.guest.pool.ledger(), &mut s.datagram) else {
             return Vec::new();
         };
@@ -227,7 +231,7 @@ impl<S: Stack> Ctx<'_, S> {
             s.rx_freed = s.rx_freed.wrapping_add(1);
             let chunks: Vec<u32> = [first].into_iter().chain(more).collect();
             for chunk in &chunks {
-                ledger.hand(*chunk, to);
+                ledger.hand_over(*chunk);
             }
             unread.push(chunks);
         }

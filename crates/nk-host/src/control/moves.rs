@@ -43,9 +43,9 @@ pub trait Host {
     fn add(&mut self, nsm: NsmId, guest: GuestId) -> io::Result<()>;
     /// Tells an NSM of a guest's end there.
     fn remove(&mut self, nsm: NsmId, guest: GuestId) -> io::Result<()>;
-    /// An NSM does what it was told, and gives away for another what of the guest is no connection. An error: it did not, or it is
+    /// An NSM does what it was told, and gives away what of the guest is no connection. An error: it did not, or it is
     /// not known, and then it is dead or being ended.
-    fn leave(&mut self, nsm: NsmId, to: NsmId, guest: GuestId) -> io::Result<Vec<MovedSocket>>;
+    fn leave(&mut self, nsm: NsmId, guest: GuestId) -> io::Result<Vec<MovedSocket>>;
     /// An NSM has a guest's new sockets from now on.
     fn enter(&mut self, nsm: NsmId, guest: GuestId) -> io::Result<()>;
     /// Gives an NSM a socket that another gave away; what of it is kept goes along. `false`: it cannot take it.
@@ -112,7 +112,7 @@ pub fn move_guest<H: Host>(h: &mut H, guest: GuestId, to: NsmId) -> Result<Optio
     let added = if joins { h.add(to, guest) } else { Ok(()) };
     let given = added.and_then(|()| {
         engine(h, move |e, _| e.pause_guest(guest))?;
-        h.leave(from, to, guest)
+        h.leave(from, guest)
     });
     let given = match given {
         Ok(given) => given,
@@ -120,8 +120,6 @@ pub fn move_guest<H: Host>(h: &mut H, guest: GuestId, to: NsmId) -> Result<Optio
             engine(h, move |e, _| e.resume_guest(guest))?;
             if joins {
                 h.remove(to, guest)?;
-                // What the present one had handed over when it died.
-                h.clear_ledger(guest, to);
             }
             if let Some(p) = h.place(guest) {
                 p.forget_ledger();

@@ -73,7 +73,7 @@ impl Server {
     }
 
     /// The present NSM gives up what is no connection.
-    fn nsm_leaves(&mut self, nsm: NsmId, to: NsmId, id: GuestId) -> io::Result<Vec<MovedSocket>> {
+    fn nsm_leaves(&mut self, nsm: NsmId, id: GuestId) -> io::Result<Vec<MovedSocket>> {
         let ledger = self.guests.get(&id.0).and_then(|g| g.place.ledger());
         let ledger = ledger.ok_or_else(|| io::Error::other("it has no ledger"))?;
         let (ledger, memfd) = (ledger.ledger.of_service(nsm.0), ledger.memfd.try_clone()?);
@@ -82,7 +82,7 @@ impl Server {
                 if !settle_inline(s) {
                     return None;
                 }
-                let moved = s.service.as_mut().map(|v| v.leave(id.0, ledger, to.0));
+                let moved = s.service.as_mut().map(|v| v.leave(id.0, ledger));
                 // What it said meanwhile is heard by the engine before the guest is another's.
                 Some(moved.unwrap_or_default())
             })?;
@@ -98,7 +98,7 @@ impl Server {
             rest()?;
         }
         let mut m = Message::new(Kind::Nsm).with_text(&nsm.0.to_string());
-        (m.a, m.b, m.c) = (command::LEAVE, id.0.into(), to.0.into());
+        (m.a, m.b) = (command::LEAVE, id.0.into());
         loop {
             let answer = match self.nsm(nsm).map(|n| n.ask(&m, &[memfd.as_raw_fd()])) {
                 Some(Ok(answer)) => answer,
@@ -222,8 +222,8 @@ impl Host for Server {
         self.nsm_remove_guest(nsm, guest);
         Ok(())
     }
-    fn leave(&mut self, nsm: NsmId, to: NsmId, guest: GuestId) -> io::Result<Vec<MovedSocket>> {
-        self.nsm_leaves(nsm, to, guest)
+    fn leave(&mut self, nsm: NsmId, guest: GuestId) -> io::Result<Vec<MovedSocket>> {
+        self.nsm_leaves(nsm, guest)
     }
     fn enter(&mut self, nsm: NsmId, guest: GuestId) -> io::Result<()> {
         self.tell(nsm, guest, command::ENTER, move |s| {

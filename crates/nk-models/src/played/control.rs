@@ -136,9 +136,12 @@ fn what_is_on_its_way_is_nobodys_for_good() {
                 }
             }
             sim.w.settle();
-            for socket in
-                [Some(client), server, Some(listener), Some(datagram)].into_iter().flatten()
-            {
+            g.close(datagram);
+            sim.drain();
+            // What was on its way when its giver died is nobody's, though who was to have it goes on with the client.
+            let s = sim.w.stats(id);
+            assert_eq!(s.chunks_rx, 0, "{victim:?} at moment {moment}, accepted: {accepts}: {s:?}");
+            for socket in [Some(client), server, Some(listener)].into_iter().flatten() {
                 g.close(socket);
             }
             sim.drain();

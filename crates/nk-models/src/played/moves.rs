@@ -140,13 +140,13 @@ impl Host for Simulation {
         self.told(nsm, |s| s.service(nsm).remove_guest(guest.0));
         Ok(())
     }
-    fn leave(&mut self, nsm: NsmId, to: NsmId, guest: GuestId) -> io::Result<Vec<MovedSocket>> {
+    fn leave(&mut self, nsm: NsmId, guest: GuestId) -> io::Result<Vec<MovedSocket>> {
         let ledger = self.place(guest).and_then(|p| p.ledger()).expect("it is shared").ledger;
         let moved = self.told(nsm, |s| {
             s.settle(nsm);
             // What is given away is kept all the same, until the next NSM has it.
             s.given = s.service(nsm).stack_mut().kept.clone();
-            let moved = s.service(nsm).leave(guest.0, ledger.of_service(nsm.0), to.0);
+            let moved = s.service(nsm).leave(guest.0, ledger.of_service(nsm.0));
             s.given.retain(|word, _| moved.iter().any(|m| m.key.to_word() == *word));
             moved
         });

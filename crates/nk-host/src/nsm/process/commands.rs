@@ -73,7 +73,7 @@ impl Worker {
             Some(ledger) => ledger,
             None => shared_ledger(m, memfd, layout)?,
         };
-        let moved = self.service.leave(guest, ledger.ledger, m.c as u8);
+        let moved = self.service.leave(guest, ledger.ledger);
         self.ledgers.insert(guest, ledger);
         for socket in moved {
             for text in unread_to_texts(&socket.unread) {
