@@ -56,12 +56,8 @@ impl Simulation {
         self.act(|s| {
             let before = s.looks();
             let said = s.config.clone();
-            // An NSM of which nobody hears is not asked for; who has something there is known all the same.
-            let serves = |nsm: usize| {
-                let id = NsmId(nsm as u8);
-                s.tenants.iter().any(|t| t.place.is_on(id))
-            };
-            let is_wrong = (0..NSMS).any(|nsm| said.has(nsm) && !new.has(nsm) && serves(nsm));
+            let goes = |nsm: &usize| said.has(*nsm) && !new.has(*nsm);
+            let is_wrong = (0..NSMS).filter(goes).any(|nsm| s.serves_guests(nsm));
             match reload::reload(s, new.clone()) {
                 Ok(()) => {
                     assert!(!is_wrong, "an NSM was taken away from its guests");
@@ -87,14 +83,16 @@ impl Simulation {
     /// Mostly something that can be had.
     fn draw_config(&mut self) -> Config {
         let mut new = self.config.clone();
-        if self.random.below(3) == 0 {
-            let nsm = self.random.below(NSMS);
-            new.nsms[nsm] ^= true;
-            if self.random.below(4) == 0 {
-                new.nsms = [true; NSMS];
-            }
-            // Somebody must serve.
-            new.nsms[self.random.below(NSMS)] = true;
+        let nsm = self.random.below(NSMS);
+        match self.random.below(9) {
+            0 => new.nsms[nsm] ^= true,
+            // Those that serve nobody go, and come again together.
+            1 => new.nsms = std::array::from_fn(|n| n == nsm || self.serves_guests(n)),
+            2 => new.nsms = [true; NSMS],
+            _ => {}
+        }
+        if !new.nsms.contains(&true) {
+            new.nsms[nsm] = true;
         }
         for at in 0..self.tenants.len() {
             let id = self.tenants[at].id;
@@ -112,6 +110,10 @@ impl Simulation {
             }
         }
         new
+    }
+
+    fn serves_guests(&self, nsm: usize) -> bool {
+        self.tenants.iter().any(|t| t.place.is_on(NsmId(nsm as u8)))
     }
 
     fn looks(&self) -> Looks {
@@ -216,5 +218,29 @@ impl Host for Simulation {
         } else {
             self.w.engine.set_share(guest, None, &mut self.w.bells).expect("known");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn where_the_second_of_two_cannot_start_the_first_does_not_stay() {
+        let mut refused = 0;
+        for seed in 0..60 {
+            let mut sim = Simulation::new(seed);
+            sim.is_over = true;
+            let one = Config { nsms: [true, false, false], ..Config::default() };
+            if reload::reload(&mut sim, one).is_err() {
+                continue;
+            }
+            let before = sim.looks();
+            if reload::reload(&mut sim, Config::new()).is_err() {
+                refused += 1;
+                assert_eq!(sim.looks(), before, "seed {seed}");
+            }
+        }
+        assert!(refused > 10, "{refused}");
     }
 }
