@@ -14,7 +14,7 @@ const ROUNDS: usize = 2;
 /// Sends given to the stack at once.
 const SENDS: usize = 64;
 /// Bytes of one send: so long do others wait for a socket with a full ring.
-const SEND_BYTES: u64 = 512 * 1024;
+const SEND_BYTES: u64 = 1024 * 1024;
 
 /// A socket that is out of its table while its send is with the stack.
 struct Out<S: Stack> {
