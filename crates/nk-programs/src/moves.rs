@@ -8,7 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use rustix::process::Signal;
+use rustix::process::{Pid, Resource, Rlimit, Signal, prlimit};
 use serde_json::Value;
 
 use crate::load::{Wrk, WrkLoad};
@@ -17,7 +17,7 @@ use crate::nsms::{Nsm, RECOVERY, ask, mapped, start_named};
 use crate::process::{Running, eventually, signal_pid};
 use crate::redis::Redis;
 use crate::suite::{Group, Test};
-use crate::world::{Mode, Side, World, free_port};
+use crate::world::{Mode, Side, World, free_port, wait_for_listener};
 
 const PYTHON: &str = "/usr/bin/python3";
 /// From process to process, to inline and back.
@@ -35,6 +35,7 @@ pub(crate) fn tests() -> Vec<Test> {
         test("an NSM dies that a guest was moved from or to", deaths),
         test("the daemon dies while a guest is on two NSMs", daemon),
         test("a move that cannot be made changes nothing", refused),
+        test("a listener that the next NSM cannot take is closed", lost),
     ]
 }
 
@@ -366,4 +367,42 @@ fn refused(world: &mut World, mode: Mode) -> Result<String> {
     ask(nginx.port)?;
     nginx.stop()?;
     Ok("refused, and said why".to_owned())
+}
+
+/// One listener, and one connection that stays.
+const HOLD: &str = "import socket, sys, time
+s = socket.create_server(('127.0.0.1', int(sys.argv[1])))
+kept = s.accept()
+time.sleep(100)
+";
+
+/// Nobody is left who would serve it: the host must not listen in the name of a guest that does not.
+fn lost(world: &mut World, _mode: Mode) -> Result<String> {
+    world.configure(&three(&["a"]))?;
+    let port = free_port()?;
+    let mut server = world.start_as("one", &[PYTHON, "-c", HOLD, &port.to_string()])?;
+    wait_for_listener(&mut server, port)?;
+    move_to(world, "b")?;
+    let at = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    // With it the guest stays known to the second, which then needs no descriptor but the listener's.
+    let _kept = TcpStream::connect(at)?;
+    eventually(RECOVERY, || {
+        let sockets = Nsm::named(world, "b")?.number("sockets")?;
+        ensure!(sockets == 2, "{sockets} sockets");
+        Ok(())
+    })?;
+    move_to(world, "a")?;
+    let pid = Nsm::named(world, "b")?.pid()?;
+    // It has more already; poll takes as many entries.
+    let none = Rlimit { current: Some(4), maximum: Some(4) };
+    let whom = i32::try_from(pid).ok().and_then(Pid::from_raw).context("no pid")?;
+    prlimit(Some(whom), Resource::Nofile, none)?;
+    move_to(world, "b")?;
+    ensure!(Nsm::named(world, "b")?.pid()? == pid, "the second NSM ended");
+    eventually(RECOVERY, || match TcpStream::connect_timeout(&at, Duration::from_secs(1)) {
+        Ok(_) => bail!("the host still listens"),
+        Err(e) if e.kind() == ErrorKind::ConnectionRefused => Ok(()),
+        Err(e) => Err(e.into()),
+    })?;
+    Ok("connects are refused".to_owned())
 }

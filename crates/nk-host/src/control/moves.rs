@@ -180,11 +180,19 @@ pub fn flee<H: Host>(h: &mut H, guest: GuestId, to: NsmId) -> Result<Option<Move
     if joins {
         h.add(to, guest)?;
     }
-    h.give_options(to, guest)?;
-    if is_shared {
-        h.enter(to, guest)?;
-    }
-    let listeners = engine(h, move |e, notify| e.flee_nsm(guest, to, notify))?;
+    let fled = h
+        .give_options(to, guest)
+        .and_then(|()| if is_shared { h.enter(to, guest) } else { Ok(()) })
+        .and_then(|()| engine(h, move |e, notify| e.flee_nsm(guest, to, notify)));
+    let listeners = match fled {
+        Ok(listeners) => listeners,
+        Err(e) => {
+            if joins {
+                h.remove(to, guest)?;
+            }
+            return Err(e.into());
+        }
+    };
     if let Some(p) = h.place(guest) {
         p.moved(to);
     }
@@ -211,8 +219,11 @@ fn engine<H: Host, R: Send + 'static, E: std::error::Error + Send + Sync + 'stat
 }
 
 /// A socket that no NSM could take is closed.
-fn lost<H: Host>(h: &mut H, key: Key) -> io::Result<()> {
-    tracing::error!(?key, "a listener could not be given to the NSM: it is closed");
+///
+/// # Errors
+/// Those of the host.
+pub fn lost<H: Host>(h: &mut H, key: Key) -> io::Result<()> {
+    tracing::error!(?key, "a socket could not be given to an NSM: it is closed");
     h.engine(move |e, notify| {
         // It may have been closed meanwhile.
         let _ = e.listener_lost(GuestId(key.guest), key.socket, key.generation, notify);

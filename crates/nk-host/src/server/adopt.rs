@@ -12,7 +12,7 @@ use nk_servicelib::{GuestPool, Key};
 use super::nsm::Nsm;
 use super::{Role, Server, Source};
 use crate::control::adoption::{self, process_goes_on};
-use crate::control::moves::Host;
+use crate::control::moves::{Host, lost};
 use crate::control::place::Place;
 use crate::guest::{Guest, GuestCounters, Names, Process, Region, layout};
 use crate::keeper::{
@@ -344,7 +344,7 @@ impl Server {
         self.ask(move |s| s.engine.is_listener(GuestId(key.guest), key.socket, key.generation))
     }
 
-    fn note_listener_gone(&self, key: Key) {
+    pub(super) fn note_listener_gone(&self, key: Key) {
         if let Some(k) = &self.keeper {
             k.drop_entry(CLASS_LISTENER, key.to_word());
         }
@@ -361,7 +361,7 @@ impl Server {
             if let Some(nsm) = nsm
                 && !self.nsm_adopt_listener(nsm, key, fd, backlog)?
             {
-                self.listener_lost(key)?;
+                lost(self, key)?;
             }
         }
         Ok(())

@@ -168,14 +168,16 @@ impl Server {
             let mut m = Message::new(Kind::Nsm).with_text(&moved.at.to_text());
             (m.a, m.b) = (command::ADOPT_MOVED, key.to_word());
             let r = self.nsm_command(to, &m, &[moved.fd.as_raw_fd()]);
-            if let (Some(backlog), Some(n)) = (moved.at.backlog, self.nsm_mut(to)) {
+            let errno = r.map_or(0, |m| m.status);
+            let next = self.nsm_mut(to).filter(|_| errno == 0);
+            if let (Some(backlog), Some(n)) = (moved.at.backlog, next) {
                 // Should it die before it reports the listener itself.
                 let fd = kept.map_or(moved.fd, |k| k.0);
                 n.listeners.entry(key.to_word()).or_insert((fd, backlog));
             }
-            r.map_or(0, |m| m.status)
+            errno
         };
-        Ok(errno == 0)
+        Ok(self.is_taken(key, errno))
     }
 }
 

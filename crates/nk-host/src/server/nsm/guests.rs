@@ -14,14 +14,6 @@ use crate::nsm::command;
 use crate::sys;
 
 impl Server {
-    pub(in crate::server) fn listener_lost(&mut self, key: Key) -> io::Result<()> {
-        tracing::error!(?key, "a listener could not be given to the NSM: it is closed");
-        self.ask(move |s| {
-            let id = GuestId(key.guest);
-            let _ = s.engine.listener_lost(id, key.socket, key.generation, &mut s.notify);
-        })
-    }
-
     /// Tells an NSM of a guest that is known here.
     pub(in crate::server) fn nsm_add_guest(&mut self, nsm: NsmId, id: GuestId) -> io::Result<()> {
         let Some(g) = self.guests.get(&id.0) else { return Ok(()) };
@@ -174,19 +166,27 @@ impl Server {
         let errno = if self.nsm(id).is_some_and(|n| !n.is_inline()) {
             let mut m = Message::new(Kind::Nsm);
             (m.a, m.b, m.c) = (command::ADOPT_LISTENER, key.to_word(), backlog.into());
-            let r = self.nsm_command(id, &m, &[fd.as_raw_fd()]);
-            if let Some(nsm) = self.nsm_mut(id) {
+            // One that died has its end in the queue: the next one is given every listener.
+            let errno = self.nsm_command(id, &m, &[fd.as_raw_fd()]).map_or(0, |m| m.status);
+            if let Some(nsm) = self.nsm_mut(id).filter(|_| errno == 0) {
                 nsm.listeners.insert(key.to_word(), (fd, backlog));
             }
-            // One that died has its end in the queue: the next one is given every listener.
-            r.map_or(0, |m| m.status)
+            errno
         } else {
             let r = self.ask(move |s| {
                 s.service.as_mut().map_or(Ok(()), |v| v.adopt_listener(key, fd, backlog))
             })?;
             r.map_or_else(|e| e.0, |()| 0)
         };
-        Ok(errno == 0)
+        Ok(self.is_taken(key, errno))
+    }
+
+    /// Whether an NSM took a socket. One that it did not is kept by nobody: the host would go on to listen where no one accepts.
+    pub(in crate::server) fn is_taken(&self, key: Key, errno: i32) -> bool {
+        if errno != 0 {
+            self.note_listener_gone(key);
+        }
+        errno == 0
     }
 
     /// What an NSM process counted for a guest: the words of [`crate::nsm::format_stats`].
