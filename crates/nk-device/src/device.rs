@@ -31,8 +31,8 @@ pub enum LayoutError {
 }
 
 impl Layout {
-    /// The default for a guest: 512 processes, 32 Ki sockets, 128 MiB of chunks (all sparse: untouched pages cost nothing).
-    pub const GUEST: Layout = Layout { rows: 512, qsets: 1024, cells: 32 * 1024, chunks: 4096 };
+    /// The default for a guest: 512 processes, 32 Ki sockets, 256 MiB of chunks (all sparse: untouched pages cost nothing).
+    pub const GUEST: Layout = Layout { rows: 512, qsets: 1024, cells: 32 * 1024, chunks: 8192 };
     /// For a VM: one row.
     pub const VM: Layout = Layout { rows: 1, qsets: 8, cells: 8 * 1024, chunks: 2048 };
     /// For an NSM: queue sets only.

@@ -201,8 +201,7 @@ impl Parts<'_> {
             }
             self.guest.limiter.connects.pop_front();
             if is_held {
-                self.release_connect(id, out);
-                *costly -= 1;
+                *costly = costly.saturating_sub(self.release_connect(id, out));
                 n += 1;
             }
         }
@@ -245,11 +244,13 @@ impl Parts<'_> {
         true
     }
 
-    fn release_connect(&mut self, id: u32, out: &mut Out<'_>) {
-        let Some(s) = self.guest.socket_mut(id) else { return };
-        let Some(held) = s.held.take() else { return };
+    /// How many elements that were.
+    fn release_connect(&mut self, id: u32, out: &mut Out<'_>) -> u32 {
+        let Some(s) = self.guest.socket_mut(id) else { return 0 };
+        let Some(held) = s.held.take() else { return 0 };
         let is_open = s.state() == State::Open;
         self.guest.limiter.connected();
+        let n = 1 + u32::from(held.after.is_some());
         for nqe in [Some(held.nqe), held.after].into_iter().flatten() {
             if is_open {
                 self.pass_on(nqe.qset, &nqe);
@@ -257,6 +258,7 @@ impl Parts<'_> {
                 self.refuse(nqe.qset, &nqe, ECONNRESET, out);
             }
         }
+        n
     }
 }
 

@@ -14,7 +14,7 @@ pub use change::{Change, LIMITS, Limit, Unit};
 
 /// Bursts of a guest for which nothing is said: what comes in this time.
 const BURST_MS: u32 = 20;
-/// The least that a bucket of bytes holds: a chunk.
+/// The least that a bucket of bytes holds.
 const BURST_BYTES_MIN: u64 = 16 * 1024;
 /// The least that a bucket of elements or connections holds.
 const BURST_MIN: u64 = 4;

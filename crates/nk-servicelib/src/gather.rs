@@ -6,6 +6,7 @@ use core::ops::Range;
 use crate::service::{Ctx, Taken};
 use crate::socket::Socket;
 use crate::span::span;
+use crate::turns::TURN;
 use crate::{Errno, Key, RawSpan, Sending, Service, Stack};
 use nk_device::stream::Span;
 
@@ -14,7 +15,7 @@ const ROUNDS: usize = 2;
 /// Sends given to the stack at once.
 const SENDS: usize = 64;
 /// Bytes of one send: so long do others wait for a socket with a full ring.
-const SEND_BYTES: u64 = 1024 * 1024;
+pub(crate) const SEND_BYTES: u64 = 1024 * 1024;
 
 /// A socket that is out of its table while its send is with the stack.
 struct Out<S: Stack> {
@@ -23,6 +24,8 @@ struct Out<S: Stack> {
     spans: Range<usize>,
     /// Bytes for which its guest's rate gave leave.
     leave: u64,
+    /// What its guest's turns were charged for it.
+    charged: u64,
 }
 
 /// Bytes of the socket's next send.
@@ -41,7 +44,8 @@ impl<S: Stack> Ctx<'_, S> {
             return self.enqueue(key, s);
         }
         s.sending = true;
-        self.guest.turns.charge(queued(s));
+        s.charged = queued(s);
+        self.guest.turns.charge(s.charged);
         self.gathered.push(key);
     }
 
@@ -100,7 +104,10 @@ impl<S: Stack> Service<S> {
         let guest = self.guests.get_mut(usize::from(key.guest))?.as_deref_mut()?;
         let mut socket = guest.take(key)?;
         socket.sending = false;
+        let charged = core::mem::take(&mut socket.charged);
+        let unspent = charged.saturating_sub(TURN.unsigned_abs());
         if socket.handle.is_none() || socket.tx.is_empty() {
+            guest.turns.give_back(unspent);
             guest.put(key.socket, socket);
             return None;
         }
@@ -110,6 +117,7 @@ impl<S: Stack> Service<S> {
                 socket.waits_out = true;
                 guest.out.wait(key, &guest.counters.service.out);
             }
+            guest.turns.give_back(unspent);
             guest.put(key.socket, socket);
             return None;
         }
@@ -120,13 +128,15 @@ impl<S: Stack> Service<S> {
             left -= u64::from(len);
             span(&guest.device, Span { len, ..*s }).filter(|_| len > 0)
         }));
-        Some(Out { key, socket, spans: first..spans.len(), leave })
+        Some(Out { key, socket, spans: first..spans.len(), leave, charged })
     }
 
     fn put_back(&mut self, o: Out<S>, bytes: usize, result: Result<usize, Errno>, now_ns: u64) {
-        let Out { key, socket, leave, .. } = o;
+        let Out { key, socket, leave, charged, .. } = o;
+        let sent = result.map_or(0, |sent| sent as u64);
         self.ctx(key.guest, now_ns, |c| {
-            c.guest.out.settle(leave, result.map_or(0, |sent| sent as u64));
+            c.guest.out.settle(leave, sent);
+            c.guest.turns.give_back(charged.saturating_sub(sent.max(TURN.unsigned_abs())));
             c.guest.put(key.socket, socket);
             c.with(key, |c, key, cell, mut s| {
                 c.sent(key, cell, &mut s, bytes, result);

@@ -67,6 +67,8 @@ pub(crate) struct Socket<T> {
     pub(crate) tx_broken: bool,
     /// It is among those whose bytes go with the next [`crate::Service::send_gathered`].
     pub(crate) sending: bool,
+    /// What its guest's turns were charged for that.
+    pub(crate) charged: u64,
     /// It waits for its guest's rate of sending.
     pub(crate) waits_out: bool,
     /// It waits for its guest's rate of receiving.
@@ -117,6 +119,7 @@ impl<T> Socket<T> {
             writable: false,
             tx_broken: false,
             sending: false,
+            charged: 0,
             waits_out: false,
             waits_in: false,
             shut_wr_wanted: false,

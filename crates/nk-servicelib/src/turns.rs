@@ -43,6 +43,12 @@ impl Turns {
         self.credit = self.credit.saturating_sub_unsigned(bytes);
     }
 
+    /// What was charged for and not moved after all. It ends a debt sooner, and saves nothing up.
+    pub(crate) fn give_back(&mut self, bytes: u64) {
+        let most = (QUANTUM * i64::from(self.weight)).max(self.credit);
+        self.credit = self.credit.saturating_add_unsigned(bytes).min(most);
+    }
+
     /// Whether the guest has spent what it had. Never in the middle of a turn: what begins together ends together.
     pub(crate) fn is_over(&self) -> bool {
         !self.in_turn && self.credit <= 0
@@ -126,7 +132,8 @@ impl<S: Stack> Ctx<'_, S> {
         let mut taken = 0;
         while let Some(key) = self.guest.input.next(taken) {
             self.with(key, |c, key, _, mut s| {
-                taken += (s.rx_want * nk_device::CHUNK_SIZE) as u64;
+                let wanted = (s.rx_want * nk_device::CHUNK_SIZE) as u64;
+                taken += wanted.min(c.guest.input.share());
                 s.waits_in = false;
                 c.enqueue(key, &mut s);
                 n += 1;

@@ -71,7 +71,9 @@ impl<S: Stack> Ctx<'_, S> {
                 self.enqueue(key, s);
                 return true;
             }
-            self.push_datagrams(key, cell, s);
+            if !self.push_datagrams(key, cell, s) {
+                return true;
+            }
         }
         true
     }

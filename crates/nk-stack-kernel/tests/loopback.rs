@@ -11,7 +11,7 @@ use std::time::Duration;
 use common::{Host, assert_quiet};
 use nk_device::cell::{SF_CONNECTED, SF_DEAD, SF_EOF, SF_FAILED};
 use nk_device::sync::Ordering;
-use nk_device::{Addr, Nqe, Op};
+use nk_device::{Addr, CHUNK_SIZE, Nqe, Op, STREAM_SLOTS};
 use nk_engine::{GuestId, Limits};
 
 fn pattern(n: usize) -> Vec<u8> {
@@ -148,7 +148,7 @@ fn close_sends_what_was_queued_and_linger_zero_does_not() {
     let mut peer = TcpStream::connect(("127.0.0.1", port)).expect("connect");
     let c = p.accept(&mut host, listener);
     // As much as fits without the peer reading, then close at once.
-    let data = pattern(32 * 16 * 1024);
+    let data = pattern(STREAM_SLOTS * CHUNK_SIZE);
     let mut sent = 0;
     for _ in 0..200 {
         match p.try_send(c, &data) {

@@ -139,7 +139,11 @@ impl Server {
             let region = Region::new("nsm", Layout::NSM, 0)?;
             engine.add_nsm(id, region.device).map_err(io::Error::other)?;
             let kept = totals.iter_mut().find(|e| e.text == name).and_then(|e| e.fds.pop());
-            let totals = kept.map_or_else(NsmTotals::new, NsmTotals::map)?;
+            // What another version counted in is not this one's: its totals begin again.
+            let totals = match kept.map(NsmTotals::map) {
+                Some(Ok(totals)) => totals,
+                _ => NsmTotals::new()?,
+            };
             if config.placement == Placement::Inline {
                 let notes = setup.keeper.clone().map(|k| Box::new(ListenerNotes(k)) as Box<_>);
                 let stack = crate::nsm::kernel_stack(Box::new(broker.clone()), notes, config.io)

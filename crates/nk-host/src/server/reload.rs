@@ -10,7 +10,7 @@ use sd_notify::NotifyState;
 use super::nsm::Nsm;
 use super::{Reply, Server};
 use crate::config::{Config, GuestConfig, NsmConfig, Placement};
-use crate::control::moves::move_guest;
+use crate::control::moves::{flee, move_guest};
 use crate::control::reload::{self, Present, Wanted};
 use crate::guest::Region;
 use crate::keeper::CLASS_TOTALS;
@@ -120,7 +120,8 @@ impl Server {
     /// A guest's list of NSMs had the one on which it is, and has it no more: it moves to the first of the list that serves. Who is on another by an order stays.
     fn follow(&mut self, id: GuestId, old: &Config) {
         let Some(g) = self.guests.get(&id.0) else { return };
-        let present = self.nsm(g.place.nsm()).map_or("", |n| n.name.as_str());
+        let nsm = self.nsm(g.place.nsm());
+        let (present, is_up) = nsm.map_or(("", false), |n| (n.name.as_str(), n.is_up()));
         let has = |rules: &GuestConfig| {
             rules.nsm.as_ref().is_some_and(|n| n.get_ref().names().iter().any(|n| n == present))
         };
@@ -135,7 +136,9 @@ impl Server {
             return;
         };
         let guest = g.name.clone();
-        match move_guest(self, id, to) {
+        // One that is down cannot give the guest away: it goes without what that had.
+        let moved = if is_up { move_guest(self, id, to) } else { flee(self, id, to) };
+        match moved {
             Ok(_) => tracing::info!(guest, "moved to an NSM of its new list"),
             Err(why) => tracing::error!(
                 guest,

@@ -1,5 +1,6 @@
 //! The end of a run: nothing fails any more, each guest is served, and when all have ended nothing of them is left.
 
+use nk_device::CHUNK_SIZE;
 use nk_device::cell::{SF_CONNECTED, SF_DEAD, SF_EOF, SF_FAILED};
 use nk_host::limits::GuestLimits;
 
@@ -100,7 +101,7 @@ impl Simulation {
             self.drain();
             self.w.engine.rouse(id);
             let shell = self.any_process(at);
-            transfer(&mut self.w, &shell, id, 20_000);
+            transfer(&mut self.w, &shell, id, 2 * CHUNK_SIZE + 1);
             datagrams(&mut self.w, &shell, id);
         }
         for at in 0..self.tenants.len() {

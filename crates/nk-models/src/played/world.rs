@@ -3,10 +3,10 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 
-use nk_device::Addr;
 use nk_device::datagram::{DATAGRAM_MAX, DF_PEER, Header};
 use nk_device::nqe::Op;
 use nk_device::sync::{AtomicU32, Ordering};
+use nk_device::{Addr, CHUNK_SIZE};
 use nk_engine::{Engine, GuestId, GuestSetup, Limits, NewRow, Notify, NsmId};
 use nk_servicelib::{GuestPool, GuestStats, Service};
 
@@ -174,7 +174,7 @@ pub(super) fn transfer(w: &mut World, g: &Shell, id: GuestId, total: usize) {
     let server = server.socket;
     let (mut sent, mut got) = (0, 0);
     for _ in 0..2000 {
-        sent += g.send(client, sent, (total - sent).min(20_000));
+        sent += g.send(client, sent, (total - sent).min(CHUNK_SIZE + 4_000));
         w.poll_engine();
         w.poll_service();
         got += g.recv(server, got, 10_000, true);

@@ -7,6 +7,7 @@ use nk_device::sync::Ordering;
 use nk_device::{CHUNK_SIZE, Cell, Nqe, STREAM_SLOTS};
 
 use super::{CHUNKS, more_of};
+use crate::gather::SEND_BYTES;
 use crate::service::{ALL, Ctx, OUT, Taken};
 use crate::span::span;
 use crate::{Errno, Key, RawSpan, Stack};
@@ -100,13 +101,18 @@ impl<S: Stack> Ctx<'_, S> {
         s.tx_next = s.tx_next.wrapping_add(1);
     }
 
-    /// Sends what was taken from the ring, until the stack has no room.
-    pub(crate) fn push_datagrams(&mut self, key: Key, cell: &Cell, s: &mut Taken<S>) {
-        let mut bytes = 0u64;
+    /// Sends what was taken from the ring, until the stack has no room. `false`: it has sent what one turn may, and the rest has another.
+    pub(crate) fn push_datagrams(&mut self, key: Key, cell: &Cell, s: &mut Taken<S>) -> bool {
+        let (mut bytes, mut is_over) = (0u64, false);
         self.choose_port(s);
         while let (Some(first), Some(header)) =
             (s.tx.front().copied(), s.datagram.as_ref().and_then(|d| d.tx.front().copied()))
         {
+            is_over = bytes >= SEND_BYTES;
+            if is_over {
+                self.enqueue(key, s);
+                break;
+            }
             if first.len > 0 {
                 let leave = u64::from(header.len);
                 if !self.guest.out.take_whole(leave) {
@@ -140,6 +146,7 @@ impl<S: Stack> Ctx<'_, S> {
         if cell.consume_tx(head, &mut s.tx_served) {
             self.tell(key, cell, OUT);
         }
+        !is_over
     }
 
     fn send_one(

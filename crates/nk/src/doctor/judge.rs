@@ -39,7 +39,7 @@ const GLIBC_MIN: (u32, u32) = (2, 17);
 const NOFILE_WANTED: u64 = 32_768;
 const NOFILE_MIN: u64 = 256;
 /// What one guest's chunks and cells may take when it uses them all.
-const GUEST_BYTES: u64 = 128 << 20;
+const GUEST_BYTES: u64 = 320 << 20;
 /// What registered buffers of an io_uring would need.
 const MEMLOCK_WANTED: u64 = 64 << 20;
 const PIDS_WANTED: u64 = 256;
@@ -202,7 +202,7 @@ fn memory(facts: &Facts) -> Finding {
         what,
         State::Costs,
         found,
-        "a guest that uses all of its chunks and sockets takes 96 MiB, and whoever touches memory that is not there is killed",
+        "a guest that uses all of its chunks and sockets takes 300 MiB, and whoever touches memory that is not there is killed",
     )
 }
 
