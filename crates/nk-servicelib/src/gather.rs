@@ -3,7 +3,7 @@
 
 use core::ops::Range;
 
-use crate::service::{Ctx, Taken};
+use crate::service::{Ctx, NS_PER_MS, Taken};
 use crate::socket::Socket;
 use crate::span::span;
 use crate::turns::TURN;
@@ -14,8 +14,6 @@ use nk_device::stream::Span;
 const ROUNDS: usize = 2;
 /// Sends given to the stack at once.
 const SENDS: usize = 64;
-/// Bytes of one send: so long do others wait for a socket with a full ring.
-pub(crate) const SEND_BYTES: u64 = 1024 * 1024;
 
 /// A socket that is out of its table while its send is with the stack.
 struct Out<S: Stack> {
@@ -29,8 +27,8 @@ struct Out<S: Stack> {
 }
 
 /// Bytes of the socket's next send.
-fn queued<T>(s: &Socket<T>) -> u64 {
-    s.tx.iter().map(|span| u64::from(span.len)).sum::<u64>().min(SEND_BYTES)
+fn queued<T>(s: &Socket<T>, most: u64) -> u64 {
+    s.tx.iter().map(|span| u64::from(span.len)).sum::<u64>().min(most)
 }
 
 impl<S: Stack> Ctx<'_, S> {
@@ -44,7 +42,7 @@ impl<S: Stack> Ctx<'_, S> {
             return self.enqueue(key, s);
         }
         s.sending = true;
-        s.charged = queued(s);
+        s.charged = queued(s, self.company.most(self.now_ms));
         self.guest.turns.charge(s.charged);
         self.gathered.push(key);
     }
@@ -77,11 +75,12 @@ impl<S: Stack> Service<S> {
     }
 
     fn send_some(&mut self, keys: &[Key], now_ns: u64) {
+        let most = self.company.most(now_ns / NS_PER_MS);
         let mut spans: Vec<RawSpan> = Vec::new();
         let mut out: Vec<Out<S>> = Vec::with_capacity(keys.len());
         for key in keys {
             // One that ended meanwhile took back what it had.
-            let Some(o) = self.take_out(*key, &mut spans) else { continue };
+            let Some(o) = self.take_out(*key, most, &mut spans) else { continue };
             out.push(o);
         }
         let sending = |o| {
@@ -99,8 +98,8 @@ impl<S: Stack> Service<S> {
         }
     }
 
-    /// A socket with what it has to send.
-    fn take_out(&mut self, key: Key, spans: &mut Vec<RawSpan>) -> Option<Out<S>> {
+    /// A socket with what it has to send, `most` bytes of it.
+    fn take_out(&mut self, key: Key, most: u64, spans: &mut Vec<RawSpan>) -> Option<Out<S>> {
         let guest = self.guests.get_mut(usize::from(key.guest))?.as_deref_mut()?;
         let mut socket = guest.take(key)?;
         socket.sending = false;
@@ -111,7 +110,7 @@ impl<S: Stack> Service<S> {
             guest.put(key.socket, socket);
             return None;
         }
-        let leave = if socket.waits_out { 0 } else { guest.out.take(queued(&socket)) };
+        let leave = if socket.waits_out { 0 } else { guest.out.take(queued(&socket, most)) };
         if leave == 0 {
             if !socket.waits_out {
                 socket.waits_out = true;

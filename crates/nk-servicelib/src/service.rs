@@ -12,6 +12,7 @@ use crate::guest::Guest;
 use crate::limits::GuestLimits;
 use crate::port::Port;
 use crate::socket::Socket;
+use crate::turns::Company;
 use crate::{Errno, GuestPool, GuestStats, Key, PollResult, SetOption, Stack, StackEvent};
 
 /// Jobs, and sends, taken in one poll.
@@ -55,6 +56,7 @@ pub struct Service<S: Stack> {
     pub(crate) limited: Vec<u16>,
     /// Who sends with the next [`Service::send_gathered`].
     pub(crate) gathered: Vec<Key>,
+    pub(crate) company: Company,
     timers: BinaryHeap<Reverse<(u64, u64, Due)>>,
     events: Vec<StackEvent>,
     /// Guests whose pool has got chunks back that somebody may wait for.
@@ -69,6 +71,7 @@ pub(crate) struct Ctx<'a, S: Stack> {
     pub(crate) guest: &'a mut Guest<S::Socket>,
     pub(crate) active: &'a mut VecDeque<u16>,
     pub(crate) gathered: &'a mut Vec<Key>,
+    pub(crate) company: &'a mut Company,
     pub(crate) timers: &'a mut BinaryHeap<Reverse<(u64, u64, Due)>>,
     pub(crate) now_ms: u64,
     pub(crate) now_ns: u64,
@@ -152,6 +155,7 @@ impl<S: Stack> Service<S> {
             active: VecDeque::new(),
             limited: Vec::new(),
             gathered: Vec::new(),
+            company: Company::default(),
             timers: BinaryHeap::new(),
             events: Vec::new(),
             recovering: Vec::new(),
@@ -221,6 +225,7 @@ impl<S: Stack> Service<S> {
             guest: &mut *g,
             active: &mut self.active,
             gathered: &mut self.gathered,
+            company: &mut self.company,
             timers: &mut self.timers,
             now_ms: now_ns / NS_PER_MS,
             now_ns,

@@ -4,15 +4,39 @@
 
 use std::collections::VecDeque;
 
-use crate::service::Ctx;
+use crate::service::{Ctx, NS_PER_MS};
 use crate::{Key, Service, Stack};
 
 /// What a turn costs at least, in bytes: the stack moves about as many in the time that it takes for a few.
 pub(crate) const TURN: i64 = 64 * 1024;
 /// What a guest of weight 1 may spend each time round.
 const QUANTUM: i64 = TURN;
-/// What all may spend in one poll.
-const POLL: i64 = 1024 * 1024;
+/// What all may spend in one poll, and a socket send at once, while one socket alone has turns: the more at once, the seldomer its program sleeps.
+const ALONE: u64 = 1024 * 1024;
+/// The same while several have turns: so long does one wait for the others' bytes.
+const TOGETHER: u64 = 256 * 1024;
+/// How long a socket that had a turn counts as one of several.
+const COMPANY_MS: u64 = 10;
+
+/// Whether one socket has all the turns.
+#[derive(Debug, Default)]
+pub(crate) struct Company {
+    last: Option<Key>,
+    until_ms: u64,
+}
+
+impl Company {
+    fn see(&mut self, key: Key, now_ms: u64) {
+        if self.last.replace(key).is_some_and(|last| last != key) {
+            self.until_ms = now_ms + COMPANY_MS;
+        }
+    }
+
+    /// The most bytes at once.
+    pub(crate) fn most(&self, now_ms: u64) -> u64 {
+        if now_ms < self.until_ms { TOGETHER } else { ALONE }
+    }
+}
 
 /// A guest's sockets that asked for a turn.
 #[derive(Debug)]
@@ -58,7 +82,7 @@ impl Turns {
 impl<S: Stack> Service<S> {
     /// Turns for those who asked.
     pub(crate) fn work(&mut self, now_ns: u64) -> u32 {
-        let (mut n, mut left) = (0, POLL);
+        let (mut n, mut left) = (0, self.company.most(now_ns / NS_PER_MS) as i64);
         while left > 0 && !self.port.is_congested() {
             let Some(guest) = self.active.pop_front() else { break };
             let visit = self.ctx(guest, now_ns, |c| c.visit(left));
@@ -91,6 +115,7 @@ impl<S: Stack> Ctx<'_, S> {
         while self.guest.turns.credit > 0 && spent < most && !self.port.is_congested() {
             let Some(key) = self.guest.turns.run.pop_front() else { break };
             n += 1;
+            self.company.see(key, self.now_ms);
             let before = self.guest.turns.credit;
             self.guest.turns.in_turn = true;
             self.with(key, |c, key, cell, mut s| {

@@ -7,7 +7,6 @@ use nk_device::sync::Ordering;
 use nk_device::{CHUNK_SIZE, Cell, Nqe, STREAM_SLOTS};
 
 use super::{CHUNKS, more_of};
-use crate::gather::SEND_BYTES;
 use crate::service::{ALL, Ctx, OUT, Taken};
 use crate::span::span;
 use crate::{Errno, Key, RawSpan, Stack};
@@ -108,7 +107,7 @@ impl<S: Stack> Ctx<'_, S> {
         while let (Some(first), Some(header)) =
             (s.tx.front().copied(), s.datagram.as_ref().and_then(|d| d.tx.front().copied()))
         {
-            is_over = bytes >= SEND_BYTES;
+            is_over = bytes >= self.company.most(self.now_ms);
             if is_over {
                 self.enqueue(key, s);
                 break;
