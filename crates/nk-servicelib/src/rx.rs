@@ -18,12 +18,12 @@ impl<S: Stack> Ctx<'_, S> {
     pub(crate) fn receive(&mut self, key: Key, cell: &Cell, s: &mut Taken<S>) {
         self.guest.free_read(key.socket, s);
         let mut got = 0;
-        let most = self.company.most(self.now_ms) as usize / CHUNK_SIZE;
+        let most = self.company.most(self.now_ms);
         for round in 0.. {
             if !s.readable || !s.can_receive() || s.is_stalled() || s.waits_in {
                 break;
             }
-            if round >= ROUNDS || got >= self.company.most(self.now_ms) {
+            if round >= ROUNDS || got >= most {
                 self.enqueue(key, s);
                 break;
             }
@@ -33,7 +33,11 @@ impl<S: Stack> Ctx<'_, S> {
                 continue;
             }
             let mut chunks = [0u32; CHUNKS];
-            let n = self.take_chunks(s, &mut chunks, room.min(s.rx_want).min(most));
+            let n = self.take_chunks(
+                s,
+                &mut chunks,
+                room.min(s.rx_want).min(most as usize / CHUNK_SIZE),
+            );
             let Some(chunks) = chunks.get(..n).filter(|c| !c.is_empty()) else {
                 self.starve(key, cell, s);
                 break;

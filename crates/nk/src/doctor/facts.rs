@@ -34,7 +34,7 @@ pub(super) struct Facts {
     pub(super) kernel: String,
     pub(super) glibc: String,
     /// Where libnetkernel.so is, or why it does not load.
-    pub(super) library: Result<String, String>,
+    pub(super) guestlib: Result<String, String>,
     pub(super) sealed_memfd: Trial,
     pub(super) eventfd: Trial,
     pub(super) pidfd: Trial,
@@ -72,7 +72,7 @@ impl Facts {
             architecture: std::env::consts::ARCH.to_owned(),
             kernel: text("/proc/sys/kernel/osrelease").trim().to_owned(),
             glibc: glibc(),
-            library: run::find_library().map_err(|f| f.text),
+            guestlib: run::find_library().map_err(|f| f.text),
             sealed_memfd: tried(sys::region("doctor", 4096).map(drop)),
             eventfd: tried(sys::eventfd().map(drop)),
             pidfd: tried(sys::pidfd(std::process::id() as i32).map(drop)),

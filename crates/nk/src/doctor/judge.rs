@@ -58,7 +58,7 @@ pub(super) fn judge(facts: &Facts) -> Vec<Finding> {
         architecture(facts),
         kernel(facts),
         glibc(facts),
-        library(facts),
+        guestlib(facts),
         needed(
             "sealed memory",
             &facts.sealed_memfd,
@@ -132,8 +132,8 @@ fn glibc(facts: &Facts) -> Finding {
     }
 }
 
-fn library(facts: &Facts) -> Finding {
-    match &facts.library {
+fn guestlib(facts: &Facts) -> Finding {
+    match &facts.guestlib {
         Ok(path) => good("GuestLib", format!("{path} loads")),
         Err(why) => lack("GuestLib", State::Stops, why, "nothing can be redirected without it"),
     }

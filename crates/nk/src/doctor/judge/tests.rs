@@ -5,7 +5,7 @@ fn fine() -> Facts {
         architecture: "x86_64".into(),
         kernel: "6.1.0-28-amd64".into(),
         glibc: "2.36".into(),
-        library: Ok("/usr/lib/libnetkernel.so".into()),
+        guestlib: Ok("/usr/lib/libnetkernel.so".into()),
         sealed_memfd: Ok(()),
         eventfd: Ok(()),
         pidfd: Ok(()),
@@ -53,7 +53,7 @@ fn what_stops_guests() {
     assert_eq!(lacks(|f| f.kernel = "5.10.0-33-amd64".into()), stops("kernel"));
     assert_eq!(lacks(|f| f.kernel = "what".into()), stops("kernel"));
     assert_eq!(lacks(|f| f.glibc = "2.12".into()), stops("C library"));
-    assert_eq!(lacks(|f| f.library = no()), stops("GuestLib"));
+    assert_eq!(lacks(|f| f.guestlib = no()), stops("GuestLib"));
     assert_eq!(lacks(|f| f.sealed_memfd = Err("EACCES".into())), stops("sealed memory"));
     assert_eq!(lacks(|f| f.eventfd = Err("ENOSYS".into())), stops("eventfd"));
     assert_eq!(lacks(|f| f.pidfd = Err("ENOSYS".into())), stops("pidfd"));
