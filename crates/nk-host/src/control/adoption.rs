@@ -3,9 +3,29 @@
 use std::collections::BTreeMap;
 use std::io;
 
-use nk_engine::{GuestId, NsmId};
+use nk_engine::{Adoption, GuestId, KeptGuest, NsmId};
+use nk_servicelib::Key;
 
-use super::moves::Host;
+use super::moves::{self, lost};
+use crate::keeper::book::OfListener;
+
+/// Who carries it out.
+#[allow(clippy::missing_errors_doc, reason = "those of the host, of which no guest goes on")]
+pub trait Host: moves::Host {
+    /// A descriptor.
+    type Fd;
+
+    /// The engine goes on with a guest that its NSM knows.
+    fn adopt_guest(&mut self, guest: GuestId, adoption: Adoption) -> io::Result<()>;
+    /// Tells the engine where a guest may listen.
+    fn set_listen(&mut self, guest: GuestId) -> io::Result<()>;
+    /// A listener is its NSM's still: its descriptor is for the next one.
+    fn remember_listener(&mut self, nsm: NsmId, listener: OfListener<Self::Fd>);
+    /// Gives an NSM a listener. `false`: it cannot take it.
+    fn give_listener(&mut self, nsm: NsmId, listener: OfListener<Self::Fd>) -> io::Result<bool>;
+    /// A listener is kept no more.
+    fn forget_listener(&mut self, key: Key);
+}
 
 /// What NSM processes tell of guests, sorted.
 #[derive(Debug)]
@@ -36,7 +56,7 @@ fn sort<K>(
 ///
 /// # Errors
 /// Those of the host.
-pub fn go_on<H: Host, K>(
+pub fn go_on<H: moves::Host, K>(
     h: &mut H,
     told: impl IntoIterator<Item = (NsmId, GuestId, K)>,
     mut enter: impl FnMut(&mut H, GuestId, Option<K>) -> io::Result<()>,
@@ -50,6 +70,61 @@ pub fn go_on<H: Host, K>(
         enter(h, guest, told.goes_on.remove(&guest))?;
     }
     Ok(())
+}
+
+/// A guest of which the control thread knows goes on. `adoption` and `listeners`: what the keeper has; `kept`: what its NSM says, where that
+/// lives on.
+///
+/// # Errors
+/// Those of the host.
+pub fn enter<H: Host>(
+    h: &mut H,
+    guest: GuestId,
+    mut adoption: Adoption,
+    listeners: Vec<OfListener<H::Fd>>,
+    kept: Option<KeptGuest>,
+) -> io::Result<()> {
+    let Some(nsm) = h.place(guest).map(|p| p.nsm()) else { return Ok(()) };
+    // Listeners that are where they were; an NSM that was just started may lack some, if the last daemon died before it gave them all.
+    let (there, lacking): (Vec<_>, Vec<_>) = listeners
+        .into_iter()
+        .partition(|l| kept.as_ref().is_some_and(|k| k.listens(l.key.socket, l.key.generation)));
+    if kept.is_some() {
+        adoption.listeners.retain(|l| !there.iter().any(|t| t.key.socket == l.socket));
+        // What it left on others ended with the last daemon.
+        h.alone(nsm, guest)?;
+        h.limit(guest)?;
+        // Of sockets that it was not yet told of.
+        h.give_options(nsm, guest)?;
+    } else {
+        h.add(nsm, guest)?;
+    }
+    adoption.kept = kept;
+    h.adopt_guest(guest, adoption)?;
+    h.limit(guest)?;
+    h.set_listen(guest)?;
+    h.drop_stale_options(guest)?;
+    for l in there {
+        if is_listener(h, l.key)? {
+            h.remember_listener(nsm, l);
+        } else {
+            h.forget_listener(l.key);
+        }
+    }
+    // One that it cannot take is lost, and one that nobody has any more ends here.
+    for l in lacking {
+        let key = l.key;
+        if !is_listener(h, key)? {
+            h.forget_listener(key);
+        } else if !h.give_listener(nsm, l)? {
+            lost(h, key)?;
+        }
+    }
+    Ok(())
+}
+
+fn is_listener<H: moves::Host>(h: &mut H, key: Key) -> io::Result<bool> {
+    h.engine(move |e, _| e.is_listener(GuestId(key.guest), key.socket, key.generation))
 }
 
 /// Why an NSM process that the keeper has cannot go on. It is ended.

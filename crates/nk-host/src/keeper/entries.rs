@@ -3,34 +3,45 @@
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 use nk_attach::Message;
 
+use super::link::Wire;
 use super::{CLASS_GUEST, CLASS_HOLD, CLASS_LISTENER, CLASS_OPTIONS, CLASS_PROCESS, CLASS_QSET};
 
 /// One entry: the message that made it, and its descriptors.
 #[derive(Debug)]
-pub(super) struct Kept {
-    pub(super) message: Message,
-    pub(super) fds: Vec<OwnedFd>,
+pub struct Kept<D> {
+    /// The message.
+    pub message: Message,
+    /// The descriptors.
+    pub fds: Vec<D>,
 }
 
-impl Kept {
+impl<D> Kept<D> {
     /// Sends it.
-    pub(super) fn send(&self, to: RawFd) -> Result<(), i32> {
-        let fds: Vec<RawFd> = self.fds.iter().map(AsRawFd::as_raw_fd).collect();
-        nk_attach::send(to, &self.message, &fds)
+    ///
+    /// # Errors
+    /// Those of the wire.
+    pub fn send<W: Wire<Fd = D>>(&self, to: &W) -> Result<(), i32> {
+        let fds: Vec<W::Raw> = self.fds.iter().map(W::raw).collect();
+        to.send(&self.message, &fds)
     }
 }
 
 /// All entries, by class and key.
-#[derive(Debug, Default)]
-pub(super) struct Entries(BTreeMap<(u64, u64), Kept>);
+#[derive(Debug)]
+pub struct Entries<D>(BTreeMap<(u64, u64), Kept<D>>);
 
-impl Entries {
+impl<D> Default for Entries<D> {
+    fn default() -> Entries<D> {
+        Entries(BTreeMap::new())
+    }
+}
+
+impl<D> Entries<D> {
     /// Enters what a message of [`nk_attach::Kind::Keep`] says.
-    pub(super) fn keep(&mut self, message: Message, fds: Vec<OwnedFd>) {
+    pub fn keep(&mut self, message: Message, fds: Vec<D>) {
         self.0.insert((message.a, message.b), Kept { message, fds });
     }
 
@@ -51,26 +62,24 @@ impl Entries {
         }
     }
 
+    /// An entry, if there is such a one.
+    #[must_use]
+    pub fn get(&self, class: u64, key: u64) -> Option<&Kept<D>> {
+        self.0.get(&(class, key))
+    }
+
     /// The text of an entry, if there is such a one.
     pub(super) fn text(&self, class: u64, key: u64) -> Option<&str> {
-        self.0.get(&(class, key)).map(|kept| kept.message.text().unwrap_or(""))
+        self.get(class, key).map(|kept| kept.message.text().unwrap_or(""))
     }
 
     /// The entries of a class, with their keys.
-    pub(super) fn of(&self, class: u64) -> impl Iterator<Item = (u64, &Kept)> {
+    pub fn of(&self, class: u64) -> impl Iterator<Item = (u64, &Kept<D>)> {
         self.0.range((class, 0)..=(class, u64::MAX)).map(|(k, e)| (k.1, e))
     }
 
-    /// Sends every entry.
-    pub(super) fn send(&self, to: RawFd) -> Result<(), i32> {
-        self.0.values().try_for_each(|e| e.send(to))
-    }
-
     /// The entries behind that one, in order, by class and key; all for `None`.
-    pub(super) fn after(
-        &self,
-        last: Option<(u64, u64)>,
-    ) -> impl Iterator<Item = ((u64, u64), &Kept)> {
+    pub fn after(&self, last: Option<(u64, u64)>) -> impl Iterator<Item = ((u64, u64), &Kept<D>)> {
         let from = last.map_or(Bound::Unbounded, Bound::Excluded);
         self.0.range((from, Bound::Unbounded)).map(|(at, e)| (*at, e))
     }
@@ -83,7 +92,7 @@ mod tests {
 
     #[test]
     fn with_a_guest_goes_what_is_its() {
-        let mut entries = Entries::default();
+        let mut entries = Entries::<()>::default();
         let mut enter = |class, key| {
             let mut m = Message::new(Kind::Keep);
             (m.a, m.b) = (class, key);

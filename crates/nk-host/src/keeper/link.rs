@@ -2,25 +2,61 @@
 //!
 //! The next one is told in the order of the entries, and some at a time. What is kept or dropped meanwhile it hears at once if that
 //! entry's turn has been; otherwise it finds it, or does not, when its turn comes.
+//!
+//! The simulation (`nk-models`, `played`) has keepers in memory at the other ends.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 use nk_attach::{Kind, Message};
 
-use super::complete;
 use super::entries::Entries;
 use super::options::Options;
+use super::{CLASS_GUEST, KEPT_COMPLETE, KEPT_END};
 use crate::sys;
 
-/// Entries that the next keeper is told before somebody else may have the lock.
-const TURN: usize = 64;
+/// A way to a keeper.
+pub trait Wire {
+    /// A descriptor that is kept.
+    type Fd;
+    /// One that is handed along.
+    type Raw: Copy;
 
+    /// Hands it along.
+    fn raw(fd: &Self::Fd) -> Self::Raw;
+    /// Another of the same.
+    ///
+    /// # Errors
+    /// When there is none left.
+    fn duplicate(raw: Self::Raw) -> io::Result<Self::Fd>;
+    /// Sends a message.
+    ///
+    /// # Errors
+    /// The errno.
+    fn send(&self, m: &Message, fds: &[Self::Raw]) -> Result<(), i32>;
+}
+
+impl Wire for OwnedFd {
+    type Fd = OwnedFd;
+    type Raw = RawFd;
+
+    fn raw(fd: &OwnedFd) -> RawFd {
+        fd.as_raw_fd()
+    }
+    fn duplicate(raw: RawFd) -> io::Result<OwnedFd> {
+        sys::duplicate(raw)
+    }
+    fn send(&self, m: &Message, fds: &[RawFd]) -> Result<(), i32> {
+        nk_attach::send(self.as_raw_fd(), m, fds)
+    }
+}
+
+/// The daemon's end.
 #[derive(Debug)]
-pub(super) struct Link {
-    pub(super) connection: OwnedFd,
-    next: Option<Next>,
-    pub(super) entries: Entries,
+pub struct Link<W: Wire> {
+    pub(super) connection: W,
+    next: Option<Next<W>>,
+    pub(super) entries: Entries<W::Fd>,
     pub(super) options: Options,
     /// No other daemon is to follow: so says this to the next one, too.
     last_word: Option<Message>,
@@ -28,31 +64,51 @@ pub(super) struct Link {
 
 /// A keeper that is being told.
 #[derive(Debug)]
-struct Next {
-    connection: OwnedFd,
+struct Next<W> {
+    connection: W,
     /// Class and key of the last entry that it was told.
     told: Option<(u64, u64)>,
     /// It was not told of a change.
     failed: Option<i32>,
 }
 
-impl Link {
-    pub(super) fn new(connection: OwnedFd, entries: Entries, options: Options) -> Link {
+/// Tells a keeper that it has everything.
+///
+/// # Errors
+/// Those of the wire.
+pub fn complete(keeper: &impl Wire) -> io::Result<()> {
+    keeper.send(&asks_nothing(KEPT_COMPLETE), &[]).map_err(io::Error::from_raw_os_error)
+}
+
+fn asks_nothing(what: u64) -> Message {
+    let mut m = Message::new(Kind::Kept);
+    m.a = what;
+    m
+}
+
+impl<W: Wire> Link<W> {
+    /// To a keeper that has these already.
+    #[must_use]
+    pub fn new(connection: W, entries: Entries<W::Fd>) -> Link<W> {
+        let options = Options::of(&entries);
         Link { connection, next: None, entries, options, last_word: None }
     }
 
     /// A keeper that knows nothing is to be the next.
-    pub(super) fn begin(&mut self, connection: OwnedFd) {
+    pub fn begin(&mut self, connection: W) {
         self.next = Some(Next { connection, told: None, failed: None });
     }
 
-    /// Tells the next keeper some entries; `true`: it has all, and is the one from now on. One that could not be told everything ends
-    /// with its connection.
-    pub(super) fn give_some(&mut self) -> io::Result<bool> {
+    /// Tells the next keeper some entries, `turn` at most; `true`: it has all, and is the one from now on. One that could not be told everything
+    /// ends with its connection.
+    ///
+    /// # Errors
+    /// Those of the wire: it is not the next one.
+    pub fn give_some(&mut self, turn: usize) -> io::Result<bool> {
         let Some(mut next) = self.next.take() else { return Ok(true) };
-        let mut left = TURN;
-        for (at, entry) in self.entries.after(next.told).take(TURN) {
-            entry.send(next.connection.as_raw_fd()).map_err(io::Error::from_raw_os_error)?;
+        let mut left = turn;
+        for (at, entry) in self.entries.after(next.told).take(turn) {
+            entry.send(&next.connection).map_err(io::Error::from_raw_os_error)?;
             next.told = Some(at);
             left -= 1;
         }
@@ -64,16 +120,16 @@ impl Link {
             return Ok(false);
         }
         if let Some(m) = &self.last_word {
-            nk_attach::send(next.connection.as_raw_fd(), m, &[])
-                .map_err(io::Error::from_raw_os_error)?;
+            next.connection.send(m, &[]).map_err(io::Error::from_raw_os_error)?;
         }
         complete(&next.connection)?;
         self.connection = next.connection;
         Ok(true)
     }
 
-    pub(super) fn keep(&mut self, m: Message, fds: &[RawFd]) {
-        match fds.iter().map(|fd| sys::duplicate(*fd)).collect() {
+    /// Keeps what the message says.
+    pub fn keep(&mut self, m: Message, fds: &[W::Raw]) {
+        match fds.iter().map(|fd| W::duplicate(*fd)).collect() {
             Ok(copies) => self.entries.keep(m, copies),
             Err(e) => {
                 tracing::error!(error = %e, "no descriptor left: another keeper would lack an entry");
@@ -82,26 +138,31 @@ impl Link {
         self.send(&m, fds);
     }
 
-    pub(super) fn drop_entry(&mut self, class: u64, key: u64) {
+    /// Keeps an entry no more.
+    pub fn drop_entry(&mut self, class: u64, key: u64) {
+        if class == CLASS_GUEST {
+            self.options.forget_guest(key as u16);
+        }
         let mut m = Message::new(Kind::Drop);
         (m.a, m.b) = (class, key);
         self.entries.drop_entry(class, key);
         self.send(&m, &[]);
     }
 
-    /// No other daemon is to follow.
-    pub(super) fn end(&mut self, m: &Message) {
-        self.last_word = Some(*m);
-        let _ = nk_attach::send(self.connection.as_raw_fd(), m, &[]);
+    /// When this daemon ends none is to follow: the keeper tells the guests, and ends.
+    pub fn end(&mut self) {
+        let m = asks_nothing(KEPT_END);
+        self.last_word = Some(m);
+        let _ = self.connection.send(&m, &[]);
     }
 
-    fn send(&mut self, m: &Message, fds: &[RawFd]) {
-        if let Err(e) = nk_attach::send(self.connection.as_raw_fd(), m, fds) {
+    fn send(&mut self, m: &Message, fds: &[W::Raw]) {
+        if let Err(e) = self.connection.send(m, fds) {
             tracing::debug!(errno = e, "the keeper is gone; the next one is told");
         }
         // With a guest or a process go entries of higher classes: those it has not been told either, if this one's turn is yet to come.
         if let Some(next) = self.next.as_mut().filter(|n| n.told >= Some((m.a, m.b))) {
-            let told = nk_attach::send(next.connection.as_raw_fd(), m, fds);
+            let told = next.connection.send(m, fds);
             next.failed = next.failed.or(told.err());
         }
     }
@@ -110,20 +171,21 @@ impl Link {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::keeper::{
-        CLASS_GUEST, CLASS_LISTENER, CLASS_PROCESS, CLASS_QSET, KEPT_COMPLETE, take_back,
-    };
+    use crate::keeper::{CLASS_LISTENER, CLASS_PROCESS, CLASS_QSET, take_back};
+
+    /// Entries of one turn.
+    const SOME: usize = 64;
 
     type Snapshot = Vec<((u64, u64), u64)>;
 
-    fn snapshot(entries: &Entries) -> Snapshot {
+    fn snapshot<D>(entries: &Entries<D>) -> Snapshot {
         entries.after(None).map(|(at, e)| (at, e.message.c)).collect()
     }
 
     /// What a keeper's process makes of what comes on its socket, once it is told that this is all.
     fn played(socket: OwnedFd) -> std::thread::JoinHandle<Option<Snapshot>> {
         std::thread::spawn(move || {
-            let mut entries = Entries::default();
+            let mut entries = Entries::<()>::default();
             while let Ok((m, ..)) = nk_attach::recv(socket.as_raw_fd(), false) {
                 match Kind::from_u32(m.kind) {
                     Some(Kind::Keep) => entries.keep(m, Vec::new()),
@@ -136,11 +198,11 @@ mod tests {
         })
     }
 
-    fn link() -> (Link, OwnedFd) {
+    fn link() -> (Link<OwnedFd>, OwnedFd) {
         let (connection, last) = sys::seqpacket_pair().expect("pair");
         // As after its end.
         drop(last);
-        let mut link = Link::new(connection, Entries::default(), Options::default());
+        let mut link = Link::new(connection, Entries::default());
         for guest in 1..=20 {
             change(&mut link, guest, 1);
         }
@@ -150,7 +212,7 @@ mod tests {
     }
 
     /// Makes a guest with its entries, or part of it, or changes or ends it.
-    fn change(link: &mut Link, guest: u64, n: u64) {
+    fn change(link: &mut Link<OwnedFd>, guest: u64, n: u64) {
         let mut keep = |class, key| {
             let mut m = Message::new(Kind::Keep);
             (m.a, m.b, m.c) = (class, key, n);
@@ -177,7 +239,7 @@ mod tests {
             let (mut link, its) = link();
             let keeper = played(its);
             let (mut n, mut turns) = (seed, 1);
-            while !link.give_some().expect("it lives") {
+            while !link.give_some(SOME).expect("it lives") {
                 turns += 1;
                 for _ in 0..3 {
                     n = n
@@ -197,15 +259,15 @@ mod tests {
     #[test]
     fn one_that_ends_while_it_is_told_is_not_the_next() {
         let (mut link, its) = link();
-        assert!(!link.give_some().expect("it lives"));
+        assert!(!link.give_some(SOME).expect("it lives"));
         drop(its);
-        assert!(link.give_some().is_err());
-        assert!(link.give_some().expect("none is told"), "it is still told");
+        assert!(link.give_some(SOME).is_err());
+        assert!(link.give_some(SOME).expect("none is told"), "it is still told");
         // And one that a daemon gave up before it had all was not told that it has.
         let (next, its) = sys::seqpacket_pair().expect("pair");
         let keeper = played(its);
         link.begin(next);
-        assert!(!link.give_some().expect("it lives"));
+        assert!(!link.give_some(SOME).expect("it lives"));
         link.next = None;
         assert_eq!(keeper.join().expect("no panic"), None);
         assert!(take_back(&link.connection, &mut Entries::default()).is_err(), "the last one's");

@@ -6,7 +6,7 @@ use nk_device::Addr;
 use nk_servicelib::{Key, SetOption};
 use nk_stack_kernel::ListenerKeeper;
 
-use super::{CLASS_LISTENER, Keeper};
+use super::{CLASS_LISTENER, Keeper, book};
 
 /// The stack's way to the keeper.
 #[derive(Clone, Debug)]
@@ -14,14 +14,7 @@ pub struct ListenerNotes(pub Keeper);
 
 impl ListenerKeeper for ListenerNotes {
     fn keep(&mut self, key: Key, fd: BorrowedFd<'_>, local: &Addr, backlog: u32) {
-        let text = format_addr(local);
-        self.0.keep(
-            CLASS_LISTENER,
-            key.to_word(),
-            (u64::from(backlog), 0),
-            &text,
-            &[fd.as_raw_fd()],
-        );
+        self.0.keep(book::listener(key, local, backlog), &[fd.as_raw_fd()]);
     }
     fn forget(&mut self, key: Key) {
         self.0.drop_entry(CLASS_LISTENER, key.to_word());

@@ -3,12 +3,24 @@
 //! It knows entries only: a class, a key, some words and descriptors. The daemon puts an entry before it answers the request
 //! that made it necessary, and a new daemon takes all of them back. The daemon remembers them too, and when the keeper ends it
 //! starts another with the same. This module is the daemon's end; [`process`] is the keeper.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`entries`] | what is kept |
+//! | [`book`] | how what the daemon knows stands there |
+//! | [`link`] | what the daemon tells a keeper, and the next one |
+//! | [`state`] | what the keeper makes of what it is told, and of deaths |
+//! | [`process`] | the keeper's process: descriptors around that |
+//!
+//! The simulation (`nk-models`, `played`) runs the first four.
 
-mod entries;
-mod link;
+pub mod book;
+pub mod entries;
+pub mod link;
 mod listeners;
 mod options;
 pub mod process;
+pub mod state;
 
 use std::ffi::{CStr, CString};
 use std::io;
@@ -22,11 +34,10 @@ use nk_attach::{Kind, Message};
 
 use crate::sys;
 use entries::Entries;
-use link::Link;
+use link::{Link, complete};
 pub use listeners::ListenerNotes;
 pub(crate) use listeners::{format_addr, parse_addr};
 use nk_servicelib::{Key, SetOption};
-use options::Options;
 pub(crate) use options::{option_from_text, option_to_text, options_from_text, options_to_text};
 
 /// The attach socket.
@@ -58,11 +69,6 @@ pub const CLASS_TOTALS: u64 = 8;
 /// Options of a datagram socket, one of some classes from here on: key as a listener's; text = some of them.
 const CLASS_OPTIONS: u64 = 16;
 
-/// The NSM in the text of a guest's entry.
-fn nsm_of(text: &str) -> &str {
-    text.split(' ').nth(3).unwrap_or("")
-}
-
 /// Word a of a [`Kind::Kept`] that asks for nothing: the keeper has been told everything, and acts on this daemon's death from now on.
 const KEPT_COMPLETE: u64 = 1;
 /// As above: no other daemon is to follow.
@@ -71,12 +77,14 @@ const KEPT_END: u64 = 2;
 const ENDING_MAX: Duration = Duration::from_secs(1);
 /// How long a keeper that was just started may take to answer.
 const ANSWER_MAX_S: u64 = 10;
+/// Entries that the next keeper is told before somebody else may have the lock.
+const TURN: usize = 64;
 /// Between two turns of telling the next keeper: who waits to keep something has the lock by then.
 const BREATH: Duration = Duration::from_micros(50);
 
 /// What is kept.
 #[derive(Debug)]
-pub struct Entry {
+pub struct Entry<D = OwnedFd> {
     /// One of the `CLASS_` constants.
     pub class: u64,
     /// Unique within its class.
@@ -88,7 +96,16 @@ pub struct Entry {
     /// Text.
     pub text: String,
     /// Descriptors.
-    pub fds: Vec<OwnedFd>,
+    pub fds: Vec<D>,
+}
+
+impl<D> Entry<D> {
+    /// As it is told.
+    #[must_use]
+    pub fn new(m: &Message, fds: Vec<D>) -> Entry<D> {
+        let text = m.text().unwrap_or("").to_owned();
+        Entry { class: m.a, key: m.b, c: m.c, d: m.d, text, fds }
+    }
 }
 
 /// The path of the keeper's socket beside an attach socket.
@@ -110,7 +127,7 @@ struct Shared {
     path: PathBuf,
     private: Option<PathBuf>,
     program: &'static CStr,
-    link: Mutex<Link>,
+    link: Mutex<Link<OwnedFd>>,
 }
 
 impl Keeper {
@@ -162,20 +179,19 @@ impl Keeper {
     /// Gives the next keeper everything, some at a time: the poll thread may have something to keep meanwhile.
     fn give_all(&self, next: OwnedFd) -> io::Result<()> {
         self.link().begin(next);
-        while !self.link().give_some()? {
+        while !self.link().give_some(TURN)? {
             std::thread::sleep(BREATH);
         }
         Ok(())
     }
 
-    fn new(path: &Path, private: Option<&Path>, connection: OwnedFd, entries: Entries) -> Keeper {
-        let mut options = Options::default();
-        for class in CLASS_OPTIONS..CLASS_OPTIONS + options::PARTS {
-            for (key, kept) in entries.of(class) {
-                options.read(key, kept.message.text().unwrap_or(""));
-            }
-        }
-        let link = Mutex::new(Link::new(connection, entries, options));
+    fn new(
+        path: &Path,
+        private: Option<&Path>,
+        connection: OwnedFd,
+        entries: Entries<OwnedFd>,
+    ) -> Keeper {
+        let link = Mutex::new(Link::new(connection, entries));
         let private = private.map(Path::to_owned);
         let program = crate::spawn::THIS;
         Keeper(Arc::new(Shared { path: path.to_owned(), private, program, link }))
@@ -190,31 +206,23 @@ impl Keeper {
         self
     }
 
-    fn link(&self) -> MutexGuard<'_, Link> {
+    fn link(&self) -> MutexGuard<'_, Link<OwnedFd>> {
         self.0.link.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Keeps an entry.
-    pub fn keep(&self, class: u64, key: u64, words: (u64, u64), text: &str, fds: &[RawFd]) {
-        let mut m = Message::new(Kind::Keep).with_text(text);
-        (m.a, m.b, m.c, m.d) = (class, key, words.0, words.1);
-        self.link().keep(m, fds);
+    /// Keeps an entry ([`book`] makes it).
+    pub fn keep(&self, entry: Message, fds: &[RawFd]) {
+        self.link().keep(entry, fds);
     }
 
     /// Keeps an entry no more.
     pub fn drop_entry(&self, class: u64, key: u64) {
-        let mut link = self.link();
-        if class == CLASS_GUEST {
-            link.options.forget_guest(key as u16);
-        }
-        link.drop_entry(class, key);
+        self.link().drop_entry(class, key);
     }
 
     /// When this daemon ends none is to follow: the keeper tells the guests, and ends.
     pub fn end(&self) {
-        let mut m = Message::new(Kind::Kept);
-        m.a = KEPT_END;
-        self.link().end(&m);
+        self.link().end();
     }
 
     /// Keeps an option of a datagram socket. [`Keeper::tell_options`] follows: guests set options as often as they like, and the keeper is
@@ -240,9 +248,7 @@ impl Keeper {
                 match texts.get(part) {
                     Some(text) if known == Some(text) => {}
                     Some(text) => {
-                        let mut m = Message::new(Kind::Keep).with_text(text);
-                        (m.a, m.b) = (class, key);
-                        link.keep(m, &[]);
+                        link.keep(book::entry(class, key, (0, 0), text), &[]);
                     }
                     None if known.is_some() => link.drop_entry(class, key),
                     None => break,
@@ -273,7 +279,7 @@ fn refuse_second(daemon: RawFd) {
 }
 
 /// Takes everything back from a keeper, and copies of it.
-fn take_back(keeper: &OwnedFd, copies: &mut Entries) -> io::Result<Vec<Entry>> {
+fn take_back(keeper: &OwnedFd, copies: &mut Entries<OwnedFd>) -> io::Result<Vec<Entry>> {
     let os = io::Error::from_raw_os_error;
     let fd = keeper.as_raw_fd();
     match nk_attach::send(fd, &Message::new(Kind::Kept), &[]) {
@@ -307,22 +313,8 @@ fn take_back(keeper: &OwnedFd, copies: &mut Entries) -> io::Result<Vec<Entry>> {
         let fds: Vec<OwnedFd> =
             (0..nk_attach::FDS_MAX).map_while(|i| fds.take(i)).map(sys::own).collect();
         copies.keep(m, fds.iter().map(OwnedFd::try_clone).collect::<io::Result<_>>()?);
-        entries.push(Entry {
-            class: m.a,
-            key: m.b,
-            c: m.c,
-            d: m.d,
-            text: m.text().unwrap_or("").to_owned(),
-            fds,
-        });
+        entries.push(Entry::new(&m, fds));
     }
-}
-
-/// Tells a keeper that it has everything.
-fn complete(keeper: &OwnedFd) -> io::Result<()> {
-    let mut m = Message::new(Kind::Kept);
-    m.a = KEPT_COMPLETE;
-    nk_attach::send(keeper.as_raw_fd(), &m, &[]).map_err(io::Error::from_raw_os_error)
 }
 
 /// Starts the process and returns the connection to it, once it has answered.

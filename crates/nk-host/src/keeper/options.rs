@@ -6,6 +6,9 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use nk_attach::TEXT_MAX;
 use nk_servicelib::{Key, SetOption};
 
+use super::CLASS_OPTIONS;
+use super::entries::Entries;
+
 /// Texts that the options of one socket may fill.
 pub(super) const PARTS: u64 = 16;
 /// Texts that the options of all sockets of a guest may fill: what a guest can make daemon and keeper remember.
@@ -51,6 +54,17 @@ fn of_guest(guest: u16) -> std::ops::RangeInclusive<u64> {
 }
 
 impl Options {
+    /// What a keeper has.
+    pub(super) fn of<D>(entries: &Entries<D>) -> Options {
+        let mut options = Options::default();
+        for class in CLASS_OPTIONS..CLASS_OPTIONS + PARTS {
+            for (key, kept) in entries.of(class) {
+                options.read(key, kept.message.text().unwrap_or(""));
+            }
+        }
+        options
+    }
+
     /// Enters an option. `false`: there is no room for it, and the socket has none of that kind here any more; the first time that
     /// this is for its guest's sake is logged, no later one, or a guest could fill the log.
     pub(super) fn set(&mut self, key: Key, option: &SetOption) -> bool {
@@ -96,7 +110,7 @@ impl Options {
     }
 
     /// Enters what a keeper had of a socket.
-    pub(super) fn read(&mut self, word: u64, text: &str) {
+    fn read(&mut self, word: u64, text: &str) {
         let read: Vec<SetOption> = text.split(';').filter_map(option_from_text).collect();
         if read.is_empty() {
             return;

@@ -1,4 +1,4 @@
-//! The keeper's own process: one thread, one poll loop, no guest ever talks to it.
+//! The keeper's own process: one thread, one poll loop, no guest ever talks to it. What it makes of what it hears is [`super::state`]'s.
 //!
 //! When the daemon's connection closes, it writes `engine_state` in every guest's header. Where the guest's NSM was the daemon's own, or
 //! ends before another daemon comes, the guest's connections are lost: whoever sleeps there is woken. It ends when there is no daemon
@@ -9,31 +9,18 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::path::PathBuf;
 
 use nk_attach::{Fds, Kind, Message, RecvError};
-use nk_device::header::{ENGINE_AWAY, ENGINE_DOWN, ENGINE_GONE};
+use nk_device::header::ENGINE_AWAY;
 use nk_device::sync::{Ordering, fence};
 use nk_device::{Cell, Qset, Row};
 use rustix::fs::SeekFrom;
 
-use super::entries::Entries;
-use super::{
-    CLASS_GUEST, CLASS_NSM, CLASS_PROCESS, CLASS_QSET, HAS_PIDFD, KEPT_COMPLETE, KEPT_END, nsm_of,
-};
+use super::book::flags_and_nsm;
+use super::state::{End, Mark, State};
 use crate::guest::{Region, layout};
 use crate::{sys, watchdog};
 
 /// How long the daemon that started this keeper may take to connect.
 const FIRST_MAX_MS: i32 = 5_000;
-
-#[derive(Debug)]
-struct State {
-    entries: Entries,
-    daemon: Option<OwnedFd>,
-    /// The daemon has told everything. One that gives up before is not dead: it starts another keeper.
-    is_complete: bool,
-    private: Option<PathBuf>,
-    /// No daemon will follow this one.
-    is_last: bool,
-}
 
 /// Runs until there is nothing left to keep.
 ///
@@ -47,29 +34,18 @@ pub fn run(path: PathBuf, private: Option<PathBuf>) -> io::Result<()> {
 }
 
 fn serve(listener: &OwnedFd, path: PathBuf, private: Option<PathBuf>) {
-    let mut s = State {
-        entries: Entries::default(),
-        daemon: None,
-        is_complete: false,
-        is_last: private.is_some(),
-        private,
-    };
-    // The daemon that started this one connects at once.
-    let mut served = false;
-    loop {
-        let waiting = match &s.daemon {
-            None if served && !s.has_process() => break,
-            Some(_) => Vec::new(),
-            None => s.ends(CLASS_PROCESS).chain(s.ends(CLASS_NSM)).collect(),
-        };
-        let daemon = s.daemon.as_ref().map_or(-1, AsRawFd::as_raw_fd);
+    let mut s = State::new(private.is_some());
+    let mut daemon: Option<OwnedFd> = None;
+    while !s.is_over() {
+        let (waiting, ends): (Vec<_>, Vec<_>) =
+            s.watched().into_iter().map(|(who, end)| (who, watched(&end))).unzip();
         let poll = |(fd, events)| libc::pollfd { fd, events, revents: 0 };
-        let own = [listener.as_raw_fd(), daemon].map(|fd| (fd, libc::POLLIN));
-        let mut fds: Vec<libc::pollfd> =
-            own.into_iter().chain(waiting.iter().map(|w| w.2)).map(poll).collect();
+        let connection = daemon.as_ref().map_or(-1, AsRawFd::as_raw_fd);
+        let own = [listener.as_raw_fd(), connection].map(|fd| (fd, libc::POLLIN));
+        let mut fds: Vec<libc::pollfd> = own.into_iter().chain(ends).map(poll).collect();
         // SAFETY: as many entries of ours as the length says; a negative number is skipped by the kernel.
         let n = unsafe {
-            let wait_ms = if served { -1 } else { FIRST_MAX_MS };
+            let wait_ms = if s.served() { -1 } else { FIRST_MAX_MS };
             libc::poll(fds.as_mut_ptr(), fds.len() as u64, wait_ms)
         };
         if n < 0 {
@@ -80,148 +56,98 @@ fn serve(listener: &OwnedFd, path: PathBuf, private: Option<PathBuf>) {
             break;
         }
         let ready = |i: usize| fds.get(i).is_some_and(|f| f.revents != 0);
-        for (i, (class, key, _)) in waiting.iter().enumerate() {
+        for (i, who) in waiting.iter().enumerate() {
             if ready(i + 2) {
-                s.ended(*class, *key);
+                let marks = s.ended(*who);
+                mark(&s, &marks);
             }
         }
         if ready(1) {
-            s.messages();
-            if s.daemon.is_none() && (s.is_last || !s.is_complete) {
-                break;
-            }
+            messages(&mut s, &mut daemon);
         }
         if ready(0)
+            && !s.is_over()
             && let Ok(fd) = sys::accept(listener)
         {
-            if s.daemon.is_none() {
-                served = true;
-                s.daemon = Some(fd);
+            if s.connected() {
+                daemon = Some(fd);
             } else {
                 super::refuse_second(fd.as_raw_fd());
             }
         }
     }
+    let is_complete = s.is_complete();
     // With it goes the attach socket, which the next daemon must not find served when the path is gone.
-    drop(s.entries);
+    drop(s);
     // The path of one that was given up may be the next one's by now.
-    if s.is_complete {
+    if is_complete {
         let _ = std::fs::remove_file(path);
-        if let Some(dir) = s.private {
+        if let Some(dir) = private {
             crate::private::remove(&dir);
         }
     }
 }
 
-impl State {
-    fn has_process(&self) -> bool {
-        self.entries.of(CLASS_PROCESS).next().is_some()
+/// What to poll for.
+fn watched(end: &End<'_, OwnedFd>) -> (RawFd, i16) {
+    match end {
+        End::Pidfd(fd) => (fd.as_raw_fd(), libc::POLLIN),
+        End::Control(fd) => (fd.as_raw_fd(), 0),
     }
+}
 
-    /// Class, key, and the descriptor that tells of a process's end, with the events that do: its pidfd, which comes last, is readable
-    /// then. Of a child that has not said hello there is its control socket alone, which is readable when it has, and hung up at its end.
-    fn ends(&self, class: u64) -> impl Iterator<Item = (u64, u64, (RawFd, i16))> {
-        let entries = self.entries.of(class);
-        entries.filter_map(move |(k, e)| {
-            let has_pidfd = class == CLASS_NSM || e.message.d & HAS_PIDFD != 0;
-            let events = if has_pidfd { libc::POLLIN } else { 0 };
-            Some((class, k, (e.fds.last()?.as_raw_fd(), events)))
-        })
-    }
-
-    /// A process ended while there was no daemon.
-    fn ended(&mut self, class: u64, key: u64) {
-        let name =
-            self.entries.of(class).find(|(k, _)| *k == key).and_then(|(_, e)| {
-                e.message.text().filter(|_| class == CLASS_NSM).map(str::to_owned)
-            });
-        self.entries.drop_entry(class, key);
-        if let Some(name) = name {
-            self.mark(|nsm| (nsm == name).then_some(ENGINE_DOWN));
-        }
-    }
-
-    fn messages(&mut self) {
-        while let Some(fd) = self.daemon.as_ref().map(AsRawFd::as_raw_fd) {
-            match nk_attach::recv(fd, true) {
-                Ok((m, fds, _)) => self.message(fd, m, fds),
-                Err(RecvError::Os(libc::EAGAIN)) => return,
-                Err(_) => {
-                    self.daemon = None;
-                    if self.is_complete {
-                        self.mark_dead();
-                    }
+fn messages(s: &mut State<OwnedFd>, daemon: &mut Option<OwnedFd>) {
+    while let Some(fd) = daemon.as_ref() {
+        match nk_attach::recv(fd.as_raw_fd(), true) {
+            Ok((m, fds, _)) => {
+                if s.message(m, owned(fds)) {
+                    let _ = sys::set_blocking(fd);
+                    let _ = s.entries().after(None).try_for_each(|(_, e)| e.send(fd));
+                    let _ = nk_attach::send(fd.as_raw_fd(), &Message::new(Kind::Kept), &[]);
                 }
             }
+            Err(RecvError::Os(libc::EAGAIN)) => return,
+            Err(_) => {
+                *daemon = None;
+                let marks = s.daemon_ended(|pidfd| sys::has_ended(pidfd));
+                mark(s, &marks);
+            }
         }
     }
+}
 
-    fn message(&mut self, daemon: RawFd, m: Message, mut fds: Fds) {
-        match Kind::from_u32(m.kind) {
-            Some(Kind::Keep) => {
-                let fds =
-                    (0..nk_attach::FDS_MAX).map_while(|i| fds.take(i)).map(sys::own).collect();
-                self.entries.keep(m, fds);
+fn owned(mut fds: Fds) -> Vec<OwnedFd> {
+    (0..nk_attach::FDS_MAX).map_while(|i| fds.take(i)).map(sys::own).collect()
+}
+
+/// Writes into guests' headers, and wakes whoever is to see it.
+fn mark(s: &State<OwnedFd>, marks: &[Mark]) {
+    if marks.is_empty() {
+        return;
+    }
+    if let Err(e) = watchdog::install() {
+        eprintln!("nk keeper: no timer: a hostile guest's doorbell may block it: {e}");
+    }
+    let mut lost = Vec::new();
+    for Mark { guest, state } in marks {
+        let Some(e) = s.guest(*guest) else { continue };
+        let Some(memfd) = e.fds.first().and_then(|f| f.try_clone().ok()) else { continue };
+        let (flags, _) = flags_and_nsm(e.message.text().unwrap_or(""));
+        match Region::map(memfd, layout(flags)) {
+            Ok(r) if *state == ENGINE_AWAY => {
+                r.device.header().engine_state.store(*state, Ordering::SeqCst);
             }
-            Some(Kind::Drop) => self.entries.drop_entry(m.a, m.b),
-            Some(Kind::Kept) if m.a == KEPT_COMPLETE => self.is_complete = true,
-            Some(Kind::Kept) if m.a == KEPT_END => self.is_last = true,
-            Some(Kind::Kept) => {
-                let _ = self.daemon.as_ref().map(sys::set_blocking);
-                let _ = self.entries.send(daemon);
-                let _ = nk_attach::send(daemon, &Message::new(Kind::Kept), &[]);
+            Ok(r) => {
+                wake_guest(&r, *state);
+                lost.push(*guest);
             }
-            _ => {}
+            Err(e) => eprintln!("nk keeper: cannot map a guest's region: {e}"),
         }
     }
-
-    /// The daemon is dead.
-    fn mark_dead(&self) {
-        let living: Vec<&str> = self
-            .entries
-            .of(CLASS_NSM)
-            .filter(|(_, e)| e.fds.last().is_some_and(|p| !sys::has_ended(p)))
-            .filter_map(|(_, e)| e.message.text())
-            .collect();
-        self.mark(|nsm| {
-            Some(match living.contains(&nsm) {
-                _ if self.is_last => ENGINE_GONE,
-                true => ENGINE_AWAY,
-                false => ENGINE_DOWN,
-            })
-        });
-    }
-
-    /// Writes a state for the guests of each NSM for which there is one.
-    fn mark(&self, state: impl Fn(&str) -> Option<u32>) {
-        if let Err(e) = watchdog::install() {
-            eprintln!("nk keeper: no timer: a hostile guest's doorbell may block it: {e}");
-        }
-        let mut lost = Vec::new();
-        for (id, e) in self.entries.of(CLASS_GUEST) {
-            let text = e.message.text().unwrap_or("");
-            let Some(state) = state(nsm_of(text)) else { continue };
-            let Some(memfd) = e.fds.first().and_then(|f| f.try_clone().ok()) else { continue };
-            // Text: uid, flags, ...
-            let flags = text.split(' ').nth(1).and_then(|w| w.parse().ok()).unwrap_or(0);
-            match Region::map(memfd, layout(flags)) {
-                Ok(r) if state == ENGINE_AWAY => {
-                    r.device.header().engine_state.store(state, Ordering::SeqCst);
-                }
-                Ok(r) => {
-                    wake_guest(&r, state);
-                    lost.push(id);
-                }
-                Err(e) => eprintln!("nk keeper: cannot map a guest's region: {e}"),
-            }
-        }
-        for (_, e) in self.entries.of(CLASS_QSET).filter(|(k, _)| lost.contains(&(k >> 32))) {
-            if let Some(bell) = e.fds.first() {
-                watchdog::watch();
-                // One that blocks is a hostile guest's: the next.
-                let _ = sys::ring(bell);
-            }
-        }
+    for bell in lost.into_iter().flat_map(|guest| s.bells(guest)) {
+        watchdog::watch();
+        // One that blocks is a hostile guest's: the next.
+        let _ = sys::ring(bell);
     }
 }
 
@@ -280,8 +206,10 @@ fn present<T, P>(region: &Region, first: Option<&P>, count: u32) -> Vec<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::keeper::{HAS_CONTROL, Keeper, complete};
+    use crate::keeper::link::complete;
+    use crate::keeper::{CLASS_PROCESS, HAS_CONTROL, Keeper};
     use nk_device::Layout;
+    use nk_device::header::ENGINE_DOWN;
     use std::os::unix::ffi::OsStrExt;
     use std::time::Duration;
 

@@ -6,68 +6,18 @@ use std::os::fd::OwnedFd;
 use std::time::Instant;
 
 use nk_device::sync::Ordering;
-use nk_engine::{AdoptedListener, AdoptedRow, Adoption, GuestId, GuestSetup, KeptGuest, NsmId};
-use nk_servicelib::{GuestPool, Key};
+use nk_engine::{Adoption, GuestId, GuestSetup, KeptGuest, NsmId};
+use nk_servicelib::Key;
 
 use super::nsm::Nsm;
 use super::{Role, Server, Source};
-use crate::control::adoption::{self, process_goes_on};
-use crate::control::moves::{Host, lost};
+use crate::control::adoption;
 use crate::control::place::Place;
 use crate::guest::{Guest, GuestCounters, Names, Process, Region, layout};
-use crate::keeper::{
-    CLASS_GUEST, CLASS_HOLD, CLASS_LISTENER, CLASS_NSM, CLASS_PROCESS, CLASS_QSET, Entry,
-    HAS_CONTROL, HAS_PIDFD, Keeper, parse_addr,
-};
-use crate::limits::GuestLimits;
+use crate::keeper::book::{self, OfGuest, OfHold, OfListener, OfProcess, Said};
+use crate::keeper::{CLASS_HOLD, CLASS_LISTENER, CLASS_NSM, Entry, Keeper};
 use crate::names::Counters as NameCounters;
 use crate::sys;
-
-/// One guest's entries, sorted out.
-#[derive(Debug, Default)]
-struct Kept {
-    guest: Option<Entry>,
-    processes: BTreeMap<u16, Entry>,
-    /// By row: number, primary, doorbell.
-    qsets: BTreeMap<u16, Vec<(u16, bool, OwnedFd)>>,
-    holds: Vec<Entry>,
-    listeners: Vec<Entry>,
-}
-
-fn sort(entries: Vec<Entry>) -> BTreeMap<u16, Kept> {
-    let mut all: BTreeMap<u16, Kept> = BTreeMap::new();
-    for mut e in entries {
-        let k = e.key;
-        match e.class {
-            CLASS_GUEST => all.entry(k as u16).or_default().guest = Some(e),
-            CLASS_PROCESS => {
-                all.entry((k >> 16) as u16).or_default().processes.insert(k as u16, e);
-            }
-            CLASS_QSET => {
-                if let Some(bell) = e.fds.pop() {
-                    let g = all.entry((k >> 32) as u16).or_default();
-                    let row = g.qsets.entry((k >> 16) as u16).or_default();
-                    row.push((k as u16, e.c == 1, bell));
-                    // The primary one first.
-                    row.sort_by_key(|q| !q.1);
-                }
-            }
-            CLASS_HOLD => all.entry((k >> 48) as u16).or_default().holds.push(e),
-            CLASS_LISTENER => all.entry((k >> 48) as u16).or_default().listeners.push(e),
-            _ => {}
-        }
-    }
-    all
-}
-
-/// uid, flags, limits, NSM, name.
-fn parse_guest(text: &str) -> Option<(u32, u64, GuestLimits, String, String)> {
-    let mut w = text.splitn(5, ' ');
-    let uid = w.next()?.parse().ok()?;
-    let flags = w.next()?.parse().ok()?;
-    let limits = GuestLimits::from_text(w.next()?)?;
-    Some((uid, flags, limits, w.next()?.to_owned(), w.next()?.to_owned()))
-}
 
 /// A guest's counters as the last daemon left them. Where that was of another version they begin at 0, and it is said.
 fn kept_counters(guest: &str, memfd: Option<OwnedFd>) -> io::Result<GuestCounters> {
@@ -89,9 +39,13 @@ struct Prepared {
     bells: Vec<(u16, OwnedFd)>,
     /// Old key, new token, socket, generation.
     holds: Vec<(u64, super::Token, u32, u16)>,
-    listeners: Vec<(Key, OwnedFd, u32)>,
+    listeners: Vec<OfListener<OwnedFd>>,
     /// Rows whose process ended meanwhile.
     dead: Vec<u16>,
+}
+
+fn incomplete() -> io::Error {
+    io::Error::other("its entry is incomplete")
 }
 
 impl Server {
@@ -100,10 +54,10 @@ impl Server {
         let (nsms, entries): (Vec<Entry>, Vec<Entry>) =
             entries.into_iter().partition(|e| e.class == CLASS_NSM);
         let mut prepared = BTreeMap::new();
-        for (id, kept) in sort(entries) {
+        for (id, kept) in book::read(entries, |pidfd| sys::has_ended(pidfd)) {
             let id = GuestId(id);
             self.next_guest = self.next_guest.max(id.0.wrapping_add(1));
-            match self.prepare_guest(id, kept) {
+            match kept.ok_or_else(incomplete).and_then(|kept| self.prepare_guest(kept)) {
                 Ok(p) => drop(prepared.insert(id, p)),
                 Err(e) => self.not_adopted(id, &e),
             }
@@ -133,11 +87,12 @@ impl Server {
         self.note_guest_gone(id);
     }
 
-    fn prepare_guest(&mut self, id: GuestId, kept: Kept) -> io::Result<Prepared> {
-        let lost = || io::Error::other("its entry is incomplete");
-        let mut entry = kept.guest.ok_or_else(lost)?;
-        let (uid, flags, limits, nsm, name) = parse_guest(&entry.text).ok_or_else(lost)?;
-        let mut take = || if entry.fds.is_empty() { Err(lost()) } else { Ok(entry.fds.remove(0)) };
+    fn prepare_guest(&mut self, kept: OfGuest<OwnedFd>) -> io::Result<Prepared> {
+        let adoption = kept.adoption();
+        let OfGuest { id, token, said, fds, processes, dead, holds, listeners } = kept;
+        let Said { uid, flags, limits, nsm, name } = said;
+        let mut fds = fds.into_iter();
+        let mut take = || fds.next().ok_or_else(incomplete);
         let (memfd, engine_bell, netns) = (take()?, take()?, take()?);
         let region = Region::map(memfd, layout(flags))?;
         // A guest that writes there deceives itself.
@@ -162,7 +117,7 @@ impl Server {
         let mut guest = Guest {
             id,
             name,
-            token: (entry.c, entry.d),
+            token,
             uid,
             region,
             engine_bell,
@@ -180,135 +135,42 @@ impl Server {
             counters,
             names: Names { counters: names, ..Names::default() },
         };
-        let mut adoption = Adoption::default();
+        dead.iter().for_each(|row| guest.keep_missed(*row));
         let mut bells: Vec<(u16, OwnedFd)> = Vec::new();
-        let mut qsets = kept.qsets;
-        let mut dead = Vec::new();
-        for (row, mut e) in kept.processes {
-            let pidfd = if e.d & HAS_PIDFD != 0 { e.fds.pop() } else { None };
-            let control = if e.d & HAS_CONTROL != 0 { e.fds.pop() } else { None };
-            let own = qsets.remove(&row).unwrap_or_default();
-            let has_ended = pidfd.as_ref().map(sys::has_ended);
-            if !process_goes_on(control.is_some(), has_ended, own.len()) {
-                guest.keep_missed(row);
-                dead.push(row);
-                continue;
-            }
-            let numbers: Vec<u16> = own.iter().map(|q| q.0).collect();
-            adoption.rows.push(AdoptedRow { row, pid: e.c as u32, qsets: numbers.clone() });
-            bells.extend(own.into_iter().map(|q| (q.0, q.2)));
+        for OfProcess { row, pid, control, pidfd, qsets } in processes {
+            let numbers = qsets.iter().map(|q| q.0).collect();
+            bells.extend(qsets);
             let control = control.map(|fd| {
                 let role = Role::Process(id, row);
                 self.watch(Source::Connection { fd, role }, libc::EPOLLIN)
             });
             let pidfd =
                 pidfd.map(|fd| self.watch(Source::Pidfd { fd, guest: id, row }, libc::EPOLLIN));
-            guest.processes.insert(
-                row,
-                Process {
-                    pid: e.c as i32,
-                    control: control.transpose()?,
-                    pidfd: pidfd.transpose()?,
-                    qsets: numbers,
-                },
-            );
+            let (control, pidfd) = (control.transpose()?, pidfd.transpose()?);
+            guest.processes.insert(row, Process { pid, control, pidfd, qsets: numbers });
         }
-        let mut holds = Vec::new();
-        for mut e in kept.holds {
-            let Some(fd) = e.fds.pop() else { continue };
-            let (socket, generation) = (e.c as u32, e.d as u16);
-            adoption.holds.push((socket, generation));
+        let mut held = Vec::new();
+        for OfHold { key, fd, socket, generation } in holds {
             let token = self.watch(Source::Hold { fd, guest: id }, 0)?;
             guest.holds.insert(token, (socket, generation));
-            holds.push((e.key, token, socket, generation));
-        }
-        let mut listeners = Vec::new();
-        for mut e in kept.listeners {
-            let key = Key::from_word(e.key);
-            let (Some(fd), Some(local)) = (e.fds.pop(), parse_addr(&e.text)) else { continue };
-            adoption.listeners.push(AdoptedListener {
-                socket: key.socket,
-                generation: key.generation,
-                local,
-                backlog: e.c as u32,
-            });
-            listeners.push((key, fd, e.c as u32));
+            held.push((key, token, socket, generation));
         }
         if guest.processes.is_empty() {
             guest.empty_since = Some(Instant::now());
         }
         self.guests.insert(id.0, guest);
         self.had_guest = true;
-        Ok(Prepared { id, adoption, bells, holds, listeners, dead })
+        Ok(Prepared { id, adoption, bells, holds: held, listeners, dead })
     }
 
     /// Gives a prepared guest to the engine. `kept`: what its NSM says, where that lives on.
-    fn enter_guest(&mut self, mut p: Prepared, kept: Option<KeptGuest>) -> io::Result<()> {
-        let id = p.id;
-        let lives_on = kept.is_some();
-        // Listeners that are where they were; an NSM that was just started may lack some, if the last daemon died before it gave them all.
-        let (there, lacking): (Vec<_>, Vec<_>) =
-            core::mem::take(&mut p.listeners).into_iter().partition(|(key, ..)| {
-                kept.as_ref().is_some_and(|k| k.listens(key.socket, key.generation))
-            });
-        if lives_on {
-            let is_there = |socket| there.iter().any(|(key, ..)| key.socket == socket);
-            p.adoption.listeners.retain(|l| !is_there(l.socket));
-            // What it left on others ended with the last daemon.
-            if let Some(nsm) = self.guests.get(&id.0).map(|g| g.place.nsm()) {
-                self.alone(nsm, id)?;
-                self.nsm_limits(id)?;
-                // Of sockets that it was not yet told of.
-                self.nsm_options(nsm, id)?;
-            }
-        } else if let Some(nsm) = self.guests.get(&id.0).map(|g| g.place.nsm()) {
-            self.nsm_add_guest(nsm, id)?;
-        }
-        p.adoption.kept = kept;
-        let Some(g) = self.guests.get(&id.0) else { return Ok(()) };
-        let (device, namespace, nsm) = (g.region.device, g.namespace, g.place.nsm());
-        let counters = g.counters.shared;
-        let setup = GuestSetup {
-            id,
-            device,
-            namespace,
-            nsm,
-            limits: g.limits.engine(),
-            vm: g.is_vm(),
-            counters,
-        };
-        let pool = GuestPool {
-            guest: id.0,
-            device,
-            namespace,
-            pool: 0..device.layout().chunks,
-            ledger: None,
-            counters,
-        };
-        let bell = g.engine_bell.try_clone()?;
-        let (name, processes) = (g.name.clone(), g.processes.len());
-        let is_inline = self.nsm(nsm).is_some_and(Nsm::is_inline);
-        let options = self.keeper.as_ref().map(|k| k.options_of(id.0)).unwrap_or_default();
-        let Prepared { adoption, bells, holds, dead, .. } = p;
-        let count = there.len() + lacking.len();
+    fn enter_guest(&mut self, p: Prepared, kept: Option<KeptGuest>) -> io::Result<()> {
+        let Prepared { id, adoption, bells, holds, listeners, dead } = p;
+        let (lives_on, count) = (kept.is_some(), listeners.len());
         self.ask(move |s| {
-            for (q, fd) in bells {
-                s.notify.set_doorbell(id, q, Some(fd));
-            }
-            s.add_waker(&bell, Some(id))?;
-            if let Some(service) = s.service.as_mut().filter(|_| is_inline) {
-                service.add_guest(pool);
-                for (key, options) in options {
-                    options.into_iter().for_each(|o| service.renew_option(key, o));
-                }
-            }
-            s.engine.adopt_guest(setup, &adoption, &mut s.notify).map_err(io::Error::other)
-        })??;
-        self.limit_bytes(id)?;
-        self.set_listen(id)?;
-        self.forget_stale_options(id)?;
-        self.remember_listeners(nsm, there)?;
-        self.give_listeners(lacking)?;
+            bells.into_iter().for_each(|(q, fd)| s.notify.set_doorbell(id, q, Some(fd)))
+        })?;
+        adoption::enter(self, id, adoption, listeners, kept)?;
         // Tokens are new ones, and with them the holds' keys.
         let keeper: Option<Keeper> = self.keeper.clone();
         for (old, token, socket, generation) in holds {
@@ -320,51 +182,16 @@ impl Server {
         for row in dead {
             self.note_process_gone(id, row);
         }
+        let Some(g) = self.guests.get(&id.0) else { return Ok(()) };
+        let (name, processes) = (&g.name, g.processes.len());
         tracing::info!(guest = name, processes, listeners = count, lives_on, "guest adopted");
         Ok(())
-    }
-
-    /// Listeners that are their NSM's still: their descriptors are for the next one.
-    fn remember_listeners(
-        &mut self,
-        nsm: NsmId,
-        listeners: Vec<(Key, OwnedFd, u32)>,
-    ) -> io::Result<()> {
-        for (key, fd, backlog) in listeners {
-            if !self.is_listener(key)? {
-                self.note_listener_gone(key);
-            } else if let Some(n) = self.nsm_mut(nsm) {
-                n.listeners.insert(key.to_word(), (fd, backlog));
-            }
-        }
-        Ok(())
-    }
-
-    fn is_listener(&self, key: Key) -> io::Result<bool> {
-        self.ask(move |s| s.engine.is_listener(GuestId(key.guest), key.socket, key.generation))
     }
 
     pub(super) fn note_listener_gone(&self, key: Key) {
         if let Some(k) = &self.keeper {
             k.drop_entry(CLASS_LISTENER, key.to_word());
         }
-    }
-
-    /// Hands listeners to the NSM; one that it cannot take is lost, and one that nobody has any more ends here.
-    pub(super) fn give_listeners(&mut self, listeners: Vec<(Key, OwnedFd, u32)>) -> io::Result<()> {
-        for (key, fd, backlog) in listeners {
-            if !self.is_listener(key)? {
-                self.note_listener_gone(key);
-                continue;
-            }
-            let nsm = self.guests.get(&key.guest).map(|g| g.place.nsm());
-            if let Some(nsm) = nsm
-                && !self.nsm_adopt_listener(nsm, key, fd, backlog)?
-            {
-                lost(self, key)?;
-            }
-        }
-        Ok(())
     }
 
     /// Puts a source into the epoll.
@@ -378,5 +205,49 @@ impl Server {
             return Err(e);
         }
         Ok(token)
+    }
+}
+
+impl adoption::Host for Server {
+    type Fd = OwnedFd;
+
+    fn adopt_guest(&mut self, id: GuestId, adoption: Adoption) -> io::Result<()> {
+        let Some(g) = self.guests.get(&id.0) else { return Ok(()) };
+        let nsm = g.place.nsm();
+        let setup = GuestSetup {
+            id,
+            device: g.region.device,
+            namespace: g.namespace,
+            nsm,
+            limits: g.limits.engine(),
+            vm: g.is_vm(),
+            counters: g.counters.shared,
+        };
+        let bell = g.engine_bell.try_clone()?;
+        let is_inline = self.nsm(nsm).is_some_and(Nsm::is_inline);
+        let options = self.keeper.as_ref().map(|k| k.options_of(id.0)).unwrap_or_default();
+        self.ask(move |s| {
+            s.add_waker(&bell, Some(id))?;
+            if let Some(service) = s.service.as_mut().filter(|_| is_inline) {
+                for (key, options) in options {
+                    options.into_iter().for_each(|o| service.renew_option(key, o));
+                }
+            }
+            s.engine.adopt_guest(setup, &adoption, &mut s.notify).map_err(io::Error::other)
+        })?
+    }
+    fn set_listen(&mut self, guest: GuestId) -> io::Result<()> {
+        Server::set_listen(self, guest)
+    }
+    fn remember_listener(&mut self, nsm: NsmId, l: OfListener<OwnedFd>) {
+        if let Some(n) = self.nsm_mut(nsm) {
+            n.listeners.insert(l.key.to_word(), (l.fd, l.backlog));
+        }
+    }
+    fn give_listener(&mut self, nsm: NsmId, l: OfListener<OwnedFd>) -> io::Result<bool> {
+        self.nsm_adopt_listener(nsm, l.key, l.fd, l.backlog)
+    }
+    fn forget_listener(&mut self, key: Key) {
+        self.note_listener_gone(key);
     }
 }

@@ -9,29 +9,11 @@ use nk_engine::{GuestId, NsmId};
 
 use super::{Server, Source, Token};
 use crate::guest::Guest;
-use crate::keeper::{
-    CLASS_GUEST, CLASS_HOLD, CLASS_NSM, CLASS_PROCESS, CLASS_QSET, CLASS_TOTALS, HAS_CONTROL,
-    HAS_PIDFD,
-};
+use crate::keeper::book::{self, Said};
+use crate::keeper::{CLASS_GUEST, CLASS_HOLD, CLASS_PROCESS, CLASS_QSET, CLASS_TOTALS};
 use crate::notify::News;
 use crate::nsm::PROTOCOL;
 use crate::sys;
-
-pub(super) fn process_key(guest: GuestId, row: u16) -> u64 {
-    u64::from(guest.0) << 16 | u64::from(row)
-}
-fn qset_key(guest: GuestId, row: u16, qset: u16) -> u64 {
-    u64::from(guest.0) << 32 | u64::from(row) << 16 | u64::from(qset)
-}
-fn hold_key(guest: GuestId, token: Token) -> u64 {
-    // The generation's low bits and the index: unique among living tokens.
-    u64::from(guest.0) << 48 | (token.word() & 0xffff_ffff_ffff)
-}
-
-/// A guest's words as text; the name, which may be long, comes last.
-fn guest_text(g: &Guest, nsm: &str) -> String {
-    format!("{} {} {} {nsm} {}", g.uid, g.flags, g.limits.to_text(), g.name)
-}
 
 impl Server {
     /// Watches the keeper for its end.
@@ -115,16 +97,17 @@ impl Server {
             counters,
         ];
         fds.extend(g.names.counters.as_ref().map(|c| c.memfd.as_raw_fd()));
-        let nsm = self.nsm(g.place.nsm()).map_or("", |n| n.name.as_str());
-        k.keep(CLASS_GUEST, id.0.into(), g.token, &guest_text(g, nsm), &fds);
+        let nsm = self.nsm(g.place.nsm()).map_or("", |n| n.name.as_str()).to_owned();
+        let Guest { uid, flags, limits, .. } = *g;
+        let said = Said { uid, flags, limits, nsm, name: g.name.clone() };
+        k.keep(book::guest(id, g.token, &said), &fds);
     }
 
     pub(super) fn note_nsm(&self, id: NsmId) {
         let (Some(k), Some(n)) = (&self.keeper, self.nsm(id)) else { return };
         let Some(c) = &n.child else { return };
         let fds = [c.control.as_raw_fd(), c.pidfd.as_raw_fd()];
-        let words = (n.restarts << 32 | n.violations & 0xffff_ffff, PROTOCOL);
-        k.keep(CLASS_NSM, c.pid as u64, words, &n.name, &fds);
+        k.keep(book::nsm(c.pid, &n.name, n.counts, PROTOCOL), &fds);
     }
 
     /// All NSMs count on, or begin to; of those that had these numbers some are no more.
@@ -140,7 +123,7 @@ impl Server {
     pub(super) fn note_totals(&self, id: NsmId) {
         if let (Some(k), Some(n)) = (&self.keeper, self.nsm(id)) {
             let fds = [n.totals.memfd.as_raw_fd()];
-            k.keep(CLASS_TOTALS, id.0.into(), (0, 0), &n.name, &fds);
+            k.keep(book::entry(CLASS_TOTALS, id.0.into(), (0, 0), &n.name), &fds);
         }
     }
 
@@ -154,38 +137,38 @@ impl Server {
         let process = self.guests.get(&id.0).and_then(|g| g.processes.get(&row));
         let (Some(k), Some(p)) = (&self.keeper, process) else { return };
         let (control, pidfd) = (self.raw(p.control), self.raw(p.pidfd));
-        let bits = control.map_or(0, |_| HAS_CONTROL) | pidfd.map_or(0, |_| HAS_PIDFD);
         let fds: Vec<RawFd> = control.into_iter().chain(pidfd).collect();
-        k.keep(CLASS_PROCESS, process_key(id, row), (p.pid as u64, bits), "", &fds);
+        k.keep(book::process(id, row, p.pid, control.is_some(), pidfd.is_some()), &fds);
     }
 
     pub(super) fn note_process_gone(&self, id: GuestId, row: u16) {
         if let Some(k) = &self.keeper {
-            k.drop_entry(CLASS_PROCESS, process_key(id, row));
+            k.drop_entry(CLASS_PROCESS, book::process_key(id, row));
         }
     }
 
     pub(super) fn note_qset(&self, id: GuestId, row: u16, qset: u16, primary: bool, bell: RawFd) {
         if let Some(k) = &self.keeper {
-            k.keep(CLASS_QSET, qset_key(id, row, qset), (primary.into(), 0), "", &[bell]);
+            k.keep(book::qset(id, row, qset, primary), &[bell]);
         }
     }
 
     pub(super) fn note_qset_gone(&self, id: GuestId, row: u16, qset: u16) {
         if let Some(k) = &self.keeper {
-            k.drop_entry(CLASS_QSET, qset_key(id, row, qset));
+            k.drop_entry(CLASS_QSET, book::qset_key(id, row, qset));
         }
     }
 
     pub(super) fn note_hold(&self, id: GuestId, token: Token, socket: u32, generation: u16) {
         if let (Some(k), Some(fd)) = (&self.keeper, self.raw(Some(token))) {
-            k.keep(CLASS_HOLD, hold_key(id, token), (socket.into(), generation.into()), "", &[fd]);
+            let key = book::hold_key(id, token.word());
+            k.keep(book::hold(key, socket, generation), &[fd]);
         }
     }
 
     pub(super) fn note_hold_gone(&self, id: GuestId, token: Token) {
         if let Some(k) = &self.keeper {
-            k.drop_entry(CLASS_HOLD, hold_key(id, token));
+            k.drop_entry(CLASS_HOLD, book::hold_key(id, token.word()));
         }
     }
 }

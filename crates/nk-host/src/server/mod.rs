@@ -41,7 +41,7 @@ use crate::broker::Broker;
 use crate::config::{Config, Placement};
 use crate::control::restarts::{self, Restarts};
 use crate::guest::{Guest, Region};
-use crate::keeper::{CLASS_ATTACH, CLASS_TOTALS, Entry, Keeper, ListenerNotes};
+use crate::keeper::{CLASS_ATTACH, CLASS_TOTALS, Entry, Keeper, ListenerNotes, book};
 use crate::notify::{News, Notifier};
 use crate::nsm::NsmTotals;
 use crate::poll::{PollHandle, PollState};
@@ -196,7 +196,7 @@ impl Server {
             server.watch(Source::Quit(fd), libc::EPOLLIN)?;
         }
         if let (Some(k), Some(fd)) = (&server.keeper, server.raw(Some(server.listener))) {
-            k.keep(CLASS_ATTACH, 0, (0, 0), "", &[fd]);
+            k.keep(book::entry(CLASS_ATTACH, 0, (0, 0), ""), &[fd]);
         }
         server.keep_totals(&totals.iter().map(|e| e.key).collect::<Vec<_>>());
         server.set_up_networks();

@@ -13,6 +13,7 @@ use super::nsm::{end_stranger, exchange};
 use crate::control::adoption::{Unfit, nsm_goes_on};
 use crate::guest::Region;
 use crate::keeper::Entry;
+use crate::keeper::book::NsmCounts;
 use crate::nsm::{PROTOCOL, command};
 use crate::sys;
 
@@ -33,7 +34,7 @@ impl Server {
                 Ok((id, guests)) => {
                     tracing::info!(nsm = e.text, pid, "NSM process adopted");
                     if let Some(n) = self.nsm_mut(id) {
-                        (n.restarts, n.violations) = (e.c >> 32, e.c & 0xffff_ffff);
+                        n.counts = NsmCounts::of(&e);
                     }
                     told.extend(guests.into_iter().map(|(guest, kept)| (id, guest, kept)));
                 }

@@ -106,7 +106,7 @@ impl Server {
         let status = self.forget_child(&c);
         let violation = status.and_then(WaitStatus::terminating_signal) == Some(libc::SIGSYS);
         if violation && let Some(nsm) = self.nsm_mut(id) {
-            nsm.violations += 1;
+            nsm.counts.violations += 1;
             tracing::error!(
                 nsm = name,
                 pid = c.pid,
@@ -179,7 +179,7 @@ impl Server {
         let region = Region::new("nsm", Layout::NSM, 0)?;
         let device = region.device;
         let Some(nsm) = self.nsm_mut(id) else { return Ok(()) };
-        nsm.restarts += 1;
+        nsm.counts.restarts += 1;
         let old = std::mem::replace(&mut nsm.region, region);
         if let Err(e) = self.start_nsm(id) {
             let Some(nsm) = self.nsm_mut(id) else { return Ok(()) };

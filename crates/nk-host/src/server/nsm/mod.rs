@@ -18,6 +18,7 @@ use super::{Server, Source, Token};
 use crate::config::{GuestConfig, NsmConfig, Placement};
 use crate::control::restarts::{self, Restarts};
 use crate::guest::Region;
+use crate::keeper::book::{self, NsmCounts};
 use crate::keeper::{CLASS_LISTENER, option_from_text};
 use crate::nsm::{Leave, NsmTotals, note};
 use crate::sys;
@@ -52,10 +53,7 @@ pub(crate) struct Nsm {
     /// Listeners that it reported: descriptor and backlog.
     pub(super) listeners: HashMap<u64, (OwnedFd, u32)>,
     life: Restarts,
-    /// Times that it was started again.
-    pub(super) restarts: u64,
-    /// Times that it did what it must not do, and was killed for it.
-    pub(super) violations: u64,
+    pub(super) counts: NsmCounts,
 }
 
 #[derive(Debug)]
@@ -88,8 +86,7 @@ impl Nsm {
             engine_bell: None,
             listeners: HashMap::new(),
             life: Restarts::new(restarts::NSM, Instant::now()),
-            restarts: 0,
-            violations: 0,
+            counts: NsmCounts::default(),
         }
     }
 
@@ -241,7 +238,8 @@ impl Server {
             (note::LISTENER, Some(fd)) => {
                 if let Some(k) = &keeper {
                     let text = m.text().unwrap_or("");
-                    k.keep(CLASS_LISTENER, m.b, (m.c, 0), text, &[fd.as_raw_fd()]);
+                    let entry = book::entry(CLASS_LISTENER, m.b, (m.c, 0), text);
+                    k.keep(entry, &[fd.as_raw_fd()]);
                 }
                 nsm.listeners.insert(m.b, (fd, m.c as u32));
             }
