@@ -11,6 +11,7 @@ use nk_device::sync::Ordering;
 use nk_device::{Counters, Device, Layout, Ledger, Row, SharedCounters, row};
 use nk_engine::GuestId;
 
+use crate::control::members::Members;
 use crate::control::place::Place;
 use crate::limits::GuestLimits;
 use crate::names::Counters as NameCounters;
@@ -146,27 +147,13 @@ pub fn layout(flags: u64) -> Layout {
     if flags & CREATE_VM != 0 { Layout::VM } else { Layout::GUEST }
 }
 
-/// One process of a guest.
-#[derive(Debug)]
-pub(crate) struct Process {
-    /// 0 while it is an embryo that has not said hello.
-    pub(crate) pid: i32,
-    /// Its control connection; `None` while it execs.
-    pub(crate) control: Option<Token>,
-    /// Its pidfd.
-    pub(crate) pidfd: Option<Token>,
-    /// Its queue sets, the primary one first.
-    pub(crate) qsets: Vec<u16>,
-}
-
 /// One guest.
 #[derive(Debug)]
 pub(crate) struct Guest {
     pub(crate) id: GuestId,
     pub(crate) name: String,
-    pub(crate) token: (u64, u64),
-    /// Who made it; its processes are this user's, or any user's when it is root.
-    pub(crate) uid: u32,
+    /// Who is in it.
+    pub(crate) members: Members<Token>,
     pub(crate) region: Region,
     /// The engine's doorbell.
     pub(crate) engine_bell: OwnedFd,
@@ -178,16 +165,6 @@ pub(crate) struct Guest {
     pub(crate) spread: Option<Spread>,
     pub(crate) limits: GuestLimits,
     pub(crate) flags: u64,
-    /// By row.
-    pub(crate) processes: BTreeMap<u16, Process>,
-    /// Holds: token of the far end → socket and generation.
-    pub(crate) holds: BTreeMap<Token, (u32, u16)>,
-    /// The `nk run` that made it, until it attached or ended.
-    pub(crate) creator: Option<Creator>,
-    /// Whether any process ever attached.
-    pub(crate) was_attached: bool,
-    /// Since when it has had no process.
-    pub(crate) empty_since: Option<Instant>,
     pub(crate) counters: GuestCounters,
     /// Who answers its questions about names.
     pub(crate) names: Names,
@@ -233,17 +210,6 @@ fn add_missed(counters: &HostCounters, row: &Row) {
     }
 }
 
-/// The process that made a guest and is about to become its first process.
-#[derive(Debug)]
-pub(crate) struct Creator {
-    pub(crate) pid: i32,
-    pub(crate) pidfd: Option<Token>,
-    /// Set when it exec'ed, which closed its connection.
-    pub(crate) execed: Option<Instant>,
-    /// Its silence was reported.
-    pub(crate) reported: bool,
-}
-
 impl Guest {
     /// Whether it is a VM: row 0 stands for its kernel, and the connection that made it for its life.
     pub(crate) fn is_vm(&self) -> bool {
@@ -253,7 +219,7 @@ impl Guest {
     /// What all its processes counted as not redirected, also those that ended.
     pub(crate) fn all_missed(&self) -> Missed {
         let ended = self.counters.shared.host.missed.iter().map(|(k, n)| (k.get(), n.get()));
-        let rows = self.processes.keys().filter_map(|row| self.region.device.row(*row));
+        let rows = self.members.processes.keys().filter_map(|row| self.region.device.row(*row));
         let mut all = Missed::new();
         for (key, count) in ended.filter(|(key, _)| *key != 0).chain(rows.flat_map(missed)) {
             let sum = all.entry(key).or_default();
@@ -269,21 +235,11 @@ impl Guest {
         }
     }
 
-    /// The row of a process, by pid.
-    pub(crate) fn row_of(&self, pid: i32) -> Option<u16> {
-        self.processes.iter().find(|(_, p)| p.pid == pid && pid != 0).map(|(r, _)| *r)
-    }
-
     /// Whether the row's process said that it is about to exec.
     pub(crate) fn is_execing(&self, row: u16) -> bool {
         self.region
             .device
             .row(row)
             .is_some_and(|r| r.phase.load(Ordering::SeqCst) == row::ROW_EXECING)
-    }
-
-    /// Whether nobody is there who could still make use of it.
-    pub(crate) fn is_deserted(&self) -> bool {
-        self.processes.is_empty() && self.creator.is_none()
     }
 }

@@ -5,6 +5,8 @@
 //!
 //! | module | what |
 //! |---|---|
+//! | [`members`] | who is in a guest, who may be, and when it ends |
+//! | [`attach`] | processes that join it, and what their ends free |
 //! | [`adoption`] | what goes on when another daemon takes over |
 //! | [`place`] | on which NSMs a guest is |
 //! | [`restarts`] | when NSM processes and the keeper are started again |
@@ -13,6 +15,8 @@
 //! | [`spread`] | which of several NSMs a guest's next sockets go to |
 
 pub mod adoption;
+pub mod attach;
+pub mod members;
 pub mod moves;
 pub mod place;
 pub mod reload;

@@ -12,8 +12,9 @@ use nk_servicelib::Key;
 use super::nsm::Nsm;
 use super::{Role, Server, Source};
 use crate::control::adoption;
+use crate::control::members::{Members, Process};
 use crate::control::place::Place;
-use crate::guest::{Guest, GuestCounters, Names, Process, Region, layout};
+use crate::guest::{Guest, GuestCounters, Names, Region, layout};
 use crate::keeper::book::{self, OfGuest, OfHold, OfListener, OfProcess, Said};
 use crate::keeper::{CLASS_HOLD, CLASS_LISTENER, CLASS_NSM, Entry, Keeper};
 use crate::names::Counters as NameCounters;
@@ -117,8 +118,7 @@ impl Server {
         let mut guest = Guest {
             id,
             name,
-            token,
-            uid,
+            members: Members::new(token, uid),
             region,
             engine_bell,
             netns,
@@ -127,11 +127,6 @@ impl Server {
             spread: None,
             limits,
             flags,
-            processes: BTreeMap::new(),
-            holds: BTreeMap::new(),
-            creator: None,
-            was_attached: true,
-            empty_since: None,
             counters,
             names: Names { counters: names, ..Names::default() },
         };
@@ -147,17 +142,15 @@ impl Server {
             let pidfd =
                 pidfd.map(|fd| self.watch(Source::Pidfd { fd, guest: id, row }, libc::EPOLLIN));
             let (control, pidfd) = (control.transpose()?, pidfd.transpose()?);
-            guest.processes.insert(row, Process { pid, control, pidfd, qsets: numbers });
+            guest.members.processes.insert(row, Process { pid, control, pidfd, qsets: numbers });
         }
         let mut held = Vec::new();
         for OfHold { key, fd, socket, generation } in holds {
             let token = self.watch(Source::Hold { fd, guest: id }, 0)?;
-            guest.holds.insert(token, (socket, generation));
+            guest.members.holds.insert(token, (socket, generation));
             held.push((key, token, socket, generation));
         }
-        if guest.processes.is_empty() {
-            guest.empty_since = Some(Instant::now());
-        }
+        guest.members.mark_if_deserted(Instant::now());
         self.guests.insert(id.0, guest);
         self.had_guest = true;
         Ok(Prepared { id, adoption, bells, holds: held, listeners, dead })
@@ -183,7 +176,7 @@ impl Server {
             self.note_process_gone(id, row);
         }
         let Some(g) = self.guests.get(&id.0) else { return Ok(()) };
-        let (name, processes) = (&g.name, g.processes.len());
+        let (name, processes) = (&g.name, g.members.processes.len());
         tracing::info!(guest = name, processes, listeners = count, lives_on, "guest adopted");
         Ok(())
     }

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use nk_attach::{Credentials, Fds, Kind, Message, RecvError};
 
 use super::{Reply, Role, Server, Source, Token};
+use crate::control::attach;
 use crate::sys;
 
 /// Connections that have not said what they are.
@@ -113,12 +114,12 @@ impl Server {
                 None
             }
             (Kind::ForkFailed, Role::Process(g, _)) => {
-                self.fork_failed(g, message.a)?;
+                attach::fork_failed(self, g, message.a)?;
                 None
             }
             (Kind::AddQset, Role::Process(g, row)) => Some(self.add_qset(g, row, fds)?),
             (Kind::DropQset, Role::Process(g, row)) => {
-                self.drop_qset(g, row, message.a)?;
+                attach::drop_qset(self, g, row, message.a)?;
                 None
             }
             (Kind::Hold, Role::Process(g, _)) => Some(self.hold(g, message, fds)?),

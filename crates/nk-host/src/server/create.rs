@@ -1,21 +1,21 @@
 //! Making and removing guests.
 
-use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::time::Instant;
 
 use nk_attach::{CREATE_SHARE_NET, CREATE_VM, Credentials, Fds, Message};
 use nk_engine::{GuestId, GuestSetup};
 use nk_servicelib::GuestPool;
 
-use super::attach::{NO_DOORBELL, doorbell};
+use super::attach::doorbell;
 use super::names::end_resolver;
 use super::nsm::Nsm;
 use super::{GUESTS_MAX, Reply, Role, Server, Source, Token};
 use crate::config::{GuestConfig, is_name};
+use crate::control::attach::NO_DOORBELL;
+use crate::control::members::{Creator, Members};
 use crate::control::place::Place;
-use crate::guest::{Creator, Guest, GuestCounters, Names, Region, layout};
+use crate::guest::{Guest, GuestCounters, Names, Region, layout};
 use crate::sys;
 
 /// Root, or the user that the daemon runs as.
@@ -78,9 +78,8 @@ impl Server {
             return Ok(Reply::refused(libc::EPERM, &why));
         }
         if let Some(g) = self.guests.values().find(|g| g.name == name) {
-            if !g.processes.is_empty() || g.creator.as_ref().is_some_and(|c| c.pid != who.pid) {
-                let why = format!("a guest named {name:?} is running; choose another --name");
-                return Ok(Reply::refused(libc::EEXIST, &why));
+            if let Err(why) = g.members.make_room(name, who.pid) {
+                return Ok(why.into());
             }
             let id = g.id;
             self.remove_guest(id)?;
@@ -110,7 +109,7 @@ impl Server {
                     return self.start_vm(id, token, bell);
                 }
                 let g = self.guests.get(&id.0);
-                let (high, low) = g.map_or((0, 0), |g| g.token);
+                let (high, low) = g.map_or((0, 0), |g| g.members.token);
                 tracing::info!(guest = name, id = id.0, uid = who.uid, pid = who.pid, "guest made");
                 self.warn_of_host(name, namespace);
                 Ok(Reply::ok(u64::from(id.0), high, low, 0))
@@ -208,15 +207,16 @@ impl Server {
         let pidfd = self.sources.insert(Source::CreatorPidfd { fd: pidfd, guest: id });
         self.epoll.add(raw, libc::EPOLLIN, pidfd.word())?;
         self.set_role(connection, Role::Creator(id));
-        let creator = Creator { pid: who.pid, pidfd: Some(pidfd), execed: None, reported: false };
+        let mut members = Members::new(sys::random()?, who.uid);
+        members.creator =
+            Some(Creator { pid: who.pid, pidfd: Some(pidfd), execed: None, reported: false });
         self.had_guest = true;
         self.guests.insert(
             id.0,
             Guest {
                 id,
                 name: name.to_owned(),
-                token: sys::random()?,
-                uid: who.uid,
+                members,
                 region,
                 engine_bell,
                 netns,
@@ -225,11 +225,6 @@ impl Server {
                 spread: None,
                 limits,
                 flags,
-                processes: BTreeMap::new(),
-                holds: BTreeMap::new(),
-                creator: Some(creator),
-                was_attached: false,
-                empty_since: None,
                 counters,
                 names: Names::default(),
             },
@@ -247,17 +242,7 @@ impl Server {
     /// Ends a guest: nobody is left who could use it.
     pub(super) fn remove_guest(&mut self, id: GuestId) -> io::Result<()> {
         let Some(guest) = self.guests.remove(&id.0) else { return Ok(()) };
-        for token in guest.holds.keys() {
-            self.drop_source(*token);
-        }
-        for p in guest.processes.values() {
-            for t in [p.control, p.pidfd].into_iter().flatten() {
-                self.drop_source(t);
-            }
-        }
-        if let Some(t) = guest.creator.as_ref().and_then(|c| c.pidfd) {
-            self.drop_source(t);
-        }
+        guest.members.watched().for_each(|t| self.drop_source(t));
         let bell = guest.engine_bell.try_clone()?;
         self.ask(move |s| {
             s.remove_waker(&bell);
@@ -278,16 +263,6 @@ impl Server {
         tracing::info!(guest = guest.name, id = id.0, "guest ended");
         self.remove_networks();
         Ok(())
-    }
-
-    /// Starts the clock of a guest that nobody is left to use.
-    pub(super) fn mark_if_deserted(&mut self, id: GuestId) {
-        if let Some(g) = self.guests.get_mut(&id.0)
-            && g.is_deserted()
-            && g.empty_since.is_none()
-        {
-            g.empty_since = Some(Instant::now());
-        }
     }
 
     /// Runs a command on the poll thread.

@@ -8,7 +8,6 @@ use std::time::Instant;
 use nk_engine::{GuestId, NsmId};
 
 use super::{Server, Source, Token};
-use crate::guest::Guest;
 use crate::keeper::book::{self, Said};
 use crate::keeper::{CLASS_GUEST, CLASS_HOLD, CLASS_PROCESS, CLASS_QSET, CLASS_TOTALS};
 use crate::notify::News;
@@ -98,9 +97,9 @@ impl Server {
         ];
         fds.extend(g.names.counters.as_ref().map(|c| c.memfd.as_raw_fd()));
         let nsm = self.nsm(g.place.nsm()).map_or("", |n| n.name.as_str()).to_owned();
-        let Guest { uid, flags, limits, .. } = *g;
+        let (uid, flags, limits) = (g.members.uid, g.flags, g.limits);
         let said = Said { uid, flags, limits, nsm, name: g.name.clone() };
-        k.keep(book::guest(id, g.token, &said), &fds);
+        k.keep(book::guest(id, g.members.token, &said), &fds);
     }
 
     pub(super) fn note_nsm(&self, id: NsmId) {
@@ -134,7 +133,7 @@ impl Server {
     }
 
     pub(super) fn note_process(&self, id: GuestId, row: u16) {
-        let process = self.guests.get(&id.0).and_then(|g| g.processes.get(&row));
+        let process = self.guests.get(&id.0).and_then(|g| g.members.processes.get(&row));
         let (Some(k), Some(p)) = (&self.keeper, process) else { return };
         let (control, pidfd) = (self.raw(p.control), self.raw(p.pidfd));
         let fds: Vec<RawFd> = control.into_iter().chain(pidfd).collect();

@@ -39,6 +39,7 @@ use sd_notify::NotifyState;
 
 use crate::broker::Broker;
 use crate::config::{Config, Placement};
+use crate::control::attach::{ended, hold_ended};
 use crate::control::restarts::{self, Restarts};
 use crate::guest::{Guest, Region};
 use crate::keeper::{CLASS_ATTACH, CLASS_TOTALS, Entry, Keeper, ListenerNotes, book};
@@ -49,18 +50,12 @@ use crate::sys::{self, Epoll};
 pub use reload::common_version;
 pub(crate) use reply::Reply;
 use slab::Slab;
-pub(crate) use slab::Token;
+pub use slab::Token;
 pub(crate) use source::{Role, Source};
 pub(crate) use spread::Spread;
 
 /// Guests at once.
 pub const GUESTS_MAX: usize = 1024;
-/// How long a guest without processes stays: a program that was spawned may not have attached yet.
-const LINGER: Duration = Duration::from_secs(1);
-/// How long a guest without processes may take to send what its last one left.
-const DRAIN_MAX: Duration = Duration::from_secs(60);
-/// How long after its exec a command may take until it attaches.
-const ATTACH_MAX: Duration = Duration::from_secs(5);
 /// How long a private daemon waits for its guest.
 const STARTUP_GRACE: Duration = Duration::from_secs(10);
 
@@ -250,7 +245,7 @@ impl Server {
             Some(Source::Connection { .. }) => self.messages(token),
             Some(Source::Pidfd { guest, row, .. }) => {
                 let (guest, row) = (*guest, *row);
-                self.row_died(guest, row, "its process ended")
+                ended(self, guest, row, "its process ended")
             }
             Some(Source::CreatorPidfd { guest, .. }) => {
                 let guest = *guest;
@@ -281,7 +276,7 @@ impl Server {
             Some(Source::Hold { guest, .. }) => {
                 let guest = *guest;
                 if bits & (libc::EPOLLHUP | libc::EPOLLERR) as u32 != 0 {
-                    self.hold_ended(guest, token)?;
+                    hold_ended(self, guest, token)?;
                 }
                 Ok(())
             }

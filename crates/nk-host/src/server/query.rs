@@ -51,7 +51,7 @@ impl Server {
     /// A user sees its own guests, root and the daemon's user all of them.
     fn visible(&self, who: Credentials) -> Vec<GuestId> {
         let all = is_operator(who);
-        self.guests.values().filter(|g| all || g.uid == who.uid).map(|g| g.id).collect()
+        self.guests.values().filter(|g| all || g.members.uid == who.uid).map(|g| g.id).collect()
     }
 
     fn describe_guests(&mut self, who: Credentials) -> io::Result<Value> {
@@ -170,7 +170,7 @@ impl Server {
         let ids = self.visible(who);
         let (guest, row) = ids.iter().find_map(|id| {
             let g = self.guests.get(&id.0)?;
-            Some((g, g.row_of(pid)?))
+            Some((g, g.members.row_of(pid)?))
         })?;
         let missed: Vec<Value> = guest
             .all_missed()
@@ -196,6 +196,7 @@ fn operations(counts: &[u64; 256]) -> Value {
 
 fn describe_guest(g: &Guest, s: &Stats) -> Value {
     let processes: Vec<Value> = g
+        .members
         .processes
         .iter()
         .map(|(row, p)| json!({"row": row, "pid": p.pid, "queue_sets": p.qsets}))
@@ -203,12 +204,12 @@ fn describe_guest(g: &Guest, s: &Stats) -> Value {
     json!({
         "id": g.id.0,
         "name": g.name,
-        "uid": g.uid,
+        "uid": g.members.uid,
         "namespace": g.namespace,
         "share_net": g.flags & nk_attach::CREATE_SHARE_NET != 0,
         "limits": g.limits.to_json(),
         "processes": processes,
-        "holds": g.holds.len(),
+        "holds": g.members.holds.len(),
         "names": super::names::describe(g),
         "engine": {
             "nqes_from_guest": operations(&s.from_guest),

@@ -252,7 +252,7 @@ impl reload::Host for Server {
     }
     fn said(&self, of: Option<&Config>, guest: GuestId) -> GuestLimits {
         let config = of.unwrap_or(&self.config);
-        let said = |g: &crate::guest::Guest| config.guest(&g.name).limits(g.uid);
+        let said = |g: &crate::guest::Guest| config.guest(&g.name).limits(g.members.uid);
         self.guests.get(&guest.0).map(said).unwrap_or_default()
     }
     fn change(&mut self, old: &Config, guest: GuestId, limits: GuestLimits) {

@@ -5,11 +5,19 @@ use std::os::fd::OwnedFd;
 
 use nk_attach::{Kind, Message};
 
+use crate::control::members::Refused;
+
 /// A reply, with the descriptors that go with it.
 #[derive(Debug)]
 pub(crate) struct Reply {
     pub(super) message: Box<Message>,
     pub(super) fds: Vec<OwnedFd>,
+}
+
+impl From<Refused> for Reply {
+    fn from(r: Refused) -> Reply {
+        Reply::refused(r.errno, &r.why)
+    }
 }
 
 impl Reply {
@@ -24,7 +32,7 @@ impl Reply {
         Reply { message: Box::new(message), fds: Vec::new() }
     }
     pub(crate) fn failed(what: &str, e: &io::Error) -> Reply {
-        Reply::refused(e.raw_os_error().unwrap_or(libc::EIO), &format!("{what}: {e}"))
+        Refused::failed(what, e).into()
     }
     pub(crate) fn with_fds(mut self, fds: Vec<OwnedFd>) -> Reply {
         self.fds = fds;

@@ -2,7 +2,7 @@
 
 /// Names an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) struct Token {
+pub struct Token {
     index: u32,
     generation: u32,
 }

@@ -4,7 +4,8 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::time::Instant;
 
-use super::{ATTACH_MAX, DRAIN_MAX, LINGER, STARTUP_GRACE, Server, Source};
+use super::{STARTUP_GRACE, Server, Source};
+use crate::control::members::{Command, Life};
 
 impl Server {
     /// Does what is due, and says how long to wait for the next thing, -1 for ever. `None`: the daemon has done its work.
@@ -24,34 +25,27 @@ impl Server {
         }
         let mut ended = Vec::new();
         for g in self.guests.values_mut() {
-            if let Some(c) = &mut g.creator
-                && let Some(t) = c.execed.filter(|_| !c.reported)
-            {
-                if t + ATTACH_MAX <= now {
-                    c.reported = true;
-                    tracing::warn!(
-                        guest = g.name,
-                        pid = c.pid,
-                        "libnetkernel.so did not load into this program: it has no network"
-                    );
-                } else {
-                    at(t + ATTACH_MAX);
-                }
+            match g.members.command(now) {
+                Command::Settled => {}
+                Command::Awaited(t) => at(t),
+                Command::Silent { pid } => tracing::warn!(
+                    guest = g.name,
+                    pid,
+                    "libnetkernel.so did not load into this program: it has no network"
+                ),
             }
-            if let Some(t) = g.empty_since {
-                if t + DRAIN_MAX <= now {
-                    ended.push(g.id);
-                } else if t + LINGER <= now {
+            match g.members.life(now) {
+                Life::Lives => {}
+                Life::Lingers(t) => at(t),
+                Life::Over => ended.push(g.id),
+                Life::Drains(t) => {
                     // The poll thread tells when the last socket is done; asked once, at the linger's end.
                     let id = g.id;
                     let left = self.poll.call(move |s| s.engine.guest_sockets(id));
-                    if left.map_err(io::Error::other)? == 0 {
-                        ended.push(id);
-                    } else {
-                        at(t + DRAIN_MAX);
+                    match left.map_err(io::Error::other)? {
+                        0 => ended.push(id),
+                        _ => at(t),
                     }
-                } else {
-                    at(t + LINGER);
                 }
             }
         }

@@ -9,7 +9,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use nk_engine::GuestId;
 
 use super::{Reply, Role, Server, Token};
-use crate::guest::Process;
+use crate::control::members::Process;
 
 /// The row and the queue set of a VM's kernel.
 const ROW: u16 = 0;
@@ -31,11 +31,10 @@ impl Server {
         let Some(guest) = self.guests.get_mut(&id.0) else {
             return Ok(Reply::refused(libc::ENOENT, "the guest has ended"));
         };
-        let creator = guest.creator.take();
+        let creator = guest.members.creator.take();
         let pid = creator.as_ref().map_or(0, |c| c.pid);
         let kernel = Process { pid, control: Some(connection), pidfd: None, qsets: vec![QSET] };
-        guest.processes.insert(ROW, kernel);
-        guest.was_attached = true;
+        guest.members.processes.insert(ROW, kernel);
         let reply = Reply::ok(u64::from(id.0), 0, guest.region.len() as u64, 0)
             .with_fds(vec![guest.region.memfd.try_clone()?, guest.engine_bell.try_clone()?]);
         tracing::info!(guest = guest.name, id = id.0, pid, "VM guest made");
