@@ -24,6 +24,8 @@ pub const SF_DEAD: u32 = 1 << 5;
 pub const SF_RX_STALLED: u32 = 1 << 6;
 /// `state`: a connect failed and nothing replaced it (poll reports HUP).
 pub const SF_FAILED: u32 = 1 << 7;
+/// `state`: the pool is short, and this stream holds its part of it on the tx ring: it sends nothing more until this goes.
+pub const SF_TX_BRAKED: u32 = 1 << 8;
 
 /// `guest_state`: shutdown(SHUT_RD) was called.
 pub const GF_SHUT_RD: u32 = 1;
@@ -235,9 +237,20 @@ impl Cell {
     }
 
     /// Service: moves `tx_head`. `true` when a sender asked for room since the last event (`served` remembers, 0 at first) and
-    /// there is enough to count as writable: announce it.
-    pub fn consume_tx(&self, head: u32, served: &mut u32) -> bool {
+    /// there is enough to count as writable: announce it. `state` is its own copy of the state bits.
+    pub fn consume_tx(&self, head: u32, state: u32, served: &mut u32) -> bool {
         self.tx_head.store(head, Ordering::Release);
+        state & SF_TX_BRAKED == 0 && self.is_wanted(served)
+    }
+
+    /// Service: the socket may send again. `true` as for [`Cell::consume_tx`].
+    pub fn release_brake(&self, state: u32, served: &mut u32) -> bool {
+        self.state.store(state & !SF_TX_BRAKED, Ordering::SeqCst);
+        self.is_wanted(served)
+    }
+
+    /// A sender asks for room, then looks again at the ring and the state; the service changes one of them, then looks here.
+    fn is_wanted(&self, served: &mut u32) -> bool {
         fence(Ordering::SeqCst);
         let want = self.tx_want.load(Ordering::SeqCst);
         if want == *served || self.tx().room() < crate::stream::WRITABLE_SLOTS {

@@ -3,6 +3,7 @@
 
 use nk_device::cell::{
     SF_CONNECTED, SF_CONNECTING, SF_DEAD, SF_EOF, SF_FAILED, SF_LISTENING, SF_RX_STALLED,
+    SF_TX_BRAKED,
 };
 use nk_device::sync::Ordering;
 use nk_device::{Addr, Cell, Nqe, Op};
@@ -49,7 +50,7 @@ pub(crate) fn reset_cell(cell: &Cell, is_owed: bool) {
     let failed = if state & SF_CONNECTED == 0 { SF_FAILED } else { 0 };
     // An end of the stream that comes after bytes which are lost is no end of it.
     let end = if drop_unread(cell) { SF_EOF } else { 0 };
-    let gone = SF_CONNECTING | SF_RX_STALLED | SF_LISTENING | end;
+    let gone = SF_CONNECTING | SF_RX_STALLED | SF_TX_BRAKED | SF_LISTENING | end;
     cell.state.store((state & !gone) | SF_DEAD | failed, Ordering::SeqCst);
     cell.rx_wake.fetch_add(1, Ordering::SeqCst);
     cell.tx_wake.fetch_add(1, Ordering::SeqCst);

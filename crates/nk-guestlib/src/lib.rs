@@ -29,7 +29,7 @@ pub mod send;
 
 use nk_device::cell::{
     GF_CONNECT_CALLED, GF_SHUT_RD, GF_SHUT_WR, SF_CONNECTED, SF_CONNECTING, SF_DEAD, SF_EOF,
-    SF_FAILED, SF_LISTENING,
+    SF_FAILED, SF_LISTENING, SF_TX_BRAKED,
 };
 use nk_device::sync::Ordering;
 use nk_device::{Cell, Device};
@@ -91,6 +91,10 @@ impl View {
     /// Linux's `SEND_SHUTDOWN`.
     pub(crate) fn shut_wr(self) -> bool {
         self.dead() || self.guest & GF_SHUT_WR != 0
+    }
+    /// The pool is short, and this socket is to leave what is left of it to others.
+    pub(crate) fn braked(self) -> bool {
+        self.state & SF_TX_BRAKED != 0
     }
     pub(crate) fn local_shut_rd(self) -> bool {
         self.guest & GF_SHUT_RD != 0

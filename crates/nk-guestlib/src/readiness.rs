@@ -59,7 +59,8 @@ pub fn readiness(cell: &Cell, can_send: bool) -> u32 {
     if mask & EPOLLIN == 0 && recv::has_at_least(cell, lowat) {
         mask |= EPOLLIN | EPOLLRDNORM;
     }
-    if v.shut_wr() || closed || (can_send && cell.tx().room() >= WRITABLE_SLOTS) {
+    let has_room = || can_send && !v.braked() && cell.tx().room() >= WRITABLE_SLOTS;
+    if v.shut_wr() || closed || has_room() {
         mask |= EPOLLOUT | EPOLLWRNORM;
     }
     mask
@@ -117,6 +118,11 @@ mod tests {
         c.state.store(SF_CONNECTED, Ordering::Relaxed);
         assert_eq!(readiness(c, true), normal_out);
         assert_eq!(readiness(c, false), 0);
+        c.state.store(SF_CONNECTED | SF_TX_BRAKED, Ordering::Relaxed);
+        assert_eq!(readiness(c, true), 0);
+        c.state.store(SF_CONNECTED | SF_TX_BRAKED | SF_DEAD, Ordering::Relaxed);
+        assert_ne!(readiness(c, true) & EPOLLOUT, 0);
+        c.state.store(SF_CONNECTED, Ordering::Relaxed);
         f.receive(b"x");
         assert_eq!(readiness(c, true), normal_in | normal_out);
         c.state.store(SF_CONNECTED | SF_EOF, Ordering::Relaxed);

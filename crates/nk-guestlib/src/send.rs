@@ -37,7 +37,7 @@ pub trait Chunks {
 /// Why a send moved nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SendError {
-    /// No room on the ring: wait on `tx_wake` or return EAGAIN. [`nk_device::Cell::want_tx`] was called, so an event will come.
+    /// No room on the ring, or the socket is to leave the pool to others: wait on `tx_wake` or return EAGAIN. [`nk_device::Cell::want_tx`] was called, so an event will come.
     WouldBlock,
     /// No chunk: ask for some ([`nk_device::Op::Refill`]), wait on the row's `grant_wake` or return EAGAIN.
     NoChunks,
@@ -63,6 +63,10 @@ pub struct Sent {
 /// # Errors
 /// Why nothing can be sent now or at all.
 pub fn check(socket: &Socket<'_>) -> Result<(), SendError> {
+    checked(socket).map(|_| ())
+}
+
+fn checked(socket: &Socket<'_>) -> Result<View, SendError> {
     let v = View::of(socket.cell);
     if v.connecting() && !v.shut_wr() && socket.cell.pending_error().is_none() {
         return Err(SendError::Connecting);
@@ -75,7 +79,7 @@ pub fn check(socket: &Socket<'_>) -> Result<(), SendError> {
     if v.shut_wr() || !v.connected() || v.listening() {
         return Err(SendError::Pipe);
     }
-    Ok(())
+    Ok(v)
 }
 
 /// Appends `len` bytes, of which `done` were sent before, to the last descriptor: `false` where that cannot be.
@@ -115,8 +119,13 @@ pub fn send(
     source: &mut impl Source,
     len: usize,
 ) -> Result<Sent, SendError> {
-    check(socket)?;
     let cell = socket.cell;
+    if checked(socket)?.braked() {
+        cell.want_tx();
+        if View::of(cell).braked() {
+            return Err(SendError::WouldBlock);
+        }
+    }
     let mut done = 0;
     let mut stop = None;
     let appends = socket.device.header().features.load(Ordering::Relaxed) & FEATURE_APPEND != 0;
@@ -286,6 +295,21 @@ mod tests {
         assert!(!cell.tx().commit(&open, 2), "it is taken");
         assert!(cell.tx().open(2).is_none());
         assert!(cell.tx().open(CHUNK_SIZE).is_none());
+    }
+
+    #[test]
+    fn a_braked_socket_asks_to_be_told() {
+        let f = Fixture::new();
+        let cell = f.socket().cell;
+        cell.state.store(SF_CONNECTED | SF_TX_BRAKED, Ordering::Relaxed);
+        assert_eq!(f.send(b"x"), Err(SendError::WouldBlock));
+        assert_eq!(cell.tx_want.load(Ordering::Relaxed), 1);
+        let mut served = 0;
+        assert!(!cell.consume_tx(0, SF_CONNECTED | SF_TX_BRAKED, &mut served), "not yet");
+        assert!(cell.release_brake(SF_CONNECTED | SF_TX_BRAKED, &mut served));
+        assert_eq!(f.send(b"x"), Ok(Sent { bytes: 1, kick: true }));
+        cell.state.store(SF_CONNECTED | SF_TX_BRAKED | SF_DEAD, Ordering::Relaxed);
+        assert_eq!(f.send(b"x"), Err(SendError::Pipe), "an end is told first");
     }
 
     #[test]

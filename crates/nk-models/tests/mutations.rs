@@ -49,6 +49,7 @@ caught! {
         wakeups::polling_guest_and_engine,
         wakeups::new_watcher_and_change,
         wakeups::blocked_senders_and_room,
+        wakeups::braked_sender_and_service,
         wakeups::stalled_service_and_reader,
     ;
     Relaxed:

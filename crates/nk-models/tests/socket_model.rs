@@ -319,7 +319,7 @@ impl Played<'_> {
             self.spent.push(span.chunk);
             self.tx_head = self.tx_head.wrapping_add(1);
         }
-        let told = cell.consume_tx(self.tx_head, &mut self.served);
+        let told = cell.consume_tx(self.tx_head, SF_CONNECTED, &mut self.served);
         assert_eq!(told, wanted && self.room() >= WRITABLE_SLOTS as usize);
     }
 }

@@ -145,6 +145,7 @@ impl<S: Stack> Ctx<'_, S> {
             }
         }
         self.guest.leave_reap(key.socket, &s);
+        self.guest.leave_blocked(key, &s);
         if let Some(h) = s.handle.take() {
             self.stack.close(h, abort, s.listener.is_some().then_some(key));
         }

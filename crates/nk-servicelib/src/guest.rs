@@ -32,6 +32,12 @@ pub(crate) struct Guest<T> {
     pub(crate) in_recovery: bool,
     /// Rows that wait for chunks.
     pub(crate) wanting: Vec<u16>,
+    /// The pool is short, and sockets that hold some of it send nothing more.
+    pub(crate) braking: bool,
+    /// Sockets that could not send what they had published, and may have published more.
+    pub(crate) blocked: VecDeque<Key>,
+    /// Those are to be looked at.
+    pub(crate) look_due: bool,
     /// Sockets that wait for chunks to receive into.
     pub(crate) pool_starved: Vec<Key>,
     /// When late chunks were last looked at, and whether a timer will.
@@ -65,6 +71,9 @@ impl<T> Guest<T> {
             id_starved: Vec::new(),
             in_recovery: false,
             wanting: Vec::new(),
+            braking: false,
+            blocked: VecDeque::new(),
+            look_due: false,
             pool_starved: Vec::new(),
             settled_ms: 0,
             settles: false,

@@ -16,6 +16,8 @@ use crate::port::Port;
 /// many, since it runs out of them while the service looks at what it sent. Few where few are enough: each is a page at least, once it was used.
 const FIRST_CHUNKS: u32 = 16;
 const ROW_CHUNKS: u32 = 128;
+/// And while sockets are braked: what a row has beyond that comes back, or those that hold nothing yet would take all that is left at once.
+const BRAKED_CHUNKS: u32 = 4;
 
 /// A row: one process.
 #[derive(Clone, Copy, Debug, Default)]
@@ -310,17 +312,19 @@ impl<T> Guest<T> {
     /// What a row may have: less when the pool is short, so that all get some.
     fn share(&self) -> u32 {
         let total = self.pool.total();
+        let most = (total / 8).clamp(BRAKED_CHUNKS, ROW_CHUNKS);
         match self.pool.leasable() {
-            n if n > total / 4 => ROW_CHUNKS,
-            n if n > total / 8 => ROW_CHUNKS / 2,
-            n if n > total / 32 => 4,
-            _ => 2,
+            n if n <= total / 32 => 2,
+            n if n <= total / 8 || self.braking => BRAKED_CHUNKS,
+            n if n <= total / 4 => most / 2,
+            _ => most,
         }
     }
 
     /// Tops up a row's chunks when it has used half. `asked`: its process ran out and waits.
     pub(crate) fn top_up(&mut self, row: u16, asked: bool, port: &mut Port) {
         let device = self.device;
+        self.look_due |= !self.braking && self.pool.is_short(false);
         if !self.leases {
             return self.tell_if_low(row, port);
         }
@@ -338,6 +342,7 @@ impl<T> Guest<T> {
         let mut added = 0;
         // What was popped and not sent yet is still leased: a process with many threads in send may ask beyond its share.
         let empty = asked && shared.chunk_grants.available() == 0;
+        self.look_due |= empty && leased >= share;
         let target = if empty { (leased + 2).max(share).min(ROW_CHUNKS * 2) } else { share };
         while leased < target {
             let lease = Lease { row, life: r.life, index: r.grant_tail };
@@ -356,6 +361,7 @@ impl<T> Guest<T> {
             }
             return;
         }
+        self.wanting.retain(|w| *w != row);
         shared.grant_wake.fetch_add(1, Ordering::SeqCst);
         fence(Ordering::SeqCst);
         if asked || shared.want.load(Ordering::SeqCst) != 0 {
@@ -384,23 +390,39 @@ impl<T> Guest<T> {
         let rows = rows.map(|(i, _)| (self.leased(i), i)).filter(|(leased, _)| *leased > 2);
         let mut others: Vec<(u32, u16)> = rows.collect();
         others.sort_unstable();
-        let device = self.device;
         for (leased, at) in others.into_iter().rev() {
-            let (Some(r), Some(shared)) = (self.rows.get(usize::from(at)), device.row(at)) else {
-                continue;
-            };
-            let (tail, mut taken) = (r.grant_tail, 0);
-            for _ in 0..leased / 2 {
-                let Some(chunk) = shared.chunk_grants.take_back(tail) else { break };
-                if matches!(self.pool.owner(chunk), Some(Owner::Row(lease)) if lease.row == at) {
-                    self.pool.free(chunk);
-                    taken += 1;
-                }
-            }
-            self.add_leased(at, -taken);
-            if taken > 0 {
+            if self.take_from(at, leased / 2) > 0 {
                 return;
             }
+        }
+    }
+
+    /// Takes so many chunks off a row's grants, or as many as are there.
+    fn take_from(&mut self, row: u16, count: u32) -> i32 {
+        let device = self.device;
+        let (Some(r), Some(shared)) = (self.rows.get(usize::from(row)), device.row(row)) else {
+            return 0;
+        };
+        let (tail, mut taken) = (r.grant_tail, 0);
+        for _ in 0..count {
+            let Some(chunk) = shared.chunk_grants.take_back(tail) else { break };
+            if matches!(self.pool.owner(chunk), Some(Owner::Row(lease)) if lease.row == row) {
+                self.pool.free(chunk);
+                taken += 1;
+            }
+        }
+        self.add_leased(row, -taken);
+        taken
+    }
+
+    /// Sockets are braked from now on: rows keep few chunks.
+    pub(crate) fn take_back_all(&mut self) {
+        if !self.leases {
+            return;
+        }
+        let rows: Vec<u16> = self.live_rows().collect();
+        for row in rows {
+            self.take_from(row, self.leased(row).saturating_sub(BRAKED_CHUNKS));
         }
     }
 

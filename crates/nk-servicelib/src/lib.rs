@@ -2,6 +2,7 @@
 //!
 //! Inline in the daemon or in an NSM process of its own, it is the same code over the same NSM device.
 
+mod brake;
 mod close;
 mod datagram;
 mod gather;

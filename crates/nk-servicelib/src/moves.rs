@@ -198,6 +198,7 @@ impl<S: Stack> Ctx<'_, S> {
                 match c.stack.give(handle) {
                     Ok(fd) => {
                         c.guest.leave_reap(key.socket, &s);
+                        c.guest.leave_blocked(key, &s);
                         let at = s.left_at();
                         let unread = c.hand_over(cell, &mut s);
                         moved.push(MovedSocket { key, fd, unread, at });

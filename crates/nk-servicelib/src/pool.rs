@@ -233,6 +233,21 @@ impl Pool {
         (self.total() / 4 * 3).saturating_sub(leased.saturating_add(tx)).min(self.available())
     }
 
+    /// Whether sockets that hold chunks to be sent are to leave the rest to others: from where they hold half of the pool, or less than an eighth
+    /// of it is left at all. `before`: they were; that ends only once there is an eighth more.
+    pub(crate) fn is_short(&self, before: bool) -> bool {
+        let more = u64::from(before);
+        let [_, tx, _] = self.counts();
+        let eighths = |n: u32| u64::from(n) * 8;
+        let total = u64::from(self.total());
+        eighths(tx) >= total * (4 - more) || eighths(self.available()) < total * (1 + more)
+    }
+
+    /// How many such a socket may hold meanwhile.
+    pub(crate) fn tx_share(&self) -> usize {
+        if self.leasable() > self.total() / 32 { 4 } else { 1 }
+    }
+
     /// Leases a chunk to a row.
     pub(crate) fn lease(&mut self, lease: Lease) -> Option<u32> {
         if self.leasable() == 0 {
@@ -399,6 +414,29 @@ mod tests {
         assert_eq!(taken, 32, "a socket with many stops at half");
         assert!(p.take_rx(0).is_some(), "one with none goes on");
         assert!(p.lease(lease(1, 0)).is_some());
+    }
+
+    #[test]
+    fn it_is_short_from_a_half_sent_until_an_eighth_less() {
+        let mut p = Pool::new(0..64, None);
+        let chunks: Vec<u32> = (0..48).filter_map(|i| p.lease(lease(1, i))).collect();
+        assert!(!p.is_short(false), "what is leased can be taken back");
+        let sent = |p: &mut Pool, n: usize| chunks[..n].iter().all(|c| p.begin_tx(*c).is_some());
+        assert!(sent(&mut p, 31) && !p.is_short(false));
+        assert_eq!(p.begin_tx(chunks[31]), Some(Some(1)));
+        assert!(p.is_short(false));
+        assert_eq!(p.tx_share(), 1, "nothing is left to be leased");
+        chunks[32..].iter().for_each(|c| p.free(*c));
+        assert_eq!((p.tx_share(), p.is_short(true)), (4, true));
+        chunks[..7].iter().for_each(|c| p.free(*c));
+        assert!(!p.is_short(false) && p.is_short(true));
+        chunks[7..9].iter().for_each(|c| p.free(*c));
+        assert!(!p.is_short(true));
+        // What is received counts where little is left.
+        let mut p = Pool::new(0..64, None);
+        assert_eq!((0..18).filter_map(|i| p.lease(lease(1, i))).count(), 18);
+        assert_eq!((0..39).filter_map(|_| p.take_rx(0)).count(), 39);
+        assert!(p.is_short(false));
     }
 
     #[test]

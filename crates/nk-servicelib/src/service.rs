@@ -232,7 +232,7 @@ impl<S: Stack> Service<S> {
             totals: self.totals,
         };
         let r = f(&mut ctx);
-        if g.pool.has_freed() && !core::mem::replace(&mut g.in_recovery, true) {
+        if (g.pool.has_freed() || g.look_due) && !core::mem::replace(&mut g.in_recovery, true) {
             self.recovering.push(guest);
         }
         Some(r)
@@ -364,9 +364,13 @@ impl<S: Stack> Service<S> {
         for guest in core::mem::take(&mut self.recovering) {
             self.ctx(guest, now_ns, |c| {
                 c.guest.in_recovery = false;
+                if core::mem::take(&mut c.guest.look_due) {
+                    c.look_at_blocked();
+                }
                 if !c.guest.pool.take_freed() {
                     return;
                 }
+                c.ease_brake();
                 c.guest.serve_wanting(c.port);
                 for key in core::mem::take(&mut c.guest.pool_starved) {
                     c.with(key, |c, key, cell, mut s| {

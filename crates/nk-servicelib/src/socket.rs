@@ -2,7 +2,9 @@
 
 use std::collections::VecDeque;
 
-use nk_device::cell::{SF_CONNECTED, SF_CONNECTING, SF_DEAD, SF_EOF, SF_LISTENING, SF_RX_STALLED};
+use nk_device::cell::{
+    SF_CONNECTED, SF_CONNECTING, SF_DEAD, SF_EOF, SF_LISTENING, SF_RX_STALLED, SF_TX_BRAKED,
+};
 use nk_device::stream::{Position, Span};
 use nk_device::sync::Ordering;
 use nk_device::{Addr, Cell};
@@ -69,6 +71,8 @@ pub(crate) struct Socket<T> {
     pub(crate) sending: bool,
     /// What its guest's turns were charged for that.
     pub(crate) charged: u64,
+    /// It is among its guest's blocked ones.
+    pub(crate) in_blocked: bool,
     /// It waits for its guest's rate of sending.
     pub(crate) waits_out: bool,
     /// It waits for its guest's rate of receiving.
@@ -120,6 +124,7 @@ impl<T> Socket<T> {
             tx_broken: false,
             sending: false,
             charged: 0,
+            in_blocked: false,
             waits_out: false,
             waits_in: false,
             shut_wr_wanted: false,
@@ -170,6 +175,13 @@ impl<T> Socket<T> {
     pub(crate) fn stall(&mut self, cell: &Cell) -> Position {
         self.state |= SF_RX_STALLED;
         cell.stall_rx(self.state)
+    }
+
+    /// Lets it send again; whether somebody waits for that.
+    pub(crate) fn release_brake(&mut self, cell: &Cell) -> bool {
+        let braked = self.state;
+        self.state &= !SF_TX_BRAKED;
+        cell.release_brake(braked, &mut self.tx_served)
     }
 
     /// A connection whose bytes still flow from the stack.

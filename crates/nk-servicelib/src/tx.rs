@@ -1,6 +1,6 @@
 //! From the guest's tx rings to the stack.
 
-use nk_device::cell::{SF_CONNECTED, SF_DEAD, SF_EOF};
+use nk_device::cell::{SF_CONNECTED, SF_DEAD, SF_EOF, SF_TX_BRAKED};
 use nk_device::stream::{Span, take_slot};
 use nk_device::sync::Ordering;
 use nk_device::{Cell, Nqe, STREAM_SLOTS};
@@ -45,11 +45,21 @@ impl<S: Stack> Ctx<'_, S> {
             if s.tx_broken {
                 self.free_tx(cell, s);
             }
-            if s.tx.is_empty() {
+            let is_blocked = !s.writable || s.waits_out;
+            if self.guest.braking {
+                self.brake(cell, s);
+            }
+            if is_blocked && !s.tx.is_empty() && !s.has(SF_TX_BRAKED) {
+                self.guest.enter_blocked(key, s);
+            }
+            // What a blocked one publishes is looked at when it can go or chunks are short. Who does not lease does not learn that they are.
+            if s.tx.is_empty() || (is_blocked && !self.guest.leases) {
                 // Even: kick from now on; then look whether somebody published before seeing that.
                 s.tx_seq = s.tx_seq.wrapping_add(1);
                 if !cell.idle_tx(s.tx_seq, s.tx_next) {
-                    self.drained(key, cell, s);
+                    if s.tx.is_empty() {
+                        self.drained(key, cell, s);
+                    }
                     return true;
                 }
                 s.tx_seq = s.tx_seq.wrapping_add(1);
@@ -60,7 +70,7 @@ impl<S: Stack> Ctx<'_, S> {
                 }
                 continue;
             }
-            if !s.writable || s.waits_out {
+            if is_blocked {
                 return true;
             }
             if s.datagram.is_none() {
@@ -112,7 +122,8 @@ impl<S: Stack> Ctx<'_, S> {
             }
         }
         if let Some(row) = last_row {
-            self.guest.top_up(row, false, self.port);
+            let asked = self.guest.wanting.contains(&row);
+            self.guest.top_up(row, asked, self.port);
         }
         Ok(())
     }
@@ -141,6 +152,7 @@ impl<S: Stack> Ctx<'_, S> {
             self.guest.pool.free(span.chunk);
         }
         s.tx_head = s.tx_next;
+        self.release_if_few(cell, s, 0);
     }
 
     /// What the stack said to a send of so many bytes.
@@ -199,8 +211,8 @@ impl<S: Stack> Ctx<'_, S> {
         s.tx_bytes = s.tx_bytes.wrapping_add(bytes as u64);
         self.count_sent(bytes as u64);
         cell.tx_bytes.store(s.tx_bytes, Ordering::Relaxed);
-        let head = s.tx_head;
-        let has_room = cell.consume_tx(head, &mut s.tx_served);
+        self.release_if_few(cell, s, s.tx.len() - done as usize);
+        let has_room = cell.consume_tx(s.tx_head, s.state(), &mut s.tx_served);
         for _ in 0..done {
             if let Some(span) = s.tx.pop_front() {
                 self.guest.pool.free(span.chunk);

@@ -2,7 +2,7 @@
 
 use loom::sync::Arc;
 use loom::thread;
-use nk_device::cell::{SF_CONNECTED, SF_EOF};
+use nk_device::cell::{SF_CONNECTED, SF_EOF, SF_TX_BRAKED};
 use nk_device::nqe::{Nqe, Op};
 use nk_device::ring::{Consumer, Producer};
 use nk_device::stream::read_slot;
@@ -205,13 +205,49 @@ pub fn blocked_senders_and_room() {
             while cell.tx_tail.load(Ordering::Acquire) < head {
                 thread::yield_now();
             }
-            if cell.consume_tx(head, &mut served) && cell.announce_tx() {
+            if cell.consume_tx(head, SF_CONNECTED, &mut served) && cell.announce_tx() {
                 futex.wake();
             }
         }
         for t in threads {
             t.join().expect("join");
         }
+    });
+}
+
+/// (e') A sender finds its socket braked, while the service takes what is on the ring and then lets it send again.
+pub fn braked_sender_and_service() {
+    check(3, || {
+        let d = device();
+        let futex = Arc::new(Futex::default());
+        let cell = d.cell(0);
+        cell.state.store(SF_CONNECTED | SF_TX_BRAKED, Ordering::Relaxed);
+        cell.tx().publish(1).expect("room");
+        let sender = {
+            let (d, futex) = (Arc::clone(&d), Arc::clone(&futex));
+            thread::spawn(move || {
+                let mut chunks = OneChunk(Some(0));
+                loop {
+                    let word = d.cell(0).begin_tx_sleep();
+                    let sent = send(&socket(&d), &mut chunks, &mut OneByte(b'x'), 1);
+                    match sent {
+                        Ok(s) => assert_eq!(s.bytes, 1),
+                        Err(SendError::WouldBlock) => futex.wait(&d.cell(0).tx_wake, word),
+                        Err(e) => panic!("{e:?}"),
+                    }
+                    d.cell(0).end_tx_sleep();
+                    if sent.is_ok() {
+                        return;
+                    }
+                }
+            })
+        };
+        let (state, mut served) = (SF_CONNECTED | SF_TX_BRAKED, 0);
+        assert!(!cell.consume_tx(1, state, &mut served), "it may not send yet");
+        if cell.release_brake(state, &mut served) && cell.announce_tx() {
+            futex.wake();
+        }
+        sender.join().expect("join");
     });
 }
 

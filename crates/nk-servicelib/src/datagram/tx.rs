@@ -142,7 +142,7 @@ impl<S: Stack> Ctx<'_, S> {
         self.guest.turns.charge(bytes);
         cell.tx_bytes.store(s.tx_bytes, Ordering::Relaxed);
         let head = s.tx_head;
-        if cell.consume_tx(head, &mut s.tx_served) {
+        if cell.consume_tx(head, s.state(), &mut s.tx_served) {
             self.tell(key, cell, OUT);
         }
         !is_over

@@ -2,6 +2,7 @@
 
 use nk_device::cell::{
     SF_BOUND, SF_CONNECTED, SF_CONNECTING, SF_DEAD, SF_EOF, SF_FAILED, SF_LISTENING, SF_RX_STALLED,
+    SF_TX_BRAKED,
 };
 use nk_device::nqe::FLAG_AGAIN;
 use nk_device::{Addr, Cell, Nqe, Op};
@@ -175,7 +176,8 @@ impl<S: Stack> Ctx<'_, S> {
                 | SF_DEAD
                 | SF_FAILED
                 | SF_LISTENING
-                | SF_RX_STALLED;
+                | SF_RX_STALLED
+                | SF_TX_BRAKED;
             s.change(cell, 0, gone);
             self.tell(key, cell, ALL);
             self.enqueue(key, &mut s);
