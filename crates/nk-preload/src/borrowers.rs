@@ -4,6 +4,9 @@
 //! entered, and a socket that they may give to the image that they become is lent, that is, put into a stand-in that says which it is and
 //! that the daemon watches ([`lend`]). Whether the caller is one is only asked while one may be there: a child that its parent waits for
 //! (`CLONE_VFORK`) is gone when the parent goes on, others may be there for ever.
+//!
+//! One that is made by the program's own assembly is not known, and what it closes by the C library's functions its parent loses: to tell would cost every
+//! call that changes descriptors a `getpid`, and who makes children so (Go's runtime) calls the kernel as directly for the rest.
 
 use core::sync::atomic::{AtomicI32, Ordering};
 

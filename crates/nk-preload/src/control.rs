@@ -1,23 +1,22 @@
 //! Requests on the process's control socket: the few that need descriptors passed.
 
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use nk_attach::{Fds, Message, RecvError};
 use nk_device::header::{ENGINE_GONE, ENGINE_UP};
 
 use crate::hangup;
+use crate::owned::OwnedLock;
 use crate::process::Process;
-use crate::rings::{lock, unlock};
 use crate::sys::{self, SignalsBlocked};
 
-/// Only taken with signals blocked.
-static LOCK: AtomicU32 = AtomicU32::new(0);
+static LOCK: OwnedLock = OwnedLock::new();
 /// Of the last request.
 static SERIAL: AtomicU64 = AtomicU64::new(0);
 
 /// In a forked child: nobody holds it.
 pub(crate) fn reset() {
-    LOCK.store(0, Ordering::Release);
+    LOCK.reset();
 }
 
 /// A request and its reply, with descriptors both ways. The descriptors in `fds` stay the caller's.
@@ -40,9 +39,9 @@ pub fn request_until(
 ) -> Result<(Message, Fds), i32> {
     let _signals = SignalsBlocked::new();
     let saved = sys::errno();
-    lock(&LOCK);
+    LOCK.lock();
     let r = exchange(p, message, fds, deadline_us);
-    unlock(&LOCK);
+    LOCK.unlock();
     sys::set_errno(saved);
     match r {
         Ok((m, _)) if m.status != 0 => Err(m.status),

@@ -14,6 +14,7 @@
 //! | [`fdtable`] | descriptor → socket, and how many descriptors this process has for each socket |
 //! | [`rings`] | pushing NQEs, ringing the engine, synchronous calls |
 //! | `borrowers` | children that share this memory and have descriptors of their own |
+//! | `owned` | a lock whose holder may be one of those, and be killed |
 //! | [`gate`] | keeps fork apart from calls that change descriptors |
 //! | `hangup` | whether nobody serves this process any more |
 //! | `names` | asking the guest's resolver |
@@ -34,6 +35,7 @@ mod hangup;
 mod io;
 mod names;
 mod next;
+mod owned;
 pub mod process;
 pub mod rings;
 pub mod standin;

@@ -212,6 +212,29 @@ pub(crate) fn enter_shared(p: &Process, fd: c_int, id: u32, generation: u16) {
     fdtable::set_shared(fd, id, generation);
 }
 
+/// Makes a socket's own stand-in on the number of one of its shared ones.
+///
+/// # Errors
+/// EMFILE where another thread opened something on that number: the descriptor is gone.
+fn make_in_place(
+    p: &Process,
+    fd: c_int,
+    (id, generation): (u32, u16),
+    make_own: impl FnOnce() -> Result<c_int, c_int>,
+) -> Result<c_int, c_int> {
+    sys::close(fd);
+    let made = make_own();
+    if made == Ok(fd) {
+        return made;
+    }
+    if let Ok(elsewhere) = made {
+        sys::close(elsewhere);
+    }
+    fdtable::swap(fd, fdtable::Entry::None);
+    leave(p, id, generation);
+    Err(libc::EMFILE)
+}
+
 /// Gives the descriptor's socket a stand-in of its own, if it has none; its other descriptors here get the same, as dups are one file.
 /// No other thread changes descriptors meanwhile. `in_place`: with no number left it may be made on this one, which is free for a moment:
 /// for an exec, beside which there is hardly ever a thread that opens something.
@@ -231,24 +254,15 @@ fn settle_alone(p: &Process, fd: c_int, in_place: bool) -> Result<(), c_int> {
     let own = match make_own() {
         // There is one number that can be spared.
         Err(libc::EMFILE) if weigh_anchor() => make_own(),
-        Err(libc::EMFILE) if in_place => {
-            sys::close(fd);
-            let own = make_own();
-            match own {
-                Ok(own) if own == fd && !cloexec => drop(sys::fcntl(own, libc::F_SETFD, 0)),
-                Ok(_) => {}
-                Err(_) => {
-                    fdtable::swap(fd, fdtable::Entry::None);
-                    leave(p, id, generation);
-                }
-            }
-            own
-        }
+        Err(libc::EMFILE) if in_place => make_in_place(p, fd, (id, generation), make_own),
         made => made,
     }?;
     let mut result = Ok(());
     let mut replace = |other| {
         if other == own {
+            if !cloexec {
+                sys::fcntl(own, libc::F_SETFD, 0);
+            }
             fdtable::set_settled(other, id, generation);
             return;
         }
@@ -361,3 +375,6 @@ pub(crate) fn let_go(p: &Process, id: u32, generation: u16) {
         rings::push_job(p, &Nqe::new(Op::Close, id, generation));
     }
 }
+
+#[cfg(test)]
+mod tests;
