@@ -23,10 +23,11 @@ use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 pub use descriptor::{duplicate, identity, is_netns, set_blocking, set_nonblocking};
 pub use epoll::Epoll;
 pub use memory::{Mapping, len, memfd_with, one_heap, region};
-pub(crate) use process::{cores_online, end_child, kill_child, pin, reap, set_capabilities};
+pub(crate) use process::{cores_online, end_child, kill, kill_child, pin, reap, set_capabilities};
 pub use process::{
     drain_signals, group, has_ended, name_thread, pidfd, raise_fd_limit, random, signals,
 };
+pub(crate) use socket::set_send_timeout;
 pub use socket::{
     accept, is_hung_up, listen_at, pass_credentials, peer_credentials, peer_groups, seqpacket_pair,
     set_receive_timeout,

@@ -9,12 +9,14 @@
 //! | [`entries`] | what is kept |
 //! | [`book`] | how what the daemon knows stands there |
 //! | [`link`] | what the daemon tells a keeper, and the next one |
+//! | `connection` | the way to its process |
 //! | [`state`] | what the keeper makes of what it is told, and of deaths |
 //! | [`process`] | the keeper's process: descriptors around that |
 //!
 //! The simulation (`nk-models`, `played`) runs the first four.
 
 pub mod book;
+mod connection;
 pub mod entries;
 pub mod link;
 mod listeners;
@@ -24,7 +26,7 @@ pub mod state;
 
 use std::ffi::{CStr, CString};
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -33,6 +35,7 @@ use std::time::{Duration, Instant};
 use nk_attach::{Kind, Message};
 
 use crate::sys;
+use connection::{Connection, TAKES_MAX};
 use entries::Entries;
 use link::{Link, complete};
 pub use listeners::ListenerNotes;
@@ -127,7 +130,7 @@ struct Shared {
     path: PathBuf,
     private: Option<PathBuf>,
     program: &'static CStr,
-    link: Mutex<Link<OwnedFd>>,
+    link: Mutex<Link<Connection>>,
 }
 
 impl Keeper {
@@ -139,10 +142,11 @@ impl Keeper {
         let end = Instant::now() + ENDING_MAX;
         loop {
             let Ok(fd) = nk_attach::connect(path.as_os_str().as_bytes()) else { return Ok(None) };
-            let connection = sys::own(fd);
+            let socket = sys::own(fd);
             let mut copies = Entries::default();
-            match take_back(&connection, &mut copies) {
-                Ok(entries) => {
+            match take_back(&socket, &mut copies) {
+                Ok((entries, pid)) => {
+                    let connection = Connection::new(socket, pid, TAKES_MAX)?;
                     return Ok(Some((Keeper::new(path, None, connection, copies), entries)));
                 }
                 // It had nothing to keep and was about to end when this came: its path goes in a moment.
@@ -177,7 +181,7 @@ impl Keeper {
     }
 
     /// Gives the next keeper everything, some at a time: the poll thread may have something to keep meanwhile.
-    fn give_all(&self, next: OwnedFd) -> io::Result<()> {
+    fn give_all(&self, next: Connection) -> io::Result<()> {
         self.link().begin(next);
         while !self.link().give_some(TURN)? {
             std::thread::sleep(BREATH);
@@ -188,7 +192,7 @@ impl Keeper {
     fn new(
         path: &Path,
         private: Option<&Path>,
-        connection: OwnedFd,
+        connection: Connection,
         entries: Entries<OwnedFd>,
     ) -> Keeper {
         let link = Mutex::new(Link::new(connection, entries));
@@ -206,7 +210,7 @@ impl Keeper {
         self
     }
 
-    fn link(&self) -> MutexGuard<'_, Link<OwnedFd>> {
+    fn link(&self) -> MutexGuard<'_, Link<Connection>> {
         self.0.link.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -278,10 +282,14 @@ fn refuse_second(daemon: RawFd) {
     let _ = nk_attach::try_send(daemon, &m, &[]);
 }
 
-/// Takes everything back from a keeper, and copies of it.
-fn take_back(keeper: &OwnedFd, copies: &mut Entries<OwnedFd>) -> io::Result<Vec<Entry>> {
+/// Takes everything back from a keeper, and copies of it; also its pid.
+fn take_back(
+    keeper: &impl AsFd,
+    copies: &mut Entries<OwnedFd>,
+) -> io::Result<(Vec<Entry>, Option<i32>)> {
     let os = io::Error::from_raw_os_error;
-    let fd = keeper.as_raw_fd();
+    let fd = keeper.as_fd().as_raw_fd();
+    sys::pass_credentials(keeper)?;
     match nk_attach::send(fd, &Message::new(Kind::Kept), &[]) {
         // One that has a daemon says so and closes, perhaps before it is asked.
         Ok(()) | Err(libc::EPIPE | libc::ECONNRESET) => {}
@@ -290,7 +298,7 @@ fn take_back(keeper: &OwnedFd, copies: &mut Entries<OwnedFd>) -> io::Result<Vec<
     let mut entries = Vec::new();
     let mut was_reset = false;
     loop {
-        let (m, mut fds, _) = match nk_attach::recv(fd, false) {
+        let (m, mut fds, who) = match nk_attach::recv(fd, false) {
             // It closed without having read the question; what it said before is there.
             Err(nk_attach::RecvError::Os(libc::ECONNRESET)) if !was_reset => {
                 was_reset = true;
@@ -308,7 +316,7 @@ fn take_back(keeper: &OwnedFd, copies: &mut Entries<OwnedFd>) -> io::Result<Vec<
             return Err(os(m.status));
         }
         if m.a == 0 {
-            return Ok(entries);
+            return Ok((entries, who.map(|c| c.pid)));
         }
         let fds: Vec<OwnedFd> =
             (0..nk_attach::FDS_MAX).map_while(|i| fds.take(i)).map(sys::own).collect();
@@ -318,18 +326,18 @@ fn take_back(keeper: &OwnedFd, copies: &mut Entries<OwnedFd>) -> io::Result<Vec<
 }
 
 /// Starts the process and returns the connection to it, once it has answered.
-fn start_process(program: &CStr, path: &Path, private: Option<&Path>) -> io::Result<OwnedFd> {
+fn start_process(program: &CStr, path: &Path, private: Option<&Path>) -> io::Result<Connection> {
     let _ = std::fs::remove_file(path);
     let listener = sys::listen_at(path, 0o600)?;
     spawn(program, &listener, path, private)?;
-    let connection = sys::own(
+    let socket = sys::own(
         nk_attach::connect(path.as_os_str().as_bytes()).map_err(io::Error::from_raw_os_error)?,
     );
     // From here on it is the keeper's alone: where that one cannot start, the connection breaks.
     drop(listener);
-    sys::set_receive_timeout(&connection, ANSWER_MAX_S)?;
-    take_back(&connection, &mut Entries::default())?;
-    Ok(connection)
+    sys::set_receive_timeout(&socket, ANSWER_MAX_S)?;
+    let (_, pid) = take_back(&socket, &mut Entries::default())?;
+    Connection::new(socket, pid, TAKES_MAX)
 }
 
 /// fork, setsid, fork, exec `nk keeper`.

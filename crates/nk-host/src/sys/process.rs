@@ -6,7 +6,8 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{
-    Pid, PidfdFlags, Resource, Rlimit, Signal, WaitOptions, WaitStatus, kill_process, waitpid,
+    Pid, PidfdFlags, Resource, Rlimit, Signal, WaitOptions, WaitStatus, kill_process,
+    pidfd_send_signal, waitpid,
 };
 use rustix::rand::GetRandomFlags;
 use rustix::thread::{CapabilitySet, CapabilitySets, CpuSet};
@@ -28,6 +29,11 @@ pub fn pidfd(pid: i32) -> io::Result<OwnedFd> {
 pub fn has_ended(pidfd: impl AsFd) -> bool {
     let mut p = [PollFd::new(&pidfd, PollFlags::IN)];
     poll(&mut p, Some(&Timespec::default())).is_ok_and(|n| n > 0)
+}
+
+/// SIGKILL; one that has ended is as good.
+pub(crate) fn kill(pidfd: impl AsFd) {
+    let _ = pidfd_send_signal(pidfd, Signal::KILL);
 }
 
 /// A group's number, by name or number.

@@ -96,6 +96,14 @@ pub fn peer_groups(fd: RawFd) -> Vec<u32> {
     groups
 }
 
+/// Lets a send fail with EAGAIN after that time.
+///
+/// # Errors
+/// Those of setsockopt.
+pub(crate) fn set_send_timeout(fd: impl AsFd, time: Duration) -> io::Result<()> {
+    Ok(set_socket_timeout(fd, Timeout::Send, Some(time))?)
+}
+
 /// Lets a receive fail with EAGAIN after so many seconds.
 ///
 /// # Errors

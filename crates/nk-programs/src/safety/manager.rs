@@ -9,8 +9,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
 
+use super::kills::keeper_is_whole;
 use super::restart::{RECOVERY, part_pid};
 use crate::process::{eventually, signal_pid};
+use crate::redis::Redis;
 use crate::suite::{Group, Test};
 use crate::world::{Mode, Side, World};
 
@@ -61,6 +63,7 @@ pub(super) fn tests() -> Vec<Test> {
         test("the systemd units are right", units),
         test("a service manager is told how the daemon fares", told),
         test("a daemon that ends tells its guests also without a keeper", without_keeper),
+        test("a keeper that is stopped holds nobody up, and is replaced", keeper_stops),
     ]
 }
 
@@ -193,4 +196,29 @@ fn without_keeper(world: &mut World, mode: Mode) -> Result<String> {
     world.kill_daemon()?;
     world.start_daemon()?;
     Ok("one in recv, one in poll: both told".to_owned())
+}
+
+/// It takes what fits its socket, and then nothing more.
+fn keeper_stops(world: &mut World, mode: Mode) -> Result<String> {
+    const PROCESSES: &str = "i=0; while [ $i -lt 100 ]; do /bin/true; i=$((i+1)); done";
+    let redis = Redis::start(world, mode.server, None)?;
+    ensure!(redis.ask("SET kept through")? == "+OK", "redis does not answer");
+    let keeper = part_pid(world, "keeper")?;
+    signal_pid(keeper, Signal::STOP);
+    let mut runs = 0;
+    while !crate::procfs::is_gone(keeper) {
+        ensure!(runs < 10, "the keeper lives, with what {runs} x 100 processes had to be kept");
+        runs += 1;
+        world.run(mode.server, &["/bin/sh", "-c", PROCESSES], RECOVERY)?;
+    }
+    eventually(RECOVERY, || part_pid(world, "keeper").map(drop))?;
+    keeper_is_whole(world)?;
+    world.kill_daemon()?;
+    world.start_daemon()?;
+    eventually(RECOVERY, || {
+        ensure!(redis.ask("GET kept")? == "through", "redis lost its data");
+        Ok(())
+    })?;
+    redis.stop()?;
+    Ok(format!("with {runs} x 100 processes; the next keeper had everything"))
 }

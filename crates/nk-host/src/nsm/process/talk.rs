@@ -6,6 +6,8 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use nk_attach::{Fds, Kind, Message};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::retry_on_intr;
 
 use super::super::broker::Way;
 use super::super::{PROTOCOL, command};
@@ -47,19 +49,16 @@ impl Talk {
             None => None,
         };
         let broker = self.way.socket();
-        let mut fds = [
-            libc::pollfd { fd: self.control.as_raw_fd(), events: libc::POLLIN, revents: 0 },
-            // Only its end is of interest. A negative number is skipped by the kernel.
-            libc::pollfd {
-                fd: broker.as_ref().map_or(-1, |b| b.as_raw_fd()),
-                events: 0,
-                revents: 0,
-            },
-        ];
-        let timeout = left.map_or(-1, |t| i32::try_from(t.as_millis() + 1).unwrap_or(i32::MAX));
-        // SAFETY: two entries of ours.
-        unsafe { libc::poll(fds.as_mut_ptr(), 2, timeout) };
-        let [control, end] = fds.map(|f| f.revents != 0);
+        let timeout = left.and_then(|t| Timespec::try_from(t).ok());
+        let [control, end] = {
+            let control = PollFd::new(&*self.control, PollFlags::IN);
+            // Only its end is of interest.
+            let end = broker.as_ref().map(|b| PollFd::new(&**b, PollFlags::empty()));
+            let mut fds: Vec<PollFd<'_>> = [control].into_iter().chain(end).collect();
+            // What fails here fails again and again.
+            retry_on_intr(|| poll(&mut fds, timeout.as_ref())).ok()?;
+            [0, 1].map(|i| fds.get(i).is_some_and(|f| !f.revents().is_empty()))
+        };
         if end && let Some(b) = &broker {
             self.way.lose(b);
             self.is_alone();
@@ -116,13 +115,48 @@ impl Talk {
             self.is_alone();
             return true;
         };
-        let mut end = libc::pollfd { fd: b.as_raw_fd(), events: 0, revents: 0 };
-        // SAFETY: one entry of ours.
-        unsafe { libc::poll(&raw mut end, 1, 0) };
-        if end.revents != 0 {
+        let is_lost = sys::is_hung_up(&*b);
+        if is_lost {
             self.way.lose(&b);
             self.is_alone();
         }
-        end.revents != 0
+        is_lost
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+    const ALONE: &str = "NK_TALK_WITHOUT_POLL";
+
+    /// poll fails for good where it may not have as many descriptors as it is given: the test runs itself, with that limit.
+    #[test]
+    fn a_poll_that_fails_ends_it() {
+        let name = "nsm::process::talk::tests::a_poll_that_fails_ends_it";
+        if std::env::var_os(ALONE).is_none() {
+            let this = std::env::current_exe().expect("this binary");
+            let run = std::process::Command::new(this)
+                .args(["--exact", name, "--nocapture"])
+                .env(ALONE, "1")
+                .output()
+                .expect("run");
+            let said = String::from_utf8_lossy(&run.stdout);
+            assert!(run.status.success() && said.contains("1 passed"), "{said}");
+            return;
+        }
+        let (control, _daemon) = sys::seqpacket_pair().expect("pair");
+        let (broker, _its) = sys::seqpacket_pair().expect("pair");
+        let (worker, _commands) = mpsc::channel();
+        let bell = sys::eventfd().expect("eventfd");
+        let grace = Duration::from_millis(1);
+        let way = Way::new(broker);
+        let mut talk = Talk::new(Arc::new(control), way, worker, bell, grace);
+        talk.alone_since = Some(Instant::now() + Duration::from_secs(1000));
+        assert_eq!(talk.step(), Some(()), "time passes");
+        let maximum = getrlimit(Resource::Nofile).maximum;
+        setrlimit(Resource::Nofile, Rlimit { current: Some(1), maximum }).expect("lower");
+        assert_eq!(talk.step(), None);
     }
 }

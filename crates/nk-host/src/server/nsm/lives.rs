@@ -9,7 +9,7 @@ use nk_attach::{Kind, Message};
 use nk_device::Layout;
 use nk_engine::{GuestId, NsmId};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Signal, WaitStatus, pidfd_send_signal};
+use rustix::process::WaitStatus;
 
 use super::{Child, Nsm, Part, Server, Source};
 use crate::control::moves;
@@ -223,13 +223,8 @@ impl Nsm {
 
 /// Ends an NSM process that another daemon started. Where it does not end nobody waits for it for ever.
 pub(in crate::server) fn end_stranger(pidfd: &OwnedFd) {
-    kill(pidfd);
+    sys::kill(pidfd);
     let _ = poll(&mut [PollFd::new(pidfd, PollFlags::IN)], Some(&END_MAX));
-}
-
-/// SIGKILL; one that has ended is as good.
-pub(super) fn kill(pidfd: &OwnedFd) {
-    let _ = pidfd_send_signal(pidfd, Signal::KILL);
 }
 
 fn describe_end(status: WaitStatus) -> String {

@@ -120,15 +120,15 @@ impl Nsm {
                 pid = child.pid,
                 "an NSM gives no answer: it is ended"
             );
-            lives::kill(&child.pidfd);
+            sys::kill(&child.pidfd);
         }
         answer
     }
 }
 
-/// Whether something was sent, and no answer came.
+/// Whether it lives, and did not answer what was sent to it.
 fn is_silent(e: &io::Error) -> bool {
-    e.raw_os_error().is_none()
+    e.kind() == io::ErrorKind::TimedOut
 }
 
 fn gone() -> io::Error {
@@ -147,7 +147,11 @@ pub(super) fn exchange(
     nk_attach::send(raw, m, fds).map_err(io::Error::from_raw_os_error)?;
     let mut notes = Vec::new();
     loop {
-        let (reply, mut fds, _) = nk_attach::recv(raw, false).map_err(|_| gone())?;
+        let (reply, mut fds, _) = nk_attach::recv(raw, false).map_err(|e| match e {
+            RecvError::Closed | RecvError::Os(libc::ECONNRESET) => gone(),
+            // Nothing, or nothing that it could mean.
+            RecvError::Os(_) | RecvError::Malformed => io::ErrorKind::TimedOut.into(),
+        })?;
         if is_answer(&reply) {
             return Ok((reply, notes));
         }
@@ -282,5 +286,43 @@ impl Server {
         };
         self.tell_options();
         if ended { self.nsm_died(id) } else { Ok(()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nk_attach::Kind;
+
+    /// How an NSM answers whose process is played by the end of the connection.
+    fn asked(nsm: impl FnOnce(OwnedFd) -> Option<OwnedFd>) -> io::Error {
+        let (ours, its) = sys::seqpacket_pair().expect("pair");
+        rustix::net::sockopt::set_socket_timeout(
+            &ours,
+            rustix::net::sockopt::Timeout::Recv,
+            Some(std::time::Duration::from_millis(5)),
+        )
+        .expect("a time-out");
+        let kept = nsm(its);
+        let e = exchange(&ours, &Message::new(Kind::Nsm), &[], |_| true).expect_err("no answer");
+        drop(kept);
+        e
+    }
+
+    #[test]
+    fn who_is_dead_is_told_from_who_does_not_answer() {
+        assert!(is_silent(&asked(Some)));
+        assert!(!is_silent(&asked(|its| {
+            drop(its);
+            None
+        })));
+        // It dies with the question before it.
+        let (ours, its) = sys::seqpacket_pair().expect("pair");
+        let dies = std::thread::spawn(move || {
+            nk_attach::recv(its.as_raw_fd(), false).expect("the question");
+        });
+        let e = exchange(&ours, &Message::new(Kind::Nsm), &[], |_| true).expect_err("no answer");
+        assert!(!is_silent(&e), "{e}");
+        dies.join().expect("its end");
     }
 }
