@@ -202,38 +202,49 @@ fn refuge(world: &mut World, mode: Mode) -> Result<String> {
     Ok(format!("{went:?}"))
 }
 
-/// A list without its NSM takes the guest along; a list that it never was on by its own leaves it where an order took it.
+/// A list, or a name, without its NSM takes the guest along; a list that it never was on by its own leaves it where an order took it.
 fn relisted(world: &mut World, mode: Mode) -> Result<String> {
     let lists = |nsm: &[&str]| three(nsm).replace("inline", "process");
     world.configure(&lists(&["a", "b"]))?;
     let nginx = start_named(world, mode, "one")?;
     let first = present(world)?;
     let rest: Vec<&str> = ALL.into_iter().filter(|n| *n != first).collect();
-    let read = |world: &World, nsm: &[&str]| -> Result<()> {
+    let read = |world: &World, nsm: &str| -> Result<()> {
         let file = world.dir.join("nk.toml");
         let (text, count) = (fs::read_to_string(&file)?, said(world)?);
-        let old = text.lines().find(|l| l.starts_with("nsm = [")).context("no list")?;
-        fs::write(&file, text.replace(old, &format!("nsm = {nsm:?}")))?;
+        let old = text.lines().find(|l| l.starts_with("nsm = ")).context("no list")?;
+        fs::write(&file, text.replace(old, &format!("nsm = {nsm}")))?;
         world.daemon().context("no daemon")?.running.signal(Signal::HUP)?;
         eventually(RECOVERY, || {
             ensure!(said(world)? > count, "not read again");
             Ok(())
         })
     };
-    read(world, &rest)?;
-    eventually(RECOVERY, || {
-        let now = present(world)?;
-        ensure!(rest.contains(&now.as_str()), "it is still on {now}, the list is {rest:?}");
-        Ok(())
-    })?;
-    request(nginx.port)?;
+    let goes_to = |world: &World, names: &[&str]| {
+        eventually(RECOVERY, || {
+            let now = present(world)?;
+            ensure!(
+                names.contains(&now.as_str()),
+                "it is still on {now}, and is to be on {names:?}"
+            );
+            Ok(())
+        })?;
+        request(nginx.port)
+    };
+    read(world, &format!("{rest:?}"))?;
+    goes_to(world, &rest)?;
     world.control(&["guest", "move", "one", "--to", &first])?;
     let turned: Vec<&str> = rest.iter().rev().copied().collect();
-    read(world, &turned)?;
+    read(world, &format!("{turned:?}"))?;
     request(nginx.port)?;
     ensure!(present(world)? == first, "an order is undone");
+    // From one name to another.
+    for name in [&*first, turned[0], turned[1]] {
+        read(world, &format!("{name:?}"))?;
+        goes_to(world, &[name])?;
+    }
     nginx.stop()?;
-    Ok(format!("from {first} to one of {rest:?}, and back by an order"))
+    Ok(format!("from {first} to one of {rest:?}, and back by an order; then by name"))
 }
 
 /// How often the daemon has read its configuration again.

@@ -54,9 +54,7 @@ impl<S: Stack> Ctx<'_, S> {
         let device = self.guest.device;
         let cell = device.cell(key.socket).ok_or(Errno(libc::EINVAL))?;
         let handle = self.stack.adopt(self.guest.namespace, fd)?;
-        let local = self.stack.local(&handle)?;
-        self.stack.listen(&handle, behind(backlog, 0), backlog, key)?;
-        self.stack.watch(&handle, key)?;
+        let (handle, local) = self.take_in(handle, key, Some(backlog), true)?;
         let mut s: Taken<S> = Box::new(Socket::new(key.generation, local.family));
         s.is_v6only = self.is_v6only(&handle, local.family);
         s.handle = Some(handle);
@@ -67,6 +65,30 @@ impl<S: Stack> Ctx<'_, S> {
         self.enqueue(key, &mut s);
         self.guest.put(key.socket, s);
         Ok(())
+    }
+
+    /// The stack goes on with a socket that was another's, which listens where it has a backlog; or closes it, and nothing of it is left.
+    pub(crate) fn take_in(
+        &mut self,
+        handle: S::Socket,
+        key: Key,
+        backlog: Option<u32>,
+        is_watched: bool,
+    ) -> Result<(S::Socket, Addr), Errno> {
+        let stack = &mut *self.stack;
+        let listens = match backlog {
+            Some(backlog) => stack.listen(&handle, behind(backlog, 0), backlog, key),
+            None => Ok(()),
+        };
+        let watches =
+            listens.and_then(|()| if is_watched { stack.watch(&handle, key) } else { Ok(()) });
+        match watches.and_then(|()| stack.local(&handle)) {
+            Ok(local) => Ok((handle, local)),
+            Err(e) => {
+                stack.close(handle, false, backlog.map(|_| key));
+                Err(e)
+            }
+        }
     }
 
     /// Accepted sockets on the ring; a nonsense position counts as full.

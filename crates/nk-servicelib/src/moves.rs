@@ -10,7 +10,6 @@ use nk_device::{Cell, Ledger, STREAM_SLOTS};
 
 use crate::datagram::Datagrams;
 use crate::guest::Guest;
-use crate::listener::behind;
 use crate::service::{Ctx, Taken};
 use crate::socket::{Listener, Socket};
 use crate::{Errno, Key, Service, Stack};
@@ -244,7 +243,8 @@ impl<S: Stack> Ctx<'_, S> {
         let (key, at) = (m.key, m.at);
         let cell = device.cell(key.socket).ok_or(Errno(libc::EINVAL))?;
         let handle = self.stack.take(m.fd)?;
-        let local = self.stack.local(&handle)?;
+        let is_watched = at.datagram || at.backlog.is_some();
+        let (handle, local) = self.take_in(handle, key, at.backlog, is_watched)?;
         let mut s: Taken<S> = Box::new(Socket::left(key.generation, local.family, &at));
         s.is_v6only = self.is_v6only(&handle, local.family);
         if at.datagram {
@@ -265,10 +265,7 @@ impl<S: Stack> Ctx<'_, S> {
                 self.guest.enter_reap(key.socket, &mut s);
             }
             s.writable = true;
-            self.stack.watch(&handle, key)?;
         } else if let Some(backlog) = at.backlog {
-            self.stack.listen(&handle, behind(backlog, 0), backlog, key)?;
-            self.stack.watch(&handle, key)?;
             s.listener = Some(Box::new(Listener::new(backlog)));
         }
         // Whoever waits for room is not waited for: this service looks anyway.

@@ -11,11 +11,13 @@
 //! | [`place`] | on which NSMs a guest is |
 //! | [`restarts`] | when NSM processes and the keeper are started again |
 //! | [`moves`] | a move from one to another, and what the death of an NSM means for who is there |
+//! | [`in_time`] | how long the present NSM is waited for |
 //! | [`reload`] | what the configuration, read again, changes |
 //! | [`spread`] | which of several NSMs a guest's next sockets go to |
 
 pub mod adoption;
 pub mod attach;
+pub mod in_time;
 pub mod members;
 pub mod moves;
 pub mod place;

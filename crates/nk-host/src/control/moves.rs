@@ -278,6 +278,10 @@ pub fn nsm_died<H: Host>(h: &mut H, nsm: NsmId) -> io::Result<()> {
         }
     }
     for guest in h.guests() {
+        if h.place(guest).is_some_and(|p| p.was_on(nsm)) {
+            // Its successor has nothing to do with the guest.
+            h.remove(nsm, guest)?;
+        }
         if h.place(guest).is_some_and(|p| p.ledger().is_some() && p.is_on(nsm)) {
             gone(h, guest, nsm)?;
         }
@@ -313,3 +317,6 @@ fn give_kept<H: Host>(
     let key = Key { guest: guest.0, socket: l.socket, generation: l.generation };
     if h.give_kept(from, to, key, l.backlog)? { Ok(()) } else { lost(h, key) }
 }
+
+#[cfg(test)]
+mod tests;

@@ -11,6 +11,7 @@ use nk_servicelib::{Key, MovedAt, MovedSocket};
 
 use super::nsm::Nsm;
 use super::{Reply, Server};
+use crate::control::in_time::{InTime, LEAVES_MAX_NS};
 use crate::control::moves::{self, Host, Stays};
 use crate::control::place::Place;
 use crate::guest::SharedLedger;
@@ -18,24 +19,13 @@ use crate::nsm::{command, note, unread_from_text, unread_to_texts};
 use crate::pace::now_ns;
 use crate::poll::PollState;
 
-/// Tries to get everything to an inline NSM that it was told, and what it says to the engine.
-const TRIES: u32 = 200;
-/// For so long the present NSM may have too much to do to give a guest away: the guest waits meanwhile, and whoever asks the control thread.
-const LEAVES_MAX: Duration = Duration::from_millis(100);
-
-/// Lets the engine and an inline NSM settle with each other.
-fn settle_inline(s: &mut PollState) -> bool {
-    for _ in 0..TRIES {
+/// Lets the engine and an inline NSM settle with each other: it has everything that it was told, and the engine what it says.
+fn settle_inline(s: &mut PollState) -> io::Result<()> {
+    InTime::new(now_ns, || {}, LEAVES_MAX_NS).get(|| {
         s.engine.poll(now_ns(), u32::MAX, &mut s.notify);
-        if s.service.as_mut().is_none_or(|v| v.settle(now_ns(), &mut || {})) {
-            return true;
-        }
-    }
-    false
-}
-
-fn busy() -> io::Error {
-    io::Error::from_raw_os_error(libc::EAGAIN)
+        let has_settled = s.service.as_mut().is_none_or(|v| v.settle(now_ns(), &mut || {}));
+        Ok(has_settled.then_some(()))
+    })
 }
 
 impl Server {
@@ -78,34 +68,23 @@ impl Server {
         let ledger = ledger.ok_or_else(|| io::Error::other("it has no ledger"))?;
         let (ledger, memfd) = (ledger.ledger.of_service(nsm.0), ledger.memfd.try_clone()?);
         if self.nsm(nsm).is_some_and(Nsm::is_inline) {
-            let moved = self.ask(move |s| {
-                if !settle_inline(s) {
-                    return None;
-                }
+            return self.ask(move |s| {
+                settle_inline(s)?;
                 let moved = s.service.as_mut().map(|v| v.leave(id.0, ledger));
                 // What it said meanwhile is heard by the engine before the guest is another's.
-                Some(moved.unwrap_or_default())
+                Ok(moved.unwrap_or_default())
             })?;
-            return moved.ok_or_else(busy);
         }
-        let until = Instant::now() + LEAVES_MAX;
-        let rest = || {
-            std::thread::sleep(Duration::from_millis(1));
-            if Instant::now() < until { Ok(()) } else { Err(busy()) }
-        };
+        let rest = || std::thread::sleep(Duration::from_millis(1));
+        let mut time = InTime::new(now_ns, rest, LEAVES_MAX_NS);
         // What it is told after it gave the guest away, it would do for sockets that it has no more.
-        while !self.ask(move |s| s.engine.is_told(nsm))? {
-            rest()?;
-        }
+        time.get(|| Ok(self.ask(move |s| s.engine.is_told(nsm))?.then_some(())))?;
         let mut m = Message::new(Kind::Nsm).with_text(&nsm.0.to_string());
         (m.a, m.b) = (command::LEAVE, id.0.into());
-        loop {
-            let answer = match self.nsm(nsm).map(|n| n.ask(&m, &[memfd.as_raw_fd()])) {
-                Some(Ok(answer)) => answer,
-                Some(Err(e)) => return Err(e),
-                None => return Err(busy()),
-            };
-            let (reply, notes) = answer;
+        time.get(|| {
+            let nsm_is_gone = || io::Error::from_raw_os_error(libc::EAGAIN);
+            let asked = self.nsm(nsm).ok_or_else(nsm_is_gone)?;
+            let (reply, notes) = asked.ask(&m, &[memfd.as_raw_fd()])?;
             let mut moved = Vec::new();
             let mut unread = Vec::new();
             for (told, fd) in notes {
@@ -121,11 +100,11 @@ impl Server {
                 }
             }
             match reply.status {
-                0 => return Ok(moved),
-                libc::EAGAIN => rest()?,
-                e => return Err(io::Error::from_raw_os_error(e)),
+                0 => Ok(Some(moved)),
+                libc::EAGAIN => Ok(None),
+                e => Err(io::Error::from_raw_os_error(e)),
             }
-        }
+        })
     }
 
     /// Tells an NSM something of a guest, inline or not. The successor of one that died is told of every guest.
@@ -244,7 +223,7 @@ impl Host for Server {
     }
     fn alone(&mut self, nsm: NsmId, guest: GuestId) -> io::Result<()> {
         self.tell(nsm, guest, command::ALONE, move |s| {
-            settle_inline(s);
+            let _ = settle_inline(s);
             if let Some(service) = &mut s.service {
                 service.be_alone(guest.0);
             }

@@ -117,7 +117,7 @@ impl Server {
         }
     }
 
-    /// A guest's list of NSMs had the one on which it is, and has it no more: it moves to the first of the list that serves. Who is on another by an order stays.
+    /// What the configuration says of a guest's NSMs named the one on which it is, and does so no more: it moves to the first that it names and that serves. Who is on another by an order stays.
     fn follow(&mut self, id: GuestId, old: &Config) {
         let Some(g) = self.guests.get(&id.0) else { return };
         let nsm = self.nsm(g.place.nsm());
@@ -128,7 +128,7 @@ impl Server {
         let new = self.config.guest(&g.name);
         let had = old.guest.get(&g.name).is_some_and(has);
         let names = new.nsm.as_ref().map_or(&[][..], |n| n.get_ref().names());
-        if !had || has(&new) || names.len() < 2 {
+        if !had || has(&new) {
             return;
         }
         let listed = names.iter().filter_map(|n| self.nsm_named(n));
@@ -139,11 +139,11 @@ impl Server {
         // One that is down cannot give the guest away: it goes without what that had.
         let moved = if is_up { move_guest(self, id, to) } else { flee(self, id, to) };
         match moved {
-            Ok(_) => tracing::info!(guest, "moved to an NSM of its new list"),
+            Ok(_) => tracing::info!(guest, "moved to an NSM that its configuration names"),
             Err(why) => tracing::error!(
                 guest,
                 ?why,
-                "it stays on an NSM that is not in its list: nk guest move takes it there"
+                "it stays on an NSM that its configuration does not name: nk guest move takes it there"
             ),
         }
     }

@@ -176,3 +176,35 @@ fn what_waits_for_a_listener_that_is_lost_ends() {
     sim.drain();
     assert_eq!(sim.w.engine.guest_sockets(id), 0);
 }
+
+/// The next NSM cannot watch what it is given: it has nothing of it, and keeps nothing.
+#[test]
+fn what_cannot_be_watched_is_closed() {
+    let mut sim = Simulation::new(1);
+    sim.is_over = true;
+    let (id, g) = (sim.tenants[0].id, sim.tenants[0].processes[0].clone());
+    let listener = sim.w.listen(&g, 80);
+    let datagram = g.open_datagram().expect("an id");
+    g.address(Op::Bind, datagram, 90);
+    sim.w.settle();
+    let peer = Addr::v4([127, 0, 0, 1], 90);
+    let header = Header { flags: DF_PEER, peer, ..Header::default() };
+    g.send_datagram(datagram, 0, CHUNK_SIZE, header).expect("room");
+    sim.w.settle();
+    assert_eq!(sim.net.borrow().open_sockets(), 2);
+    sim.net.borrow_mut().faults.watches_nothing = true;
+    moves::move_guest(&mut sim, id, NsmId(1)).expect("moved");
+    sim.w.settle();
+    let open = sim.net.borrow().open_sockets();
+    let kept = sim.w.services.iter_mut().map(|s| s.stack_mut().kept.len()).sum::<usize>();
+    assert_eq!((open, kept), (0, 0));
+    sim.net.borrow_mut().faults.watches_nothing = false;
+    for socket in [listener, datagram] {
+        g.close(socket);
+    }
+    sim.drain();
+    sim.w.assert_chunks(id, LAYOUT.chunks);
+    assert_eq!(sim.w.engine.guest_sockets(id), 0);
+    // Who comes next is served.
+    transfer(&mut sim.w, &g, id, 200_000);
+}

@@ -408,6 +408,9 @@ impl Stack for MemoryStack {
     fn watch(&mut self, socket: &usize, key: Key) -> Result<(), Errno> {
         self.meanwhile();
         let mut net = self.net.borrow_mut();
+        if net.faults.watches_nothing {
+            return Err(Errno(libc::ENOSPC));
+        }
         let s = net.at(socket);
         s.key = Some(key);
         let (readable, writable) = (

@@ -61,7 +61,10 @@ impl<S: Stack> Ctx<'_, S> {
         let backlog = nqe.op_data as u32;
         let r = self.on(&s, |stack, h| {
             stack.listen(h, behind(backlog, 0), backlog, key)?;
-            stack.watch(h, key)?;
+            // It is not to listen where the guest was told that it does not.
+            stack.watch(h, key).inspect_err(|_| {
+                let _ = stack.disconnect(h);
+            })?;
             stack.local(h)
         });
         match r {

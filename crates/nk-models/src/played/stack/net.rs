@@ -33,6 +33,8 @@ pub(super) struct Sock {
 pub struct Faults {
     /// Errnos for the next sends and receives, 0 for none.
     pub next: VecDeque<i32>,
+    /// Nothing more is watched.
+    pub watches_nothing: bool,
 }
 
 /// What all stacks of a host are on: the sockets, whoever has them.
