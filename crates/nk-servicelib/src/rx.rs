@@ -32,23 +32,19 @@ impl<S: Stack> Ctx<'_, S> {
                 self.stall(key, cell, s);
                 continue;
             }
-            let mut chunks = [0u32; CHUNKS];
-            let n = self.take_chunks(
-                s,
-                &mut chunks,
-                room.min(s.rx_want).min(most as usize / CHUNK_SIZE),
-            );
-            let Some(chunks) = chunks.get(..n).filter(|c| !c.is_empty()) else {
-                self.starve(key, cell, s);
-                break;
-            };
-            let wanted = (chunks.len() * CHUNK_SIZE) as u64;
-            let limit = self.guest.input.take(wanted);
+            let wanted = room.min(s.rx_want).min(most as usize / CHUNK_SIZE) * CHUNK_SIZE;
+            let limit = self.guest.input.take(wanted as u64);
             if limit == 0 {
-                self.untake(chunks);
                 self.wait_in(key, s);
                 break;
             }
+            let mut chunks = [0u32; CHUNKS];
+            let n = self.take_chunks(s, &mut chunks, (limit as usize).div_ceil(CHUNK_SIZE));
+            let Some(chunks) = chunks.get(..n).filter(|c| !c.is_empty()) else {
+                self.guest.input.settle(limit, 0);
+                self.starve(key, cell, s);
+                break;
+            };
             let bytes = self.read(key, cell, s, chunks, limit as usize);
             self.guest.input.settle(limit, bytes);
             got += bytes;
