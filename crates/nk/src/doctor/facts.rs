@@ -5,7 +5,9 @@ use std::fs::{self, File};
 use std::io;
 use std::path::Path;
 
-use nk_host::config::LinkKind;
+use nk_host::broker::Broker;
+use nk_host::config::{Io, LinkKind};
+use nk_host::nsm::kernel_stack;
 use nk_host::sys;
 use rustix::process::{Resource, geteuid, getrlimit};
 
@@ -46,7 +48,6 @@ pub(super) struct Facts {
     pub(super) veth: Trial,
     pub(super) macvlan: Trial,
     pub(super) nofile_hard: Limit,
-    pub(super) memlock: Limit,
     pub(super) memory_available: u64,
     pub(super) memory_max: Limit,
     pub(super) pids_max: Limit,
@@ -86,7 +87,6 @@ impl Facts {
             veth: tried(link(root, LinkKind::Veth)),
             macvlan: tried(link(root, LinkKind::Macvlan)),
             nofile_hard: Limit(getrlimit(Resource::Nofile).maximum),
-            memlock: Limit(getrlimit(Resource::Memlock).current),
             memory_available: available(&text("/proc/meminfo")),
             memory_max: of_group("memory.max"),
             pids_max: of_group("pids.max"),
@@ -140,17 +140,9 @@ fn in_child(attempt: impl FnOnce() -> i32) -> io::Result<()> {
     }
 }
 
-/// The kernel-stack NSM would make its rings like this.
+/// As the kernel-stack NSM makes its ring.
 fn io_uring() -> io::Result<()> {
-    // struct io_uring_params, all zero.
-    let mut params = [0u64; 15];
-    // SAFETY: one entry, and room for the parameters that the call fills.
-    let fd = unsafe { libc::syscall(libc::SYS_io_uring_setup, 1, params.as_mut_ptr()) };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    drop(sys::own(fd as i32));
-    Ok(())
+    kernel_stack(Box::new(Broker::new()), None, Io::IoUring).map(drop)
 }
 
 /// Whether a filter may answer with an errno.

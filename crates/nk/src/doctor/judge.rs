@@ -40,8 +40,6 @@ const NOFILE_WANTED: u64 = 32_768;
 const NOFILE_MIN: u64 = 256;
 /// What one guest's chunks and cells may take when it uses them all.
 const GUEST_BYTES: u64 = 320 << 20;
-/// What registered buffers of an io_uring would need.
-const MEMLOCK_WANTED: u64 = 64 << 20;
 const PIDS_WANTED: u64 = 256;
 
 fn good(what: &'static str, found: impl Into<String>) -> Finding {
@@ -80,7 +78,6 @@ pub(super) fn judge(facts: &Facts) -> Vec<Finding> {
         cpus(facts),
         hugepages(facts),
         io_uring(facts),
-        memlock(facts),
         vms(facts),
     ];
     all.sort_by_key(|f| match f.state {
@@ -253,25 +250,9 @@ fn io_uring(facts: &Facts) -> Finding {
             "io_uring",
             State::Costs,
             why,
-            "the kernel-stack NSM works with epoll alone (sysctl kernel.io_uring_disabled, or a filter)",
+            "the kernel-stack NSM works with epoll alone: needed are Linux 5.18, 8 KiB of locked memory for each NSM (ulimit -l, \
+             LimitMEMLOCK=) where root does not start it, and neither sysctl kernel.io_uring_disabled nor a filter against it",
         ),
-    }
-}
-
-fn memlock(facts: &Facts) -> Finding {
-    let what = "locked memory";
-    let found = match facts.memlock {
-        Limit(Some(n)) => format!("{} KiB", n >> 10),
-        Limit(None) => "unlimited".to_owned(),
-    };
-    match facts.memlock {
-        Limit(Some(n)) if n < MEMLOCK_WANTED && !facts.root => lack(
-            what,
-            State::Costs,
-            found,
-            "no buffers can be registered with io_uring (ulimit -l, LimitMEMLOCK=)",
-        ),
-        _ => good(what, found),
     }
 }
 

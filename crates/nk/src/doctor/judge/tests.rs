@@ -15,7 +15,6 @@ fn fine() -> Facts {
         veth: Ok(()),
         macvlan: Ok(()),
         nofile_hard: Limit(Some(1 << 20)),
-        memlock: Limit(None),
         memory_available: 8 << 30,
         memory_max: Limit(None),
         pids_max: Limit(None),
@@ -72,11 +71,8 @@ fn what_only_costs() {
     assert_eq!(lacks(|f| f.cpus = 1), costs("CPUs"));
     assert_eq!(lacks(|f| f.shmem_huge = Some("never".into())), costs("huge pages"));
     assert_eq!(lacks(|f| f.io_uring = Err("EPERM".into())), costs("io_uring"));
-    assert_eq!(lacks(|f| f.memlock = Limit(Some(64 << 10))), costs("locked memory"));
     assert_eq!(lacks(|f| f.qemu = None), costs("VM guests"));
     assert_eq!(lacks(|f| f.kvm = Err("no such file".into())), costs("VM guests"));
-    let root = |f: &mut Facts| (f.memlock, f.root) = (Limit(Some(64 << 10)), true);
-    assert_eq!(lacks(root), [], "root is not held to memlock");
 }
 
 #[test]
