@@ -384,6 +384,20 @@ static void small_buffers(int sender, int receiver) {
     MUST(set_int(sender, SOL_SOCKET, SO_SNDBUF, 32768));
     MUST(set_int(receiver, SOL_SOCKET, SO_RCVBUF, 32768));
 }
+// From now on descriptors are below this number.
+static void limit_numbers(int limit) {
+    struct rlimit r;
+    MUST(getrlimit(RLIMIT_NOFILE, &r));
+    r.rlim_cur = limit;
+    MUST(setrlimit(RLIMIT_NOFILE, &r));
+}
+// From now on no descriptor is left, as long as none is closed; gives the first number that there is not.
+static int leave_no_number(void) {
+    int top = MUST(dup(STDOUT_FILENO));
+    close(top);
+    limit_numbers(top);
+    return top;
+}
 // Closes with a reset.
 static void close_rst(int fd) {
     struct linger l = {1, 0};

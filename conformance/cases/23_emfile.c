@@ -6,12 +6,7 @@ int main(void) {
     case_start();
     int listener = make_listener(AF_INET), client = connect_to(AF_INET, port_of(listener));
     wait_mask(listener, POLLIN, POLLIN);
-    struct rlimit limit;
-    MUST(getrlimit(RLIMIT_NOFILE, &limit));
-    int top = dup(listener);
-    close(top);
-    limit.rlim_cur = top; // nothing above what is open
-    MUST(setrlimit(RLIMIT_NOFILE, &limit));
+    leave_no_number();
     R("socket", socket(AF_INET, SOCK_STREAM, 0));
     R("accept", accept(listener, NULL, NULL));
     R("accept4", accept4(listener, NULL, NULL, SOCK_NONBLOCK));
@@ -20,8 +15,7 @@ int main(void) {
     R("epoll_create1", epoll_create1(0));
     T("still ready: %s", mask(poll1(listener, POLLIN, 0)));
     send_text(client, "patience");
-    limit.rlim_cur = 1024;
-    MUST(setrlimit(RLIMIT_NOFILE, &limit));
+    limit_numbers(1024);
     int taken = RF("accept", accept(listener, NULL, NULL));
     expect_text("server", taken, 8);
     R("nothing was lost or doubled", (nonblock(listener), accept(listener, NULL, NULL)));

@@ -13,10 +13,7 @@ static int fill_numbers(int *made) {
 int main(void) {
     case_start();
     int before = 0, made;
-    struct rlimit limit;
-    MUST(getrlimit(RLIMIT_NOFILE, &limit));
-    limit.rlim_cur = LIMIT;
-    MUST(setrlimit(RLIMIT_NOFILE, &limit));
+    limit_numbers(LIMIT);
     for (int fd = 0; fd < LIMIT; fd++) before += fcntl(fd, F_GETFD) >= 0;
     int why = fill_numbers(&made);
     T("%d sockets of %d, then %s", made + before, LIMIT, ename(why));

@@ -5,12 +5,7 @@
 int main(void) {
     case_start();
     int listener = make_listener(AF_INET), datagrams = socket(AF_INET, SOCK_DGRAM, 0), stream = socket(AF_INET, SOCK_STREAM, 0);
-    struct rlimit limit;
-    MUST(getrlimit(RLIMIT_NOFILE, &limit));
-    int top = dup(listener);
-    close(top);
-    limit.rlim_cur = top; // nothing above what is open
-    MUST(setrlimit(RLIMIT_NOFILE, &limit));
+    int top = leave_no_number();
     R("accept, blocking", accept(listener, NULL, NULL));
     R("accept4", accept4(listener, NULL, NULL, SOCK_CLOEXEC));
     R("accept4, wrong flags", accept4(listener, NULL, NULL, 0x10));
@@ -19,8 +14,7 @@ int main(void) {
     R("accept, datagrams", accept(datagrams, NULL, NULL));
     R("accept, no listener", accept(stream, NULL, NULL));
     T("not ready: %s", mask(poll1(listener, POLLIN, 0)));
-    limit.rlim_cur = top + 1; // one number
-    MUST(setrlimit(RLIMIT_NOFILE, &limit));
+    limit_numbers(top + 1);
     R("accept with one number left", accept(listener, NULL, NULL));
     R("and again", accept(listener, NULL, NULL));
     R("accept, datagrams", accept(datagrams, NULL, NULL));
