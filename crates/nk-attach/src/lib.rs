@@ -10,7 +10,7 @@
 //! | [`Kind::CreateGuest`] with [`CREATE_VM`] | VM starter → daemon | a = flags; text = name | network namespace, doorbell eventfd of queue set 0 |
 //! | reply | | a = guest id, c = region length; the guest lives as long as this connection | device memfd, engine's eventfd |
 //! | [`Kind::Attach`] | process → daemon | b, c = token | doorbell eventfd of the primary queue set |
-//! | reply | | a = row, b = queue set, c = region length, d = 1 if the row was kept over exec | device memfd, engine's eventfd |
+//! | reply; asked again on the same connection, as before | | a = row, b = queue set, c = region length, d = 1 if the row was kept over exec, or may have been | device memfd, engine's eventfd |
 //! | [`Kind::Fork`] | process → daemon | | child's doorbell eventfd, far end of the child's control socket |
 //! | reply | | a = child's row, b = its queue set | |
 //! | [`Kind::Hello`] | forked child → daemon | (credentials tell the pid); no reply | |
@@ -43,7 +43,7 @@ pub mod env;
 pub mod names;
 mod socket;
 
-pub use socket::{Credentials, Fds, RecvError, close_raw, connect, recv, send, try_send};
+pub use socket::{Credentials, Fds, RecvError, close_raw, connect, peek, recv, send, try_send};
 
 /// Descriptors in one message, at most.
 pub const FDS_MAX: usize = 8;

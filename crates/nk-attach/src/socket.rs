@@ -183,6 +183,18 @@ pub fn recv(
     socket: i32,
     nonblocking: bool,
 ) -> Result<(Message, Fds, Option<Credentials>), RecvError> {
+    recv_flags(socket, if nonblocking { libc::MSG_DONTWAIT } else { 0 })
+}
+
+/// [`recv`] that leaves the message where it is, and never waits. Its descriptors are others of the same.
+///
+/// # Errors
+/// As [`recv`].
+pub fn peek(socket: i32) -> Result<(Message, Fds, Option<Credentials>), RecvError> {
+    recv_flags(socket, libc::MSG_DONTWAIT | libc::MSG_PEEK)
+}
+
+fn recv_flags(socket: i32, flags: i32) -> Result<(Message, Fds, Option<Credentials>), RecvError> {
     let mut message = Message::new(crate::Kind::Query);
     let mut iov =
         libc::iovec { iov_base: (&raw mut message).cast(), iov_len: size_of::<Message>() };
@@ -197,7 +209,7 @@ pub fn recv(
         msg.msg_iovlen = 1;
         msg.msg_control = (&raw mut control).cast();
         msg.msg_controllen = 128;
-        let flags = libc::MSG_CMSG_CLOEXEC | if nonblocking { libc::MSG_DONTWAIT } else { 0 };
+        let flags = flags | libc::MSG_CMSG_CLOEXEC;
         let n = loop {
             let r = libc::syscall(libc::SYS_recvmsg, socket, &raw mut msg, flags);
             if r >= 0 {
@@ -272,6 +284,10 @@ mod tests {
         let (got, mut fds, _) = recv(p[1], false).expect("recv");
         assert_eq!((got.kind, got.text()), (Kind::CreateGuest as u32, Some("web")));
         assert_eq!(fds.len(), 2);
+        assert!(matches!(peek(p[1]), Err(RecvError::Os(libc::EAGAIN))));
+        send(p[0], &m, &q).expect("send");
+        assert_eq!(peek(p[1]).expect("it is there").1.len(), 2);
+        assert_eq!(recv(p[1], true).expect("it is still there").1.len(), 2);
         let f = fds.take(0).expect("first");
         assert!(fds.take(0).is_none());
         close_raw(f);

@@ -208,6 +208,20 @@ fn a_process_attaches_and_a_private_daemon_ends_after_it() {
     host.ended();
 }
 
+/// As where a daemon died before it answered: the next one knows the process by its connection.
+#[test]
+fn who_asks_again_on_its_connection_is_told_what_it_has() {
+    let g = Played::create();
+    let p = g.attach().expect("attach");
+    let m = message(Kind::Attach, 0, g.token.0, g.token.1);
+    let (r, mut fds) = ask(&p.control, &m, &[p.bell.as_raw_fd()]);
+    assert_eq!((r.status, r.a, r.b), (0, p.row.into(), p.qset.into()), "{:?}", r.text());
+    assert_eq!(r.c as usize, p.region.len());
+    assert!([0, 1].into_iter().all(|i| fds.take(i).map(sys::own).is_some()));
+    // Another connection of the same process is none of its.
+    assert_eq!(g.attach().err().map(|e| e.0), Some(libc::EEXIST));
+}
+
 #[test]
 fn a_resolver_that_dies_ends_the_questions_and_is_not_started_without_rest() {
     let g = Played::create();

@@ -3,7 +3,8 @@
 
 use std::collections::BTreeMap;
 
-use nk_models::played::simulation::{FAULTS, run};
+use nk_models::played::faults::FAULTS;
+use nk_models::played::simulation::run;
 
 fn number(name: &str, default: u64) -> u64 {
     std::env::var(name).map_or(default, |text| {

@@ -6,15 +6,14 @@ use std::io;
 use nk_engine::{Adoption, GuestId, KeptGuest, NsmId};
 use nk_servicelib::Key;
 
+use super::attach;
+use super::members::Process;
 use super::moves::{self, lost};
-use crate::keeper::book::OfListener;
+use crate::keeper::book::{OfGuest, OfHold, OfListener, OfProcess};
 
 /// Who carries it out.
 #[allow(clippy::missing_errors_doc, reason = "those of the host, of which no guest goes on")]
-pub trait Host: moves::Host {
-    /// A descriptor.
-    type Fd;
-
+pub trait Host: moves::Host + attach::Host {
     /// The engine goes on with a guest that its NSM knows.
     fn adopt_guest(&mut self, guest: GuestId, adoption: Adoption) -> io::Result<()>;
     /// Tells the engine where a guest may listen.
@@ -25,6 +24,8 @@ pub trait Host: moves::Host {
     fn give_listener(&mut self, nsm: NsmId, listener: OfListener<Self::Fd>) -> io::Result<bool>;
     /// A listener is kept no more.
     fn forget_listener(&mut self, key: Key);
+    /// A hold is kept no more by this key.
+    fn forget_hold(&mut self, key: u64);
 }
 
 /// What NSM processes tell of guests, sorted.
@@ -72,18 +73,73 @@ pub fn go_on<H: moves::Host, K>(
     Ok(())
 }
 
-/// A guest of which the control thread knows goes on. `adoption` and `listeners`: what the keeper has; `kept`: what its NSM says, where that
-/// lives on.
+/// A guest of which the control thread knows again, and the engine not yet.
+#[derive(Debug)]
+pub struct Prepared<F, T> {
+    /// Which.
+    pub guest: GuestId,
+    adoption: Adoption,
+    /// Doorbells of queue sets.
+    pub bells: Vec<(u16, F)>,
+    /// Old key, new token, socket, generation.
+    holds: Vec<(u64, T, u32, u16)>,
+    /// Listeners.
+    pub listeners: Vec<OfListener<F>>,
+    /// Rows whose process ended meanwhile.
+    dead: Vec<u16>,
+}
+
+/// Watches again who is in a guest, which has its place already. `stays`: it is where the keeper has it. Else the configuration has no such NSM any
+/// more: the keeper is told, or it would go by an NSM that does not live when it says what the guest has lost.
+///
+/// # Errors
+/// Those of the host.
+pub fn prepare<H: Host>(
+    h: &mut H,
+    kept: OfGuest<H::Fd>,
+    stays: bool,
+) -> io::Result<Prepared<H::Fd, H::Token>> {
+    let adoption = kept.adoption();
+    let OfGuest { id: guest, processes, dead, holds, listeners, .. } = kept;
+    dead.iter().for_each(|row| h.keep_counted(guest, *row));
+    let mut bells = Vec::new();
+    for OfProcess { row, pid, control, pidfd, qsets } in processes {
+        let numbers = qsets.iter().map(|q| q.0).collect();
+        bells.extend(qsets);
+        let control = control.map(|fd| h.watch_control(fd, guest, row)).transpose()?;
+        let pidfd = pidfd.map(|fd| h.watch_pidfd(fd, guest, row)).transpose()?;
+        if let Some(m) = h.members(guest) {
+            m.processes.insert(row, Process { pid, control, pidfd, qsets: numbers, parent: None });
+        }
+    }
+    let mut held = Vec::new();
+    for OfHold { key, fd, socket, generation } in holds {
+        let token = h.watch_hold(fd, guest)?;
+        if let Some(m) = h.members(guest) {
+            m.holds.insert(token, (socket, generation));
+        }
+        held.push((key, token, socket, generation));
+    }
+    let now = h.now();
+    if let Some(m) = h.members(guest) {
+        m.mark_if_deserted(now);
+    }
+    if !stays {
+        h.note(guest);
+    }
+    Ok(Prepared { guest, adoption, bells, holds: held, listeners, dead })
+}
+
+/// A prepared guest goes on. `kept`: what its NSM says, where that lives on.
 ///
 /// # Errors
 /// Those of the host.
 pub fn enter<H: Host>(
     h: &mut H,
-    guest: GuestId,
-    mut adoption: Adoption,
-    listeners: Vec<OfListener<H::Fd>>,
+    p: Prepared<H::Fd, H::Token>,
     kept: Option<KeptGuest>,
 ) -> io::Result<()> {
+    let Prepared { guest, mut adoption, holds, listeners, dead, .. } = p;
     let Some(nsm) = h.place(guest).map(|p| p.nsm()) else { return Ok(()) };
     // Listeners that are where they were; an NSM that was just started may lack some, if the last daemon died before it gave them all.
     let (there, lacking): (Vec<_>, Vec<_>) = listeners
@@ -120,6 +176,12 @@ pub fn enter<H: Host>(
             lost(h, key)?;
         }
     }
+    // Tokens are new ones, and with them the holds' keys.
+    for (old, token, socket, generation) in holds {
+        h.forget_hold(old);
+        h.note_hold(guest, token, socket, generation);
+    }
+    dead.into_iter().for_each(|row| h.note_process_gone(guest, row));
     Ok(())
 }
 

@@ -158,11 +158,10 @@ pub fn attach<H: Host>(
     if let Some(old) = old {
         h.hear(old)?;
     }
-    let Some(m) = h.members(guest) else { return Ok(Err(no_guest())) };
-    let row = m.row_of(who.pid);
+    let row = h.members(guest).and_then(|m| m.row_of(who.pid));
     let is_execing = row.is_some_and(|row| h.is_execing(guest, row));
     let Some(m) = h.members(guest) else { return Ok(Err(no_guest())) };
-    let kept = match m.kept_row(who.pid, |_| is_execing) {
+    let kept = match m.kept_row(who.pid, is_execing) {
         Ok(kept) => kept,
         Err(why) => return Ok(Err(why)),
     };
@@ -183,6 +182,25 @@ pub fn attach<H: Host>(
         h.forget(pidfd);
     }
     Ok(Ok(Attached { guest, row, qset, is_kept: kept.is_some() }))
+}
+
+/// A process that has a row asks again on the connection that is its: a daemon died between giving it and saying so.
+///
+/// # Errors
+/// Those of the host.
+pub fn attach_again<H: Host>(
+    h: &mut H,
+    connection: H::Token,
+    guest: GuestId,
+    row: u16,
+) -> Answer<Attached> {
+    let process = h.members(guest).and_then(|m| m.processes.get(&row));
+    let qset = process.filter(|p| p.control == Some(connection)).and_then(|p| p.qsets.first());
+    Ok(match qset {
+        // Whether it had the row before its exec is not known any more. One that had not has nothing to give up.
+        Some(qset) => Ok(Attached { guest, row, qset: *qset, is_kept: true }),
+        None => Err(no_guest()),
+    })
 }
 
 /// Gives an exec'ed process its row back.
@@ -210,11 +228,12 @@ fn keep_row<H: Host>(
         p.control = Some(connection);
         p.qsets = vec![qset];
     }
-    for q in gone {
+    // A process without a queue set would not go on with the next daemon, and one that is known by this connection asks for what it has.
+    h.note_qset(guest, row, qset, true, &noted);
+    for q in gone.into_iter().filter(|q| *q != qset) {
         h.note_qset_gone(guest, row, q);
     }
     h.note_process(guest, row);
-    h.note_qset(guest, row, qset, true, &noted);
     Ok(Ok(NewRow { row, qset }))
 }
 
@@ -240,7 +259,8 @@ fn new_row<H: Host>(
     };
     let pidfd = watch_pidfd(h, pidfd, guest, r.row);
     if let Some(m) = h.members(guest) {
-        let p = Process { pid, control: Some(connection), pidfd, qsets: vec![r.qset] };
+        let p =
+            Process { pid, control: Some(connection), pidfd, qsets: vec![r.qset], parent: None };
         m.processes.insert(r.row, p);
     }
     h.note_process(guest, r.row);
@@ -266,6 +286,7 @@ fn watch_pidfd<H: Host>(h: &mut H, fd: H::Fd, guest: GuestId, row: u16) -> Optio
 pub fn fork<H: Host>(
     h: &mut H,
     guest: GuestId,
+    parent: u16,
     bell: Option<H::Fd>,
     far: Option<H::Fd>,
 ) -> Answer<NewRow> {
@@ -297,7 +318,7 @@ pub fn fork<H: Host>(
         Err(e) => (None, Some(e)),
     };
     if let Some(m) = h.members(guest) {
-        let p = Process { pid: 0, control, pidfd: None, qsets: vec![r.qset] };
+        let p = Process { pid: 0, control, pidfd: None, qsets: vec![r.qset], parent: Some(parent) };
         m.processes.insert(r.row, p);
     }
     if let Some(e) = failed {
@@ -316,6 +337,11 @@ fn child_on<H: Host>(h: &mut H, guest: GuestId, far: &H::Fd) -> Option<NewRow> {
     let all: Vec<(u16, H::Token, u16)> = all.collect();
     let its = all.into_iter().find(|(_, control, _)| h.is_same(*control, far));
     its.map(|(row, _, qset)| NewRow { row, qset })
+}
+
+/// Whether a row's process is a child that has not said hello. What it says is taken from its connection only when it was done.
+pub fn is_embryo<H: Host>(h: &mut H, guest: GuestId, row: u16) -> bool {
+    h.members(guest).and_then(|m| m.processes.get(&row)).is_some_and(|p| p.pid == 0)
 }
 
 /// A forked child is there.
@@ -340,15 +366,16 @@ pub fn hello<H: Host>(h: &mut H, guest: GuestId, row: u16, pid: i32) -> io::Resu
     h.set_pid(guest, row, pid)
 }
 
-/// The native fork failed: the embryo never had a process.
+/// A parent says that the native fork failed: the embryo never had a process. Its row may have been freed before, when its control socket was
+/// closed, and be another parent's embryo's by now.
 ///
 /// # Errors
 /// Those of the host.
-pub fn fork_failed<H: Host>(h: &mut H, guest: GuestId, row: u64) -> io::Result<()> {
+pub fn fork_failed<H: Host>(h: &mut H, guest: GuestId, parent: u16, row: u64) -> io::Result<()> {
     let Ok(row) = u16::try_from(row) else { return Ok(()) };
-    let is_embryo =
-        h.members(guest).and_then(|m| m.processes.get(&row)).is_some_and(|p| p.pid == 0);
-    if is_embryo { ended(h, guest, row, "its fork failed") } else { Ok(()) }
+    let its = h.members(guest).and_then(|m| m.processes.get(&row));
+    let is_its = its.is_some_and(|p| p.pid == 0 && p.parent == Some(parent));
+    if is_its { ended(h, guest, row, "its fork failed") } else { Ok(()) }
 }
 
 /// A process wants one more queue set.

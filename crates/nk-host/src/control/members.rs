@@ -51,6 +51,8 @@ pub struct Process<T> {
     pub pidfd: Option<T>,
     /// Its queue sets, the primary one first.
     pub qsets: Vec<u16>,
+    /// Of a forked one, as long as the daemon lives that did that: its parent's row.
+    pub parent: Option<u16>,
 }
 
 /// The process that made a guest and is about to become its first process.
@@ -136,21 +138,18 @@ impl<T: Copy + Ord> Members<T> {
         self.processes.iter().find(|(_, p)| p.pid == pid && pid != 0).map(|(r, _)| *r)
     }
 
-    /// The row that a process keeps over its exec, if it has one.
+    /// The row that a process keeps over its exec, if it has one. `is_execing`: it said that it is about to.
     ///
     /// # Errors
     /// It has one and is not about to exec.
-    pub fn kept_row(
-        &self,
-        pid: i32,
-        is_execing: impl Fn(u16) -> bool,
-    ) -> Result<Option<u16>, Refused> {
-        match self.row_of(pid) {
-            Some(row) if !is_execing(row) => {
-                Err(Refused::new(libc::EEXIST, "this process is attached already"))
-            }
-            kept => Ok(kept),
+    pub fn kept_row(&self, pid: i32, is_execing: bool) -> Result<Option<u16>, Refused> {
+        let Some(row) = self.row_of(pid) else { return Ok(None) };
+        // Of its word nothing is left where a daemon died that gave it the row back, and did not say so.
+        let is_between = self.processes.get(&row).is_some_and(|p| p.control.is_none());
+        if is_execing || is_between {
+            return Ok(Some(row));
         }
+        Err(Refused::new(libc::EEXIST, "this process is attached already"))
     }
 
     /// Whether nobody is there who could still make use of it.
@@ -218,7 +217,7 @@ mod tests {
     use super::*;
 
     fn process(pid: i32) -> Process<u32> {
-        Process { pid, control: Some(7), pidfd: None, qsets: vec![1] }
+        Process { pid, control: Some(7), pidfd: None, qsets: vec![1], parent: None }
     }
 
     #[test]
@@ -235,10 +234,12 @@ mod tests {
         let mut m = Members::new((0, 0), 0);
         m.processes.insert(1, process(70));
         m.processes.insert(2, process(0));
-        assert_eq!(m.kept_row(70, |row| row == 1), Ok(Some(1)));
-        assert_eq!(m.kept_row(71, |_| false), Ok(None));
-        assert_eq!(m.kept_row(70, |_| false).expect_err("twice").errno, libc::EEXIST);
+        assert_eq!(m.kept_row(70, true), Ok(Some(1)));
+        assert_eq!(m.kept_row(71, false), Ok(None));
+        assert_eq!(m.kept_row(70, false).expect_err("twice").errno, libc::EEXIST);
         assert_eq!(m.row_of(0), None, "an embryo has no pid");
+        m.processes.insert(1, Process { control: None, ..process(70) });
+        assert_eq!(m.kept_row(70, false), Ok(Some(1)), "it is known to be between two images");
     }
 
     #[test]

@@ -3,20 +3,19 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::time::Instant;
 
 use nk_device::sync::Ordering;
 use nk_engine::{Adoption, GuestId, GuestSetup, KeptGuest, NsmId};
 use nk_servicelib::Key;
 
 use super::nsm::Nsm;
-use super::{Role, Server, Source};
+use super::{Server, Source, Token};
 use crate::control::adoption;
-use crate::control::members::{Members, Process};
+use crate::control::members::Members;
 use crate::control::place::Place;
 use crate::guest::{Guest, GuestCounters, Names, Region, layout};
-use crate::keeper::book::{self, OfGuest, OfHold, OfListener, OfProcess, Said};
-use crate::keeper::{CLASS_HOLD, CLASS_LISTENER, CLASS_NSM, Entry, Keeper};
+use crate::keeper::book::{self, OfGuest, OfListener, Said};
+use crate::keeper::{CLASS_HOLD, CLASS_LISTENER, CLASS_NSM, Entry};
 use crate::names::Counters as NameCounters;
 use crate::sys;
 
@@ -31,19 +30,7 @@ fn kept_counters(guest: &str, memfd: Option<OwnedFd>) -> io::Result<GuestCounter
     GuestCounters::new(guest)
 }
 
-/// A guest of which the control thread knows again, and the engine not yet.
-#[derive(Debug)]
-struct Prepared {
-    id: GuestId,
-    adoption: Adoption,
-    /// Doorbells of queue sets.
-    bells: Vec<(u16, OwnedFd)>,
-    /// Old key, new token, socket, generation.
-    holds: Vec<(u64, super::Token, u32, u16)>,
-    listeners: Vec<OfListener<OwnedFd>>,
-    /// Rows whose process ended meanwhile.
-    dead: Vec<u16>,
-}
+type Prepared = adoption::Prepared<OwnedFd, Token>;
 
 fn incomplete() -> io::Error {
     io::Error::other("its entry is incomplete")
@@ -83,15 +70,16 @@ impl Server {
     fn not_adopted(&mut self, id: GuestId, e: &io::Error) {
         tracing::error!(guest = id.0, error = %e, "a guest could not be adopted");
         if let Some(g) = self.guests.remove(&id.0) {
+            g.members.watched().for_each(|t| self.drop_source(t));
             self.nsm_remove_guest(g.place.nsm(), id);
         }
         self.note_guest_gone(id);
     }
 
-    fn prepare_guest(&mut self, kept: OfGuest<OwnedFd>) -> io::Result<Prepared> {
-        let adoption = kept.adoption();
-        let OfGuest { id, token, said, fds, processes, dead, holds, listeners } = kept;
-        let Said { uid, flags, limits, nsm, name } = said;
+    fn prepare_guest(&mut self, mut kept: OfGuest<OwnedFd>) -> io::Result<Prepared> {
+        let (id, token) = (kept.id, kept.token);
+        let Said { uid, flags, limits, nsm, name } = kept.said.clone();
+        let fds = std::mem::take(&mut kept.fds);
         let mut fds = fds.into_iter();
         let mut take = || fds.next().ok_or_else(incomplete);
         let (memfd, engine_bell, netns) = (take()?, take()?, take()?);
@@ -108,14 +96,15 @@ impl Server {
         let names = take().ok().and_then(|fd| NameCounters::map(fd).ok());
         let namespace = self.broker.register(&netns)?;
         // Where it was, if there still is such an NSM.
-        let nsm = match self.nsm_named(&nsm) {
+        let named = self.nsm_named(&nsm);
+        let nsm = match named {
             Some(id) => id,
             None => self.choose_nsm(&self.config.guest(&name))?,
         };
         if let Some(n) = self.nsm(nsm).filter(|n| !n.is_inline()) {
             n.leave.give(id.0, namespace);
         }
-        let mut guest = Guest {
+        let guest = Guest {
             id,
             name,
             members: Members::new(token, uid),
@@ -130,51 +119,19 @@ impl Server {
             counters,
             names: Names { counters: names, ..Names::default() },
         };
-        dead.iter().for_each(|row| guest.keep_missed(*row));
-        let mut bells: Vec<(u16, OwnedFd)> = Vec::new();
-        for OfProcess { row, pid, control, pidfd, qsets } in processes {
-            let numbers = qsets.iter().map(|q| q.0).collect();
-            bells.extend(qsets);
-            let control = control.map(|fd| {
-                let role = Role::Process(id, row);
-                self.watch(Source::Connection { fd, role }, libc::EPOLLIN)
-            });
-            let pidfd =
-                pidfd.map(|fd| self.watch(Source::Pidfd { fd, guest: id, row }, libc::EPOLLIN));
-            let (control, pidfd) = (control.transpose()?, pidfd.transpose()?);
-            guest.members.processes.insert(row, Process { pid, control, pidfd, qsets: numbers });
-        }
-        let mut held = Vec::new();
-        for OfHold { key, fd, socket, generation } in holds {
-            let token = self.watch(Source::Hold { fd, guest: id }, 0)?;
-            guest.members.holds.insert(token, (socket, generation));
-            held.push((key, token, socket, generation));
-        }
-        guest.members.mark_if_deserted(Instant::now());
         self.guests.insert(id.0, guest);
         self.had_guest = true;
-        Ok(Prepared { id, adoption, bells, holds: held, listeners, dead })
+        adoption::prepare(self, kept, named.is_some())
     }
 
     /// Gives a prepared guest to the engine. `kept`: what its NSM says, where that lives on.
-    fn enter_guest(&mut self, p: Prepared, kept: Option<KeptGuest>) -> io::Result<()> {
-        let Prepared { id, adoption, bells, holds, listeners, dead } = p;
-        let (lives_on, count) = (kept.is_some(), listeners.len());
+    fn enter_guest(&mut self, mut p: Prepared, kept: Option<KeptGuest>) -> io::Result<()> {
+        let (id, lives_on, count) = (p.guest, kept.is_some(), p.listeners.len());
+        let bells = std::mem::take(&mut p.bells);
         self.ask(move |s| {
             bells.into_iter().for_each(|(q, fd)| s.notify.set_doorbell(id, q, Some(fd)))
         })?;
-        adoption::enter(self, id, adoption, listeners, kept)?;
-        // Tokens are new ones, and with them the holds' keys.
-        let keeper: Option<Keeper> = self.keeper.clone();
-        for (old, token, socket, generation) in holds {
-            if let Some(k) = &keeper {
-                k.drop_entry(CLASS_HOLD, old);
-            }
-            self.note_hold(id, token, socket, generation);
-        }
-        for row in dead {
-            self.note_process_gone(id, row);
-        }
+        adoption::enter(self, p, kept)?;
         let Some(g) = self.guests.get(&id.0) else { return Ok(()) };
         let (name, processes) = (&g.name, g.members.processes.len());
         tracing::info!(guest = name, processes, listeners = count, lives_on, "guest adopted");
@@ -188,7 +145,7 @@ impl Server {
     }
 
     /// Puts a source into the epoll.
-    pub(super) fn watch(&mut self, source: Source, events: i32) -> io::Result<super::Token> {
+    pub(super) fn watch(&mut self, source: Source, events: i32) -> io::Result<Token> {
         let token = self.sources.insert(source);
         let Some(raw) = self.raw(Some(token)) else {
             return Err(io::ErrorKind::InvalidInput.into());
@@ -202,8 +159,6 @@ impl Server {
 }
 
 impl adoption::Host for Server {
-    type Fd = OwnedFd;
-
     fn adopt_guest(&mut self, id: GuestId, adoption: Adoption) -> io::Result<()> {
         let Some(g) = self.guests.get(&id.0) else { return Ok(()) };
         let nsm = g.place.nsm();
@@ -242,5 +197,10 @@ impl adoption::Host for Server {
     }
     fn forget_listener(&mut self, key: Key) {
         self.note_listener_gone(key);
+    }
+    fn forget_hold(&mut self, key: u64) {
+        if let Some(k) = &self.keeper {
+            k.drop_entry(CLASS_HOLD, key);
+        }
     }
 }

@@ -8,7 +8,7 @@ use nk_attach::{Credentials, Fds, Message};
 use nk_engine::{ControlError, GuestId, NewRow};
 
 use super::{Reply, Role, Server, Source, Token};
-use crate::control::attach::{self, Host};
+use crate::control::attach::{self, Attached, Host};
 use crate::control::members::{Members, Refused, Who};
 use crate::poll::PollState;
 use crate::sys;
@@ -44,28 +44,40 @@ impl Server {
         let who = Who { pid: who.pid, uid: who.uid };
         let key = (message.b, message.c);
         let bell = doorbell(&mut fds, 0);
-        let attached = match attach::attach(self, token, who, key, bell)? {
-            Ok(attached) => attached,
-            Err(why) => return Ok(why.into()),
+        let attached = attach::attach(self, token, who, key, bell)?;
+        Ok(reply(attached, |attached| self.attached(attached)))
+    }
+
+    /// On a connection that is a process's: a daemon gave it what it asked for, and died before it said so.
+    pub(super) fn attach_again(
+        &mut self,
+        token: Token,
+        id: GuestId,
+        row: u16,
+    ) -> io::Result<Reply> {
+        let attached = attach::attach_again(self, token, id, row)?;
+        Ok(reply(attached, |attached| self.attached(attached)))
+    }
+
+    fn attached(&self, attached: Attached) -> Reply {
+        let Attached { guest, row, qset, is_kept: kept } = attached;
+        let Some(g) = self.guests.get(&guest.0) else {
+            return Reply::refused(libc::ENOENT, "the guest has ended");
         };
-        let Some(g) = self.guests.get(&attached.guest.0) else {
-            return Ok(Reply::refused(libc::ENOENT, "the guest has ended"));
-        };
-        let (row, qset, kept) = (attached.row, attached.qset, attached.is_kept);
-        tracing::debug!(guest = g.name, pid = who.pid, row, kept, "attached");
+        tracing::debug!(guest = g.name, row, kept, "attached");
         let fds = [&g.region.memfd, &g.engine_bell].into_iter().map(OwnedFd::try_clone);
-        Ok(match fds.collect() {
+        match fds.collect() {
             Ok(fds) => {
                 Reply::ok(row.into(), qset.into(), g.region.len() as u64, kept.into()).with_fds(fds)
             }
             // It closes its connection, with which the row goes.
             Err(e) => Reply::failed("the daemon has no descriptor left", &e),
-        })
+        }
     }
 
     pub(super) fn fork(&mut self, id: GuestId, parent: u16, mut fds: Fds) -> io::Result<Reply> {
         let (bell, far) = (doorbell(&mut fds, 0), unix_socket(&mut fds, 1));
-        let made = attach::fork(self, id, bell, far)?;
+        let made = attach::fork(self, id, parent, bell, far)?;
         Ok(reply(made, |NewRow { row, qset }| {
             tracing::debug!(guest = id.0, parent, row, "fork");
             Reply::ok(row.into(), qset.into(), 0, 0)

@@ -59,9 +59,19 @@ impl Server {
                 return Ok(());
             };
             let (raw, role) = (fd.as_raw_fd(), *role);
-            match nk_attach::recv(raw, true) {
+            // A child says hello once: should this daemon die before the keeper knows, the next one hears it.
+            let is_embryo =
+                matches!(role, Role::Process(g, row) if attach::is_embryo(self, g, row));
+            let received = match is_embryo {
+                true => nk_attach::peek(raw),
+                false => nk_attach::recv(raw, true),
+            };
+            match received {
                 Ok((message, fds, credentials)) => {
                     self.message(token, raw, role, &message, fds, credentials)?;
+                    if is_embryo && self.sources.get(token).is_some() {
+                        let _ = nk_attach::recv(raw, true);
+                    }
                 }
                 Err(RecvError::Os(libc::EAGAIN)) => return Ok(()),
                 Err(RecvError::Malformed) => {
@@ -106,6 +116,9 @@ impl Server {
             (Kind::Attach, Role::Stranger | Role::Creator(_)) => {
                 Some(self.attach(token, message, fds, credentials)?)
             }
+            (Kind::Attach, Role::Process(g, row)) if row != 0 => {
+                Some(self.attach_again(token, g, row)?)
+            }
             (Kind::Order, Role::Stranger) => Some(self.order(message, credentials)?),
             (Kind::Query, Role::Stranger) => Some(self.query(message, credentials)?),
             (Kind::Fork, Role::Process(g, row)) if row != 0 => Some(self.fork(g, row, fds)?),
@@ -113,8 +126,8 @@ impl Server {
                 self.hello(g, row, credentials)?;
                 None
             }
-            (Kind::ForkFailed, Role::Process(g, _)) => {
-                attach::fork_failed(self, g, message.a)?;
+            (Kind::ForkFailed, Role::Process(g, row)) => {
+                attach::fork_failed(self, g, row, message.a)?;
                 None
             }
             (Kind::AddQset, Role::Process(g, row)) => Some(self.add_qset(g, row, fds)?),

@@ -33,7 +33,13 @@ impl Server {
         };
         let creator = guest.members.creator.take();
         let pid = creator.as_ref().map_or(0, |c| c.pid);
-        let kernel = Process { pid, control: Some(connection), pidfd: None, qsets: vec![QSET] };
+        let kernel = Process {
+            pid,
+            control: Some(connection),
+            pidfd: None,
+            qsets: vec![QSET],
+            parent: None,
+        };
         guest.members.processes.insert(ROW, kernel);
         let reply = Reply::ok(u64::from(id.0), 0, guest.region.len() as u64, 0)
             .with_fds(vec![guest.region.memfd.try_clone()?, guest.engine_bell.try_clone()?]);

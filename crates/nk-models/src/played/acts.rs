@@ -3,10 +3,10 @@
 use nk_device::cell::{GF_CONNECT_CALLED, SF_CONNECTED, SF_DEAD};
 use nk_device::nqe::Op;
 use nk_device::sync::Ordering;
-use nk_engine::NewRow;
 
 use super::shell::Shell;
-use super::simulation::{Open, Part, Simulation};
+use super::simulation::Simulation;
+use super::tenant::{Open, Part};
 
 const SOCKETS_MAX: usize = 24;
 
@@ -14,11 +14,6 @@ const SOCKETS_MAX: usize = 24;
 pub(super) type Way = (u16, bool);
 
 impl Simulation {
-    pub(super) fn any_process(&mut self, at: usize) -> Shell {
-        let n = self.random.below(self.tenants[at].processes.len());
-        self.tenants[at].processes[n].clone()
-    }
-
     pub(super) fn enter_open(&mut self, at: usize, by: &Shell, id: u32, part: Part, port: u16) {
         let (row, life) = (by.row, self.life);
         let t = &mut self.tenants[at];
@@ -32,7 +27,7 @@ impl Simulation {
 
     pub(super) fn listen(&mut self, at: usize) {
         let port = 80 + self.random.below(3) as u16;
-        let shell = self.any_process(at);
+        let Some(shell) = self.some_process(at) else { return };
         let is_taken =
             self.tenants[at].open.iter().any(|o| o.part == Part::Listener && o.port == port);
         if is_taken || !self.has_room(at) {
@@ -45,7 +40,7 @@ impl Simulation {
     }
 
     pub(super) fn connect(&mut self, at: usize) {
-        let shell = self.any_process(at);
+        let Some(shell) = self.some_process(at) else { return };
         if !self.has_room(at) {
             return;
         }
@@ -119,34 +114,6 @@ impl Simulation {
         if n < t.open.len() {
             let o = t.open.swap_remove(n);
             t.close(&o);
-        }
-    }
-
-    pub(super) fn fork(&mut self, at: usize) {
-        let parent = self.any_process(at);
-        let t = &mut self.tenants[at];
-        let Ok(NewRow { row, qset }) = self.w.engine.add_row(t.id, 200) else { return };
-        let child = Shell::new(parent.device, row, qset);
-        let is_its = |o: &&Open| o.row == parent.row && t.generation(o.id) == o.generation;
-        let inherited: Vec<Open> = t.open.iter().filter(is_its).copied().collect();
-        for o in inherited {
-            if let Some(c) = parent.device.cell(o.id) {
-                c.hold(row);
-            }
-            t.open.push(Open { row, ..o });
-        }
-        t.processes.push(child);
-    }
-
-    pub(super) fn kill(&mut self, at: usize) {
-        let dead = self.any_process(at);
-        let t = &mut self.tenants[at];
-        t.processes.retain(|p| p.row != dead.row);
-        t.open.retain(|o| o.row != dead.row);
-        self.w.engine.row_dead(t.id, dead.row, &mut self.w.bells).expect("a live row");
-        if t.processes.is_empty() {
-            let NewRow { row, qset } = self.w.engine.add_row(t.id, 300).expect("a free row");
-            t.processes.push(Shell::new(dead.device, row, qset));
         }
     }
 }

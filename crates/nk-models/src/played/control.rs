@@ -4,14 +4,15 @@ use nk_device::datagram::{DF_PEER, Header};
 use nk_device::nqe::{Nqe, Op};
 use nk_device::ring::Producer;
 use nk_device::{Addr, CHUNK_SIZE, Layout};
-use nk_engine::{NewRow, NsmId, ROW_ADOPTED};
+use nk_engine::{NsmId, ROW_ADOPTED};
 use nk_host::control::moves::{self, Host};
+use nk_host::control::place::Place;
+use nk_host::keeper::CLASS_LISTENER;
 use nk_host::limits::GuestLimits;
 
 use super::deaths::Victim;
 use super::lost::take_all;
 use super::region::Region;
-use super::shell::Shell;
 use super::simulation::{LAYOUT, NSMS, Simulation, State};
 use super::world::{NSM, transfer};
 
@@ -19,10 +20,7 @@ use super::world::{NSM, transfer};
 fn successor_starts() -> Simulation {
     let mut sim = Simulation::new(1);
     sim.is_over = true;
-    let id = sim.tenants[0].id;
-    let NewRow { row, qset } = sim.w.engine.add_row(id, 200).expect("a row");
-    let second = Shell::new(sim.tenants[0].region.device, row, qset);
-    sim.tenants[0].processes.push(second);
+    sim.spawn(0);
     sim.w.settle();
     // What they take they never sent: it is nobody's when the NSM dies.
     for p in &sim.tenants[0].processes {
@@ -31,6 +29,7 @@ fn successor_starts() -> Simulation {
     sim.nsm_ends(0);
     sim.nsm_died(0);
     sim.states[0] = State::Up;
+    sim.nsm_serves(0);
     for at in 0..sim.tenants.len() {
         let id = sim.tenants[at].id;
         sim.add(NSM, id).expect("nothing is refused");
@@ -83,7 +82,9 @@ fn a_guest_that_was_on_its_way_is_on_one_nsm_at_the_next_daemon() {
         sim.is_over = true;
         let (id, g) = (sim.tenants[0].id, sim.tenants[0].processes[0].clone());
         moves::move_guest(&mut sim, id, NsmId(1)).expect("moved");
-        sim.tenants[0].noted = NSM;
+        let place = std::mem::replace(&mut sim.tenants[0].place, Place::new(NSM));
+        sim.note_guest(0);
+        sim.tenants[0].place = place;
         sim.w.settle();
         let listener = sim.w.listen(&g, 80);
         let client = sim.w.connect(&g, 80);
@@ -196,7 +197,8 @@ fn what_cannot_be_watched_is_closed() {
     moves::move_guest(&mut sim, id, NsmId(1)).expect("moved");
     sim.w.settle();
     let open = sim.net.borrow().open_sockets();
-    let kept = sim.w.services.iter_mut().map(|s| s.stack_mut().kept.len()).sum::<usize>();
+    (0..NSMS).for_each(|nsm| sim.take_notes(nsm));
+    let kept = sim.keeper.has(|entries| entries.of(CLASS_LISTENER).count());
     assert_eq!((open, kept), (0, 0));
     sim.net.borrow_mut().faults.watches_nothing = false;
     for socket in [listener, datagram] {

@@ -6,7 +6,8 @@ use nk_device::datagram::{DATAGRAM_MAX, DF_PEER, Header};
 use nk_device::nqe::Op;
 use nk_device::{Addr, CHUNK_SIZE};
 
-use super::simulation::{Open, Part, Simulation, Tenant};
+use super::simulation::Simulation;
+use super::tenant::{Open, Part, Tenant};
 
 const FIRST_PORT: u16 = 90;
 const PORTS: usize = 4;
@@ -39,7 +40,7 @@ impl Simulation {
     /// Makes one with an address, and sometimes a peer.
     pub(super) fn bind_datagram(&mut self, at: usize) {
         let port = FIRST_PORT + self.random.below(PORTS) as u16;
-        let shell = self.any_process(at);
+        let Some(shell) = self.some_process(at) else { return };
         let is_its = |o: &Open| o.part == Part::Datagram && o.port == port;
         if self.tenants[at].open.iter().any(is_its) || !self.has_room(at) {
             return;

@@ -2,9 +2,11 @@
 
 use nk_device::CHUNK_SIZE;
 use nk_device::cell::{SF_CONNECTED, SF_DEAD, SF_EOF, SF_FAILED};
+use nk_host::keeper::CLASS_PROCESS;
 use nk_host::limits::GuestLimits;
 
-use super::simulation::{LAYOUT, NSMS, Open, Part, Simulation, State};
+use super::simulation::{LAYOUT, NSMS, Simulation, State};
+use super::tenant::{Open, Part};
 use super::world::{datagrams, transfer};
 
 /// Longer than any orphan is left to send what it has.
@@ -63,6 +65,31 @@ impl Simulation {
         }
     }
 
+    /// What travels comes to its end.
+    fn end_travels(&mut self) {
+        for pair in std::mem::take(&mut self.travelling) {
+            self.kernel.pairs.remove(&pair);
+        }
+    }
+
+    /// Daemon and keeper know of each process that lives, and of no other.
+    fn assert_kept(&self) {
+        for t in &self.tenants {
+            let mut living: Vec<_> = t.processes.iter().map(|p| (p.row, p.pid, p.qset)).collect();
+            living.sort_unstable();
+            let known = t.members.processes.iter();
+            let known: Vec<_> = known.map(|(row, p)| (*row, p.pid, p.qsets[0])).collect();
+            assert_eq!(known, living, "guest {}", t.id.0);
+            assert!(t.members.holds.is_empty(), "{:?}", t.members.holds);
+            let kept: Vec<_> = self.keeper.has(|entries| {
+                let of = entries.of(CLASS_PROCESS).filter(|(k, _)| k >> 16 == u64::from(t.id.0));
+                of.map(|(k, e)| (k as u16, e.message.c as i32)).collect()
+            });
+            let living: Vec<_> = living.iter().map(|(row, pid, _)| (*row, *pid)).collect();
+            assert_eq!(kept, living, "guest {}", t.id.0);
+        }
+    }
+
     pub(super) fn drain(&mut self) {
         for _ in 0..60 {
             self.w.now_ms += DRAIN_MS / 60;
@@ -74,12 +101,23 @@ impl Simulation {
 
     pub(super) fn end(&mut self) {
         self.is_over = true;
+        while !self.keeper.lives() {
+            self.keeper_is_due();
+        }
+        self.end_travels();
         for nsm in 0..NSMS {
             if self.states[nsm] == State::Dead {
                 self.nsm_died(nsm);
             }
             if self.states[nsm] == State::Down {
                 self.nsm_returns(nsm);
+            }
+        }
+        self.hear_all();
+        self.enter_missing();
+        for at in 0..self.tenants.len() {
+            if self.tenants[at].processes.is_empty() {
+                self.spawn(at);
             }
         }
         self.net.borrow_mut().faults.next.clear();
@@ -100,16 +138,17 @@ impl Simulation {
             self.close_all(at, |_| true);
             self.drain();
             self.w.engine.rouse(id);
-            let shell = self.any_process(at);
+            let shell = self.some_process(at).expect("one that lives");
             transfer(&mut self.w, &shell, id, 2 * CHUNK_SIZE + 1);
             datagrams(&mut self.w, &shell, id);
         }
+        self.assert_kept();
         for at in 0..self.tenants.len() {
-            let t = &mut self.tenants[at];
-            for p in t.processes.drain(..) {
-                self.w.engine.row_dead(t.id, p.row, &mut self.w.bells).expect("a live row");
+            for p in self.tenants[at].processes.clone() {
+                self.dies(p.pid);
             }
         }
+        self.hear_all();
         self.drain();
         for t in &self.tenants {
             let violations = self.w.engine.stats(Some(t.id)).violations;

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use nk_device::nqe::Op;
 use nk_device::stream::{Span, is_taken, read_slot};
 use nk_device::sync::Ordering;
-use nk_engine::{GuestId, NewRow, NsmId};
+use nk_engine::{GuestId, NsmId};
 use nk_host::control::moves;
 
 use super::shell::Shell;
@@ -28,7 +28,7 @@ impl Case {
         let mut sim = Simulation::new(1);
         sim.is_over = true;
         let (id, parent) = (sim.tenants[0].id, sim.tenants[0].processes[0].clone());
-        let child = process(&mut sim, id);
+        let child = process(&mut sim);
         let listener = sim.w.listen(&parent, 80);
         let client = sim.w.connect(&parent, 80);
         parent.accept(listener).expect("a connection");
@@ -58,9 +58,9 @@ impl Case {
     }
 
     fn dies(&mut self, g: &Shell) {
-        let w = &mut self.sim.w;
-        w.engine.row_dead(self.id, g.row, &mut w.bells).expect("a live row");
-        w.settle();
+        self.sim.dies(g.pid);
+        self.sim.hear_all();
+        self.sim.w.settle();
     }
 
     /// No chunk is out but what stands on the grants of these.
@@ -84,10 +84,10 @@ impl Case {
     }
 }
 
-fn process(sim: &mut Simulation, id: GuestId) -> Shell {
-    let NewRow { row, qset } = sim.w.engine.add_row(id, 200).expect("a free row");
+fn process(sim: &mut Simulation) -> Shell {
+    sim.spawn(0);
     sim.w.settle();
-    Shell::new(sim.tenants[0].region.device, row, qset)
+    sim.tenants[0].processes.last().expect("a free row").clone()
 }
 
 /// All that a process gets.
@@ -117,7 +117,7 @@ fn what_a_dead_process_sent_on_a_lost_connection_is_leased_to_nobody() {
     assert!(case.sim.tenants[0].place.ledger().is_none(), "the other has the chunks for itself");
     let child = case.child.clone();
     case.dies(&child);
-    let next = process(&mut case.sim, case.id);
+    let next = process(&mut case.sim);
     let taken = take_all(&mut case.sim, &next);
     assert!(taken.is_disjoint(&named), "{named:?} stands on a ring that is still to be freed");
     case.close();
@@ -133,10 +133,10 @@ fn what_a_dead_service_had_taken_is_free_once() {
     case.nsm_dies(0);
     case.sim.w.assert_chunks(case.id, super::simulation::LAYOUT.chunks);
     // Chunks that were never used go first: the second gets what was.
-    let first = process(&mut case.sim, case.id);
+    let first = process(&mut case.sim);
     take_all(&mut case.sim, &first);
     case.dies(&first);
-    let next = process(&mut case.sim, case.id);
+    let next = process(&mut case.sim);
     let taken = take_all(&mut case.sim, &next);
     assert!(!taken.is_disjoint(&named), "{named:?} were free");
     case.close();
@@ -159,8 +159,8 @@ fn what_a_dead_process_sent_on_a_lost_connection_comes_back_from_who_died_with_t
     case.sim.nsm_returns(0);
     assert_eq!(case.named()[0], named, "it is still to be freed");
     // Of those that there were the next engine is told of this one alone.
-    let stays = process(&mut case.sim, case.id);
-    case.sim.tenants[0].processes = vec![stays.clone()];
+    let stays = process(&mut case.sim);
+    case.sim.dies(case.parent.pid);
     case.sim.daemon_dies();
     case.sim.w.settle();
     case.dies(&stays);
@@ -178,11 +178,12 @@ fn what_a_process_that_died_with_the_engine_sent_to_an_nsm_that_forgot_it_is_lea
     assert_eq!(case.child.send(case.client, 0, 100), 100);
     let [named, _] = case.named();
     assert_eq!(named.len(), 1);
+    case.sim.dies(case.child.pid);
     case.sim.daemon_dies();
     case.sim.w.settle();
     // Chunks that were never used go first: the second gets what was.
     for _ in 0..2 {
-        let next = process(&mut case.sim, case.id);
+        let next = process(&mut case.sim);
         let taken = take_all(&mut case.sim, &next);
         assert!(taken.is_disjoint(&named), "{named:?} stands on a ring that is still to be freed");
         case.dies(&next);
@@ -200,6 +201,7 @@ fn what_was_sent_to_an_nsm_that_forgot_it_comes_back_when_nobody_holds_the_conne
     assert_eq!(case.parent.send(case.client, 0, 100), 100);
     assert_eq!(case.named()[0].len(), 1);
     case.parent.close(case.client);
+    case.sim.dies(case.child.pid);
     case.sim.daemon_dies();
     let accepted = case.parent.accept(case.listener);
     assert_eq!(accepted, None, "what waited there is not to be used any more");

@@ -7,23 +7,30 @@
 //! [`simulation::run`] draws everything from a seed: ordinary guests, and a host whose parts die. `engine` has single cases of what the
 //! engine does, `lost` of what becomes of chunks that connections of a dead NSM carry, `kept` of what a service tells of sockets that it
 //! took over, `control` of what ends in the middle of what the control thread does, `spread` of a guest on several NSMs for good,
-//! `reports` of calls that wait to be told what became of a datagram.
+//! `reports` of calls that wait to be told what became of a datagram, `attaching` of processes whose daemon ends while they ask.
 
 mod acts;
 mod adoption;
 #[cfg(test)]
+mod attaching;
+#[cfg(test)]
 mod control;
+mod daemon;
 mod datagrams;
 mod deaths;
 mod end;
 #[cfg(test)]
 mod engine;
+pub mod faults;
+mod guests;
 pub mod hostile;
 #[cfg(test)]
 mod kept;
+mod kernel;
 #[cfg(test)]
 mod lost;
 mod moves;
+mod processes;
 pub mod region;
 mod reload;
 #[cfg(test)]
@@ -33,4 +40,6 @@ pub mod simulation;
 #[cfg(test)]
 mod spread;
 pub mod stack;
+mod succession;
+mod tenant;
 mod world;

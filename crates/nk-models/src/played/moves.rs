@@ -2,6 +2,7 @@
 
 use std::io;
 
+use nk_device::Addr;
 use nk_engine::{Engine, GuestId, Notify, NsmId};
 use nk_host::control::moves::{self, Host, Moved, Stays};
 use nk_host::control::place::Place;
@@ -79,8 +80,36 @@ impl Simulation {
     fn told<R>(&mut self, nsm: NsmId, what: impl FnOnce(&mut Simulation) -> R) -> Option<R> {
         self.moment(Some(nsm));
         let done = self.serves(nsm).then(|| what(self));
+        // What it told before its answer.
+        self.take_notes(nsm.0.into());
         self.moment(Some(nsm));
         done
+    }
+
+    /// As `Server::nsm_adopt_listener`.
+    pub(super) fn give_to(
+        &mut self,
+        to: NsmId,
+        key: Key,
+        local: Addr,
+        backlog: u32,
+    ) -> io::Result<bool> {
+        let fd = MemoryStack::kept_descriptor(&local);
+        let taken = self.told(to, |s| s.service(to).adopt_listener(key, fd, backlog).is_ok());
+        // One that died has its end in the queue: the next one is given every listener.
+        let is_taken = taken.unwrap_or(true);
+        if is_taken {
+            self.daemon.listeners[usize::from(to.0)].insert(key.to_word(), (local, backlog));
+        }
+        Ok(self.is_taken(key, is_taken))
+    }
+
+    /// As `Server::is_taken`.
+    fn is_taken(&mut self, key: Key, is_taken: bool) -> bool {
+        if !is_taken {
+            self.note_listener_gone(key);
+        }
+        is_taken
     }
 
     fn settle(&mut self, nsm: NsmId) {
@@ -137,6 +166,8 @@ impl Host for Simulation {
         self.limit(guest)
     }
     fn remove(&mut self, nsm: NsmId, guest: GuestId) -> io::Result<()> {
+        let listeners = &mut self.daemon.listeners[usize::from(nsm.0)];
+        listeners.retain(|word, _| Key::from_word(*word).guest != guest.0);
         self.told(nsm, |s| s.service(nsm).remove_guest(guest.0));
         Ok(())
     }
@@ -144,17 +175,12 @@ impl Host for Simulation {
         let ledger = self.place(guest).and_then(|p| p.ledger()).expect("it is shared").ledger;
         let moved = self.told(nsm, |s| {
             s.settle(nsm);
-            // What is given away is kept all the same, until the next NSM has it.
-            s.given = s.service(nsm).stack_mut().kept.clone();
-            let moved = s.service(nsm).leave(guest.0, ledger.of_service(nsm.0));
-            s.given.retain(|word, _| moved.iter().any(|m| m.key.to_word() == *word));
-            moved
+            s.service(nsm).leave(guest.0, ledger.of_service(nsm.0))
         });
         if self.serves(nsm) {
             return moved.ok_or_else(|| io::Error::other("it is not told"));
         }
         // It died before it answered, or before anybody heard it.
-        self.kept[usize::from(nsm.0)].extend(self.given.drain());
         for m in moved.into_iter().flatten() {
             self.net.borrow_mut().end_given(&m.fd);
         }
@@ -164,35 +190,35 @@ impl Host for Simulation {
         self.told(nsm, |s| s.service(nsm).enter(guest.0));
         Ok(())
     }
-    fn give(&mut self, _: NsmId, to: NsmId, moved: MovedSocket) -> io::Result<bool> {
-        let word = moved.key.to_word();
-        let kept = self.given.get(&word).copied().filter(|_| moved.at.backlog.is_some());
+    /// As `Server::give_moved`.
+    fn give(&mut self, from: NsmId, to: NsmId, moved: MovedSocket) -> io::Result<bool> {
+        let (key, backlog) = (moved.key, moved.at.backlog);
+        let kept = self.daemon.listeners[usize::from(from.0)].remove(&key.to_word());
         let mut moved = Some(moved);
         let taken = self.told(to, |s| moved.take().map(|m| s.service(to).adopt_moved(m).is_ok()));
         if let Some(moved) = moved {
             self.net.borrow_mut().end_given(&moved.fd);
         }
-        // Its successor is given what the daemon has.
-        if let Some(kept) = kept.filter(|_| !self.serves(to)) {
-            self.kept[usize::from(to.0)].insert(word, kept);
+        // One that died has its end in the queue.
+        let is_taken = taken.flatten().unwrap_or(true);
+        if let (true, Some((local, _)), Some(backlog)) = (is_taken, kept, backlog) {
+            let next = &mut self.daemon.listeners[usize::from(to.0)];
+            next.entry(key.to_word()).or_insert((local, backlog));
         }
-        self.given.remove(&word);
-        Ok(taken.flatten().unwrap_or(true))
+        Ok(self.is_taken(key, is_taken))
     }
     fn give_kept(&mut self, from: NsmId, to: NsmId, key: Key, backlog: u32) -> io::Result<bool> {
-        let kept = self.kept[usize::from(from.0)].remove(&key.to_word());
-        // One in four is missing.
-        let Some((local, _)) = kept.filter(|_| self.random.below(4) != 0) else { return Ok(false) };
-        let fd = MemoryStack::kept_descriptor(&local);
-        let taken = self.told(to, |s| s.service(to).adopt_listener(key, fd, backlog).is_ok());
-        if !self.serves(to) {
-            self.kept[usize::from(to.0)].insert(key.to_word(), (local, backlog));
-        }
-        Ok(taken.unwrap_or(true))
+        let kept = self.daemon.listeners[usize::from(from.0)].remove(&key.to_word());
+        // Sometimes one is missing.
+        let Some((local, _)) = kept.filter(|_| self.random.below(6) != 0) else { return Ok(false) };
+        self.give_to(to, key, local, backlog)
     }
     fn alone(&mut self, nsm: NsmId, guest: GuestId) -> io::Result<()> {
         self.told(nsm, |s| {
-            s.settle(nsm);
+            // Else connections hear that their other ends are gone.
+            if !s.is_quiet {
+                s.settle(nsm);
+            }
             s.service(nsm).be_alone(guest.0);
         });
         Ok(())
@@ -216,8 +242,7 @@ impl Host for Simulation {
     }
     fn note(&mut self, guest: GuestId) {
         if let Some(at) = self.at(guest) {
-            let t = &mut self.tenants[at];
-            t.noted = t.place.nsm();
+            self.note_guest(at);
         }
     }
 }

@@ -7,8 +7,10 @@ use std::io;
 use nk_engine::{GuestId, NsmId};
 use nk_host::control::moves::Host as _;
 use nk_host::control::reload::{self, Host, Present, Refused, Wanted};
+use nk_host::keeper::CLASS_NSM;
 use nk_host::limits::GuestLimits;
 
+use super::daemon::nsm_named;
 use super::simulation::{NSMS, Simulation, State};
 
 /// What stands in the file. NSMs are called by their numbers.
@@ -34,6 +36,9 @@ impl Config {
     }
     pub(super) fn has(&self, nsm: usize) -> bool {
         self.nsms.get(nsm).is_some_and(|has| *has)
+    }
+    pub(super) fn has_named(&self, nsm: &str) -> bool {
+        self.has(nsm_named(nsm).0.into())
     }
     pub(super) fn is_spread(&self, guest: GuestId) -> bool {
         self.guests.get(&guest.0).is_some_and(|s| s.is_spread)
@@ -133,30 +138,6 @@ impl Simulation {
             assert_eq!((*limits, *is_spread), (wanted, says.is_spread), "guest {}", id.0);
         }
     }
-
-    /// The next daemon reads the file: an NSM that is not there any more is ended, and one that is new begins.
-    pub(super) fn read_config(&mut self) {
-        self.config = self.file.clone();
-        for nsm in 0..NSMS {
-            match (self.states[nsm], self.config.has(nsm)) {
-                (State::Absent, true) => self.states[nsm] = State::Down,
-                (State::Absent, false) | (_, true) => {}
-                (_, false) => {
-                    self.nsm_ends(nsm);
-                    self.states[nsm] = State::Absent;
-                    self.see("next daemon without an NSM");
-                }
-            }
-        }
-        let first = (0..NSMS).find(|nsm| self.config.has(*nsm)).expect("one serves");
-        for t in &mut self.tenants {
-            t.is_spread = self.config.is_spread(t.id);
-            // Where it was, if there still is such an NSM.
-            if !self.config.has(t.noted.0.into()) {
-                t.noted = NsmId(first as u8);
-            }
-        }
-    }
 }
 
 impl Host for Simulation {
@@ -191,11 +172,16 @@ impl Host for Simulation {
         }
         self.states[nsm] = State::Up;
         self.lives[nsm] = Simulation::first_life(self.now());
+        self.nsm_serves(nsm);
         Ok(id)
     }
     fn stop(&mut self, nsm: NsmId) -> io::Result<()> {
-        self.nsm_ends(nsm.0.into());
-        self.states[usize::from(nsm.0)] = State::Absent;
+        let at = usize::from(nsm.0);
+        self.nsm_ends(at);
+        self.states[at] = State::Absent;
+        self.daemon.listeners[at].clear();
+        let pid = std::mem::take(&mut self.daemon.nsms[at]);
+        self.drop_entry(CLASS_NSM, pid as u64);
         self.engine(move |e, _| e.remove_nsm(nsm))?.map_err(io::Error::other)
     }
     fn put_in_force(&mut self, new: Config) -> Config {

@@ -21,6 +21,9 @@ pub(super) struct Shell {
     pub(super) device: Device,
     pub(super) row: u16,
     pub(super) qset: u16,
+    /// Its process, and that one's connection to the daemon, where there are such.
+    pub(super) pid: i32,
+    pub(super) control: u32,
     /// Chunks that were taken and not used.
     pub(super) spare: Rc<RefCell<Vec<u32>>>,
 }
@@ -109,7 +112,7 @@ pub(super) fn byte(n: usize) -> u8 {
 
 impl Shell {
     pub(super) fn new(device: Device, row: u16, qset: u16) -> Shell {
-        Shell { device, row, qset, spare: Rc::default() }
+        Shell { device, row, qset, pid: 0, control: 0, spare: Rc::default() }
     }
     pub(super) fn socket(&self, id: u32) -> Option<Socket<'_>> {
         Some(Socket { device: &self.device, cell: self.device.cell(id)? })

@@ -1,53 +1,59 @@
 //! Ordinary guests on a host whose parts die, all of it drawn from one seed: a run that fails is run again by its number.
 //!
-//! Guests listen, connect, send, receive, also datagrams, fork, exit and are killed. Meanwhile stacks fail and reset, guests are moved between three NSMs,
-//! each of which dies, of which the control thread hears later, and comes back with the listeners that were kept; the daemon dies, with its
-//! NSMs or without, and another adopts the guests; limits change, guests doze, and the clock jumps. A death may come in the middle of a poll,
-//! or of what the control thread does: between any two of its messages to NSMs and to the engine, also while one is being answered. What must
-//! hold: no panic, no byte that was not sent there, no connection reset
-//! by the death of an engine alone, every chunk accounted for; and at the end, when nothing fails any more, each guest is served, and
-//! when all have ended nothing of them is left.
+//! Guests' processes attach, fork, exec and are killed, at any step of it; they listen, connect, send, receive, also datagrams. Meanwhile stacks fail
+//! and reset, guests are moved between three NSMs, each of which dies, of which the control thread hears later, and comes back with the listeners that
+//! were kept; the keeper dies, under a daemon or without one, and another is told everything; the daemon dies, with its NSMs or without, and another
+//! takes over what the keeper has, or dies in the middle of that; limits change, guests doze, and the clock jumps. A death may come in the middle of a
+//! poll, or of what the control thread does: between any two of its messages to NSMs, to the engine and to the keeper, also while one is being answered.
+//! What must hold: no panic, no byte that was not sent there, no connection reset by the death of an engine alone, no process that is taken for
+//! another or loses its sockets at an exec, every chunk accounted for; and at the end, when nothing fails any more, each guest is served, daemon and
+//! keeper know of each process and of no other, and when all have ended nothing of them is left.
 //!
 //! | module | what |
 //! |---|---|
-//! | `acts`, `datagrams` | what guests do |
+//! | `acts`, `datagrams` | what guests do with sockets |
+//! | `processes` | how processes come, fork, exec and go |
+//! | `kernel` | what the kernel knows: who lives, what is in which queue; and the keeper's process |
+//! | `daemon` | what the control thread watches, hears, and tells the keeper |
 //! | `deaths` | of an NSM, the daemon, the keeper |
 //! | `moves` | from NSM to NSM |
-//! | `adoption` | the next daemon |
+//! | `succession` | from a daemon's death to the next one |
+//! | `adoption` | the next daemon takes over |
 //! | `reload` | the configuration, read again |
+//! | `faults` | what was met |
 //! | `end` | what must hold at the end |
 //!
-//! What the control thread decides of moves, of the deaths of NSMs and of what goes on after a daemon's is its own code
-//! (`nk_host::control`), and so is when NSMs and the keeper are started again, and what a configuration that is read again changes.
-//! What stays out: attaching itself, the keeper's process.
+//! What the control thread decides of processes, moves, the deaths of NSMs and of what goes on after a daemon's is its own code
+//! (`nk_host::control`), and so is when NSMs and the keeper are started again, and what a configuration that is read again changes. What the daemon tells
+//! a keeper, how that stands there, and what the keeper makes of it is theirs (`nk_host::keeper`: `link`, `book`, `state`).
+//! What stays out: making a guest, names, networks, VMs.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, HashMap, HashSet};
-use std::io;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use nk_device::sync::Ordering;
-use nk_device::{Addr, Device, Layout};
-use nk_engine::{Engine, GuestId, NsmId};
-use nk_host::control::moves::Host;
+use nk_device::{Device, Layout};
+use nk_engine::{Engine, NsmId};
 use nk_host::control::place::Place;
 use nk_host::control::restarts::{self, Restarts};
-use nk_host::limits::GuestLimits;
+use nk_host::keeper::entries::Entries;
+use nk_host::keeper::link::{Link, complete};
 use nk_servicelib::Service;
 
-use super::acts::Way;
-use super::datagrams::Posted;
+use super::daemon::Daemon;
 use super::deaths::Victim;
+use super::faults::Seen;
+use super::kernel::{Keeper, Kernel};
 use super::region::{Region, SharedLedger};
 use super::reload::Config;
-use super::shell::Shell;
-use super::stack::{MemoryStack, Net};
-use super::world::{Bells, NSM, World};
+use super::stack::{MemoryStack, Net, Note};
+use super::tenant::Tenant;
+use super::world::{Bells, World};
 
 /// So few chunks that processes take them from each other.
 pub(super) const LAYOUT: Layout = Layout { rows: 4, qsets: 6, cells: 200, chunks: 300 };
-const GUESTS: u16 = 3;
+pub(super) const GUESTS: u16 = 3;
 pub(super) const NSMS: usize = 3;
 const STEPS: usize = 600;
 
@@ -66,71 +72,6 @@ impl Random {
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Part {
-    Listener,
-    Client,
-    Server,
-    Datagram,
-}
-
-/// A socket as one process has it.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Open {
-    pub(super) id: u32,
-    pub(super) generation: u32,
-    pub(super) row: u16,
-    pub(super) part: Part,
-    pub(super) port: u16,
-    /// How many deaths had been when it was made.
-    pub(super) life: u32,
-}
-
-pub(super) struct Tenant {
-    pub(super) id: GuestId,
-    pub(super) region: Region,
-    pub(super) processes: Vec<Shell>,
-    pub(super) open: Vec<Open>,
-    /// Bytes sent and received.
-    pub(super) flows: HashMap<Way, (usize, usize)>,
-    /// Datagrams sent.
-    pub(super) posted: Vec<Posted>,
-    /// Datagram sockets that were seen at the ports that they asked for.
-    pub(super) bound: HashSet<(u32, u32)>,
-    pub(super) place: Place<SharedLedger>,
-    /// It is on several NSMs for good.
-    pub(super) is_spread: bool,
-    /// Where the keeper has it.
-    pub(super) noted: NsmId,
-    /// They outlive the daemon.
-    pub(super) limits: GuestLimits,
-    /// What the engine had counted when last looked: bytes sent and received, connections.
-    counted: [u64; 3],
-}
-
-impl Tenant {
-    pub(super) fn shell(&self, row: u16) -> Shell {
-        self.processes.iter().find(|p| p.row == row).expect("a process of this row").clone()
-    }
-    pub(super) fn pick(&self, random: &mut Random, part: Part) -> Option<Open> {
-        let lives = |o: &&Open| o.part == part && self.generation(o.id) == o.generation;
-        let of_part: Vec<Open> = self.open.iter().filter(lives).copied().collect();
-        of_part.get(random.below(of_part.len())).copied()
-    }
-    pub(super) fn generation(&self, id: u32) -> u32 {
-        self.region.device.cell(id).map_or(0, |c| c.generation.load(Ordering::Relaxed))
-    }
-    /// Closes a socket, unless it ended with a service and its id is another's by now.
-    pub(super) fn close(&self, o: &Open) {
-        if self.generation(o.id) == o.generation {
-            self.shell(o.row).close(o.id);
-        }
-    }
-    pub(super) fn state(&self, id: u32) -> u32 {
-        self.region.device.cell(id).map_or(0, |c| c.state.load(Ordering::Relaxed))
-    }
-}
-
 /// An NSM's process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum State {
@@ -143,18 +84,12 @@ pub(super) enum State {
     Absent,
 }
 
-/// The keeper. What it has is the daemon's copy, of which the next one is told all.
-pub(super) struct Keeper {
-    pub(super) is_up: bool,
-    pub(super) life: Restarts,
-}
-
 pub(super) struct Simulation {
     pub(super) w: World,
     pub(super) random: Random,
     pub(super) tenants: Vec<Tenant>,
     /// Guests so far.
-    entered: u16,
+    pub(super) entered: u16,
     /// Devices of NSMs: the engine looks at a dead one's until the next is there.
     pub(super) nsms: Vec<Region>,
     /// Of each NSM the device that it has, or had.
@@ -165,15 +100,34 @@ pub(super) struct Simulation {
     pub(super) lives: [Restarts; NSMS],
     /// When this run began.
     began: Instant,
+    pub(super) kernel: Kernel,
     pub(super) keeper: Keeper,
+    /// One that is being told what there is.
+    pub(super) next_keeper: Option<Keeper>,
+    pub(super) keeper_life: Restarts,
+    pub(super) daemon: Daemon,
+    /// Who asks it for something.
+    pub(super) asks: Option<i32>,
+    /// The daemon has no descriptor left.
+    pub(super) lacks_descriptors: Cell<bool>,
+    /// Of NSMs that have one, or had.
+    pub(super) nsm_pids: [i32; NSMS],
+    /// Pairs that are on their way.
+    pub(super) travelling: Vec<u32>,
+    /// Where guests were before another daemon took over: NSMs look at these ledgers until they know better.
+    pub(super) before: Vec<Place<SharedLedger>>,
+    /// A take-over of which nothing is heard.
+    pub(super) is_quiet: bool,
+    /// Daemons so far.
+    pub(super) daemons: u32,
+    /// Hosts so far: one on which neither daemon nor keeper is left is no more.
+    pub(super) hosts: u32,
     /// What the control thread is doing ends so many moments from now.
     pub(super) ends_in: Option<(usize, Victim)>,
     /// Nothing fails any more.
     pub(super) is_over: bool,
-    /// What a keeper has of listeners that are between two NSMs.
-    pub(super) given: HashMap<u64, (Addr, u32)>,
-    /// By NSM: what a keeper has of the listeners of one that died.
-    pub(super) kept: [HashMap<u64, (Addr, u32)>; NSMS],
+    /// By NSM: what one that died said of listeners, and nobody has heard.
+    pub(super) last_words: [Vec<Note>; NSMS],
     pub(super) net: Rc<RefCell<Net>>,
     /// The stack gives errors. With every other seed it gives none: then all that was sent comes.
     pub(super) stack_fails: bool,
@@ -186,15 +140,8 @@ pub(super) struct Simulation {
     /// How often which fault was seen.
     pub(super) seen: Seen,
     /// A guest that comes is to be spread over the NSMs.
-    is_spread: bool,
+    pub(super) is_spread: bool,
 }
-
-/// How often what was seen.
-pub type Seen = BTreeMap<&'static str, u64>;
-
-/// What must be seen in a few hundred runs, or a fault is no more played.
-pub const FAULTS: &[&str] =
-    &["reload", "reload of NSMs", "reload refused", "next daemon without an NSM"];
 
 /// What the engine's end in the middle of a poll unwinds with.
 #[derive(Debug)]
@@ -241,6 +188,7 @@ impl Simulation {
         };
         let bells = Bells::new(Rc::new(RefCell::new(meanwhile)));
         let began = Instant::now();
+        let keeper = Keeper::start();
         let mut sim = Simulation {
             w: World { engine, services, bells, now_ms: 1 },
             random: Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1),
@@ -252,11 +200,22 @@ impl Simulation {
             states: [State::Up; NSMS],
             lives: [Restarts::new(restarts::NSM, began); NSMS],
             began,
-            keeper: Keeper { is_up: true, life: Restarts::new(restarts::KEEPER, began) },
+            kernel: Kernel::default(),
+            keeper: keeper.clone(),
+            next_keeper: None,
+            keeper_life: Restarts::new(restarts::KEEPER, began),
+            daemon: Daemon::new(Link::new(keeper, Entries::default())),
+            asks: None,
+            lacks_descriptors: Cell::new(false),
+            nsm_pids: [0; NSMS],
+            travelling: Vec::new(),
+            before: Vec::new(),
+            is_quiet: false,
+            daemons: 0,
+            hosts: 0,
             ends_in: None,
             is_over: false,
-            given: HashMap::new(),
-            kept: Default::default(),
+            last_words: Default::default(),
             net,
             stack_fails: seed.is_multiple_of(2),
             dies_in,
@@ -265,50 +224,12 @@ impl Simulation {
             seen: Seen::new(),
             is_spread: false,
         };
+        complete(&sim.keeper).expect("it lives");
+        (0..NSMS).for_each(|nsm| sim.nsm_serves(nsm));
         for _ in 0..GUESTS {
             sim.enter();
         }
         sim
-    }
-
-    /// Numbers go up: what is on an NSM's rings of a guest that left must not reach another.
-    fn enter(&mut self) {
-        self.entered += 1;
-        let id = GuestId(self.entered);
-        let region = Region::new(LAYOUT, id.0);
-        let first = self.w.add_guest(&region, id);
-        let (open, flows) = (Vec::new(), HashMap::new());
-        let processes = vec![first];
-        let (place, noted) = (Place::new(NSM), NSM);
-        let (limits, counted) = (GuestLimits::default(), [0; 3]);
-        let (posted, bound) = (Vec::new(), HashSet::new());
-        let tenant = Tenant {
-            id,
-            region,
-            processes,
-            open,
-            flows,
-            posted,
-            bound,
-            place,
-            is_spread: false,
-            noted,
-            limits,
-            counted,
-        };
-        self.tenants.push(tenant);
-        self.says_spread(self.tenants.len() - 1);
-    }
-
-    /// The configuration says from the beginning whether a guest is spread.
-    fn says_spread(&mut self, at: usize) {
-        if self.is_spread {
-            let t = &mut self.tenants[at];
-            t.is_spread = true;
-            self.config.spread(t.id);
-            self.file.spread(t.id);
-        }
-        self.spread(at);
     }
 
     pub(super) fn see(&mut self, what: &'static str) {
@@ -348,7 +269,14 @@ impl Simulation {
             32..=49 => self.send(at),
             50..=66 => self.receive(at),
             67..=72 => self.close(at),
-            73..=75 => self.fork(at),
+            73..=74 => self.fork(at),
+            75 => match self.random.below(8) {
+                0..4 => self.exec(at),
+                4 => self.spawn(at),
+                5 => self.change_qsets(at),
+                6 => self.travel(at),
+                _ => self.intrude(at),
+            },
             76..=77 => self.kill(at),
             78..=89 => self.poll(),
             90..=92 => self.move_guest(at),
@@ -378,7 +306,8 @@ impl Simulation {
             }
             98 => match self.random.below(6) {
                 0 | 1 => self.all_die(),
-                2 | 3 => self.daemon_dies(),
+                2..=4 => self.daemon_dies(),
+                5 if self.random.below(8) == 0 => self.last_daemon_ends(),
                 _ => {}
             },
             99 => match self.random.below(6) {
@@ -403,63 +332,16 @@ impl Simulation {
             1..20 => self.keeper_is_due(),
             _ => {}
         }
-        self.look_at_counters();
-    }
-
-    /// Whoever died, no counter falls.
-    fn look_at_counters(&mut self) {
+        if !self.travelling.is_empty() && self.random.below(20) == 0 {
+            let n = self.random.below(self.travelling.len());
+            let pair = self.travelling.swap_remove(n);
+            self.kernel.pairs.remove(&pair);
+        }
+        self.hear_some();
+        self.guests_end();
         for t in &mut self.tenants {
             let s = self.w.engine.stats(Some(t.id));
-            let now = [s.bytes_sent, s.bytes_received, s.connections_total];
-            let falls = now.iter().zip(&t.counted).any(|(now, before)| now < before);
-            assert!(!falls, "guest {} counted {:?}, and now {now:?}", t.id.0, t.counted);
-            t.counted = now;
+            t.count([s.bytes_sent, s.bytes_received, s.connections_total]);
         }
-    }
-
-    // ---- what befalls the host ----
-
-    fn change_limits(&mut self, at: usize) {
-        self.draw_limits(at);
-        self.act(|s| s.set_limits(at));
-    }
-
-    pub(super) fn set_limits(&mut self, at: usize) -> io::Result<()> {
-        let (id, limits) = (self.tenants[at].id, self.tenants[at].limits.engine());
-        self.engine(move |e, _| e.set_limits(id, limits))?.map_err(io::Error::other)?;
-        self.limit(id)
-    }
-
-    pub(super) fn draw_limits(&mut self, at: usize) {
-        self.tenants[at].limits = self.some_limits();
-    }
-
-    pub(super) fn some_limits(&mut self) -> GuestLimits {
-        let mut rate = |per_s: u64| if self.random.below(2) == 0 { per_s } else { 0 };
-        let (nqes_per_s, connections_per_s) = (rate(20_000), rate(200));
-        let (out, input) = (rate(2_000_000), rate(2_000_000));
-        let weight = 1 + self.random.below(4) as u32;
-        GuestLimits {
-            out,
-            input,
-            nqes_per_s,
-            connections_per_s,
-            weight,
-            burst_ms: 100,
-            ..GuestLimits::default()
-        }
-    }
-
-    fn leave_and_enter(&mut self, at: usize) {
-        if self.states[0] != State::Up {
-            // It would be told of the new one when it is back, which is not the matter here.
-            return;
-        }
-        let t = self.tenants.swap_remove(at);
-        self.w.engine.remove_guest(t.id).expect("known");
-        for service in &mut self.w.services {
-            service.remove_guest(t.id.0);
-        }
-        self.enter();
     }
 }

@@ -1,16 +1,16 @@
 //! A stack in memory: listeners by port and namespace, connections as pairs of byte queues, datagram sockets with an inbox each.
 
+mod datagrams;
 mod net;
 
 use std::cell::RefCell;
-use std::collections::HashMap;
 use std::fs::File;
 use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::rc::Rc;
 
 use nk_device::Addr;
-use nk_device::datagram::{DF_PEER, Header};
+use nk_device::datagram::Header;
 use nk_servicelib::{Connect, Datagram, Errno, How, Key, Kind, RawSpan, Stack, StackEvent};
 
 use net::Sock;
@@ -18,8 +18,6 @@ pub use net::{Faults, Net};
 
 /// Bytes that one direction of a connection holds.
 const BUFFER: usize = 48 * 1024;
-/// Datagrams that wait on one socket; more are dropped.
-const INBOX: usize = 16;
 
 const V6ONLY: (i32, i32) = (libc::IPPROTO_IPV6, libc::IPV6_V6ONLY);
 
@@ -31,8 +29,8 @@ pub struct MemoryStack {
     /// Shared with other stacks.
     pub net: Rc<RefCell<Net>>,
     number: u8,
-    /// Listeners, by [`Key::to_word`]: address and backlog as a keeper is told of them.
-    pub kept: HashMap<u64, (Addr, u32)>,
+    /// What it told of its listeners, and nobody has heard.
+    pub notes: Vec<Note>,
     meanwhile: Option<Meanwhile>,
     /// Always empty: nobody waits for this stack.
     woken: Vec<u32>,
@@ -43,6 +41,9 @@ impl core::fmt::Debug for MemoryStack {
         f.debug_struct("MemoryStack").field("net", &self.net).finish_non_exhaustive()
     }
 }
+
+/// What an NSM tells of a listener: where it listens, with its backlog, or that it does no more.
+pub type Note = (Key, Option<(Addr, u32)>);
 
 /// Whose a socket is while its descriptor is between two stacks.
 pub(super) const NOBODY: u8 = u8::MAX;
@@ -70,7 +71,7 @@ impl MemoryStack {
     /// One of several.
     #[must_use]
     pub fn on(net: Rc<RefCell<Net>>, number: u8, meanwhile: Option<Meanwhile>) -> MemoryStack {
-        MemoryStack { net, number, kept: HashMap::new(), meanwhile, woken: Vec::new() }
+        MemoryStack { net, number, notes: Vec::new(), meanwhile, woken: Vec::new() }
     }
 
     /// What a keeper would have of a listener: a descriptor that says where it listened.
@@ -154,7 +155,7 @@ impl Stack for MemoryStack {
         }
         s.listening = Some((backlog as usize).clamp(1, 128));
         let local = s.local;
-        self.kept.insert(key.to_word(), (local, backlog));
+        self.notes.push((key, Some((local, backlog))));
         Ok(())
     }
     fn connect(&mut self, socket: &usize, addr: &Addr) -> Result<Connect, Errno> {
@@ -217,14 +218,13 @@ impl Stack for MemoryStack {
     fn close(&mut self, socket: usize, abort: bool, listener: Option<Key>) {
         self.meanwhile();
         if let Some(key) = listener {
-            self.kept.remove(&key.to_word());
+            self.notes.push((key, None));
         }
         self.net.borrow_mut().close(socket, abort);
     }
     fn give(&mut self, socket: usize) -> Result<OwnedFd, usize> {
         let mut net = self.net.borrow_mut();
         if let Some(key) = net.at(&socket).key.take() {
-            self.kept.remove(&key.to_word());
             net.events.retain(|(_, e)| e.key != key);
         }
         net.set_stack(socket, NOBODY);
@@ -337,55 +337,11 @@ impl Stack for MemoryStack {
         spans: &[RawSpan],
     ) -> Result<(), Errno> {
         self.meanwhile();
-        let mut net = self.net.borrow_mut();
-        net.fault(*socket)?;
-        let port = net.free_port();
-        let s = net.at(socket);
-        if s.local.port == 0 {
-            s.local.port = port;
-        }
-        let (from, namespace) = (s.local, s.namespace);
-        let to = if header.flags & DF_PEER != 0 { header.peer } else { s.remote };
-        let mut bytes = Vec::new();
-        for span in spans {
-            for i in 0..span.len() {
-                // SAFETY: as in send.
-                bytes.push(unsafe { span.as_ptr().add(i).read_volatile() });
-            }
-        }
-        assert_eq!(bytes.len(), header.len as usize, "the spans are the datagram");
-        let there = net.socks.iter().position(|s| {
-            s.as_ref()
-                .is_some_and(|s| s.datagram && s.namespace == namespace && s.local.port == to.port)
-        });
-        let Some(there) = there else { return Err(Errno(libc::ECONNREFUSED)) };
-        let s = net.at(&there);
-        if s.inbox.len() < INBOX {
-            s.inbox.push_back((from, bytes));
-        }
-        net.event(there, |e| e.readable = true);
-        Ok(())
+        self.net.borrow_mut().send_datagram(socket, header, spans)
     }
     fn recv_datagrams(&mut self, socket: &usize, into: &mut [Datagram]) -> Result<usize, Errno> {
         self.meanwhile();
-        let mut net = self.net.borrow_mut();
-        net.fault(*socket)?;
-        let s = net.at(socket);
-        let mut n = 0;
-        for d in into {
-            let Some((from, bytes)) = s.inbox.pop_front() else { break };
-            d.header = Header { len: bytes.len() as u32, flags: DF_PEER, peer: from, ..d.header };
-            let mut bytes = bytes.into_iter();
-            for span in &d.spans {
-                for (i, b) in bytes.by_ref().take(span.len()).enumerate() {
-                    // SAFETY: as in send.
-                    unsafe { span.as_ptr().add(i).write_volatile(b) };
-                }
-            }
-            assert_eq!(bytes.len(), 0, "room for the longest datagram");
-            n += 1;
-        }
-        if n == 0 { Err(Errno(libc::EAGAIN)) } else { Ok(n) }
+        self.net.borrow_mut().recv_datagrams(socket, into)
     }
     fn accept(&mut self, socket: &usize) -> Result<(usize, Addr), Errno> {
         self.meanwhile();

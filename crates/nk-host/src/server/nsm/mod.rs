@@ -237,8 +237,12 @@ impl Server {
     /// A listener came or went, or an option was set. [`Server::tell_options`] follows, once for many.
     fn take_note(&mut self, id: NsmId, m: &Message, fd: Option<OwnedFd>) {
         let keeper = self.keeper.clone();
+        let key = Key::from_word(m.b);
+        let is_its = self.guests.get(&key.guest).is_some_and(|g| g.place.is_on(id));
         let Some(nsm) = self.nsm_mut(id) else { return };
         match (m.a, fd) {
+            // One of a guest that has ended meanwhile nobody would ever drop.
+            (note::LISTENER, Some(_)) if !is_its => {}
             (note::LISTENER, Some(fd)) => {
                 if let Some(k) = &keeper {
                     let text = m.text().unwrap_or("");
@@ -254,8 +258,6 @@ impl Server {
                 }
             }
             (note::OPTION | note::OPTIONS_GONE, _) => {
-                let key = Key::from_word(m.b);
-                let is_its = self.guests.get(&key.guest).is_some_and(|g| g.place.is_on(id));
                 let option = m.text().and_then(option_from_text);
                 match (keeper.filter(|_| is_its), option) {
                     (Some(k), Some(option)) if m.a == note::OPTION => k.keep_option(key, &option),
