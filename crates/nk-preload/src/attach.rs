@@ -6,7 +6,7 @@ use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use libc::{c_char, c_int};
-use nk_attach::{Kind, Message, RecvError, env};
+use nk_attach::{Fds, Kind, Message, RecvError, env};
 use nk_device::Device;
 
 use crate::process::{self, Identity, Process};
@@ -15,6 +15,11 @@ use crate::{fdtable, rings, standin, sys};
 /// Exit status when a process cannot be made a guest's: it never runs without the redirection.
 const EXIT_CLOSED: c_int = 125;
 const PATH_MAX: usize = 512;
+/// Daemons that end before they answer, and the rest between two.
+const TRIES: u32 = 50;
+const TRY_REST_US: u64 = 20_000;
+/// After this time without an answer it is asked again: a daemon may have died after it took the question along.
+const ANSWER_MS: u32 = 1000;
 
 /// A string from the environment, kept because programs clear or move their environment.
 pub(crate) struct Saved {
@@ -142,24 +147,9 @@ pub(crate) fn again() {
 }
 
 fn attach(is_raw_child: bool) {
-    let path = SOCKET.get();
-    let socket = match nk_attach::connect(path) {
-        Ok(fd) => sys::move_up(fd),
-        Err(_) => refuse(b"cannot connect to the daemon at ", &[path]),
-    };
     let Ok(doorbell) = sys::eventfd() else { refuse(b"cannot make an eventfd", &[]) };
     let doorbell = sys::move_up(doorbell);
-    let mut message = Message::new(Kind::Attach);
-    message.b = TOKEN_HIGH.load(Ordering::Relaxed);
-    message.c = TOKEN_LOW.load(Ordering::Relaxed);
-    if nk_attach::send(socket, &message, &[doorbell]).is_err() {
-        refuse(b"the daemon hung up", &[]);
-    }
-    let (reply, mut fds) = match nk_attach::recv(socket, false) {
-        Ok((m, f, _)) => (m, f),
-        Err(RecvError::Malformed) => refuse(b"the daemon is of another version", &[]),
-        Err(_) => refuse(b"the daemon hung up", &[]),
-    };
+    let (socket, reply, mut fds) = ask(doorbell);
     if reply.status != 0 {
         refuse(b"the daemon refused: ", &[reply.text().unwrap_or("no reason given").as_bytes()]);
     }
@@ -201,6 +191,41 @@ fn attach(is_raw_child: bool) {
     if !is_raw_child {
         crate::calls::files::follow_standard();
     }
+}
+
+/// Asks for a row, and of the next daemon again where one dies before it answers: on the same connection, if the dead one had done it and so the next
+/// one has that, else on another. Each that ends without a word costs a try.
+fn ask(doorbell: c_int) -> (c_int, Message, Fds) {
+    let path = SOCKET.get();
+    let mut message = Message::new(Kind::Attach);
+    message.b = TOKEN_HIGH.load(Ordering::Relaxed);
+    message.c = TOKEN_LOW.load(Ordering::Relaxed);
+    for n in 0..TRIES {
+        if n > 0 {
+            sys::sleep_us(TRY_REST_US);
+        }
+        let socket = match nk_attach::connect(path) {
+            Ok(fd) => sys::move_up(fd),
+            Err(_) => refuse(b"cannot connect to the daemon at ", &[path]),
+        };
+        loop {
+            // What nobody has read is read by who serves next.
+            let is_read = sys::unread_by_peer(socket) == 0;
+            if is_read && nk_attach::send(socket, &message, &[doorbell]).is_err() {
+                break;
+            }
+            if !sys::wait_readable(socket, ANSWER_MS) {
+                continue;
+            }
+            match nk_attach::recv(socket, false) {
+                Ok((m, f, _)) => return (socket, m, f),
+                Err(RecvError::Malformed) => refuse(b"the daemon is of another version", &[]),
+                Err(_) => break,
+            }
+        }
+        sys::close(socket);
+    }
+    refuse(b"the daemon hung up", &[])
 }
 
 fn map(memory: c_int, len: u64, engine: c_int, identity: Identity) {

@@ -1,5 +1,6 @@
 //! Safety: what must hold however guests come, go and misbehave.
 
+mod attaching;
 mod chaos;
 mod churn;
 mod datagrams;
@@ -19,6 +20,7 @@ use crate::suite::Test;
 
 pub(crate) fn tests() -> Vec<Test> {
     [
+        attaching::tests(),
         churn::tests(),
         exhaust::tests(),
         restart::tests(),
