@@ -210,3 +210,32 @@ fn what_cannot_be_watched_is_closed() {
     // Who comes next is served.
     transfer(&mut sim.w, &g, id, 200_000);
 }
+
+/// Peers that do not read are connected by the NSM that the guest was moved from: what its process has published there, and nobody took, does not keep it
+/// from sending by the next one.
+#[test]
+fn who_was_moved_away_from_slow_peers_still_sends() {
+    let mut sim = Simulation::new(1);
+    sim.is_over = true;
+    let (id, g) = (sim.tenants[0].id, sim.tenants[0].processes[0].clone());
+    sim.w.listen(&g, 80);
+    let slow: Vec<u32> = (0..8).map(|_| sim.w.connect(&g, 80)).collect();
+    moves::move_guest(&mut sim, id, NsmId(1)).expect("moved");
+    sim.w.settle();
+    for _ in 0..200 {
+        for client in &slow {
+            g.send(*client, 0, 8 * CHUNK_SIZE);
+        }
+        sim.w.settle();
+    }
+    let s = sim.w.services[1].stats(id.0).expect("it is there");
+    assert!(s.chunks_tx > 100, "they stand full: {s:?}");
+    sim.w.listen(&g, 81);
+    let fresh = sim.w.connect(&g, 81);
+    let sent = (0..4).any(|_| {
+        let sent = g.send(fresh, 0, 100);
+        sim.w.settle();
+        sent == 100
+    });
+    assert!(sent, "{:?}", sim.w.services[1].stats(id.0));
+}
