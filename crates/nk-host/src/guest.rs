@@ -13,9 +13,10 @@ use nk_engine::GuestId;
 
 use crate::control::members::Members;
 use crate::control::place::Place;
+use crate::control::spread::Spread;
 use crate::limits::GuestLimits;
 use crate::names::Counters as NameCounters;
-use crate::server::{Spread, Token};
+use crate::server::Token;
 use crate::sys::{self, Mapping};
 
 /// A guest's region, mapped by the host for as long as the value lives.

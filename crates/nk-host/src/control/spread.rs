@@ -1,9 +1,12 @@
 //! A guest on several NSMs at once (`nsm = ["a", "b"]`): each gets a share of its sockets, then the guest moves on to the one that has fewest.
 //! So its connections are served by as many cores as it has NSMs, while each has one NSM for its life.
 
+use std::io;
 use std::time::{Duration, Instant};
 
-use nk_engine::NsmId;
+use nk_engine::{GuestId, NsmId};
+
+use super::moves::{self, Moved, Stays, flee, move_guest};
 
 /// A share, at least.
 const STEP: u32 = 8;
@@ -13,6 +16,130 @@ const BURST: u32 = 32;
 const EVERY: Duration = Duration::from_millis(250);
 /// So many sockets carried along count as a move more.
 const CARRIED: usize = 32;
+/// When a move that failed is tried again.
+const AGAIN: Duration = Duration::from_secs(1);
+
+/// Who carries it out.
+pub trait Host: moves::Host {
+    /// The NSMs that the configuration names for a guest, of those that there are, in its order.
+    fn listed(&self, guest: GuestId) -> Vec<NsmId>;
+    /// Whether an NSM died again and again, and is not started at once.
+    fn rests(&self, nsm: NsmId) -> bool;
+    /// What is known of a guest that is spread.
+    fn spread(&mut self, guest: GuestId) -> Option<&mut Option<Spread>>;
+}
+
+/// A guest that is spread.
+#[derive(Clone, Copy, Debug)]
+pub struct Spread {
+    moves: Moves,
+    /// When to look again without being told to.
+    again: Option<Instant>,
+}
+
+impl Spread {
+    /// When to look at it again without being told to.
+    #[must_use]
+    pub fn again(&self) -> Option<Instant> {
+        self.again
+    }
+}
+
+/// Sees to it that the guest's next connections go to that of its NSMs which has the fewest: when it comes to be, when its share is full, when it
+/// was moved, when its NSM rests after deaths, when the configuration changed.
+///
+/// # Errors
+/// Those of the host.
+pub fn spread<H: Host>(h: &mut H, guest: GuestId, now: Instant) -> io::Result<()> {
+    let Some(mut present) = h.place(guest).map(|p| p.nsm()) else { return Ok(()) };
+    let over = h.listed(guest);
+    if over.len() < 2 {
+        let was_spread = h.spread(guest).is_some_and(|s| s.take().is_some());
+        return if was_spread { set_share(h, guest, None) } else { Ok(()) };
+    }
+    let up = |h: &H| -> Vec<NsmId> { over.iter().copied().filter(|n| h.is_up(*n)).collect() };
+    let mut connections = h.engine(move |e, _| e.connections_by_nsm(guest))?;
+    if over.contains(&present)
+        && h.rests(present)
+        && let Some(to) = refuge(&up(h), &connections)
+    {
+        match flee(h, guest, to) {
+            Ok(Some(Moved { from, .. })) => {
+                tracing::info!(
+                    guest = guest.0,
+                    from = from.0,
+                    to = to.0,
+                    "its NSM rests: the guest goes on at another"
+                );
+                present = to;
+                connections = h.engine(move |e, _| e.connections_by_nsm(guest))?;
+            }
+            Ok(None) => {}
+            Err(why) => tracing::warn!(guest = guest.0, ?why, "it waits for its NSM, which rests"),
+        }
+    }
+    let up = up(h);
+    let choice = choose(present, &up, &connections);
+    let has = connections.iter().find(|(n, _)| *n == present).map_or(0, |(_, n)| *n);
+    let Some(spread) = h.spread(guest) else { return Ok(()) };
+    let spread = spread.get_or_insert(Spread { moves: Moves::new(now), again: None });
+    // A move that failed took its time: not at once again.
+    if spread.again.is_some_and(|t| now < t) {
+        return set_share(h, guest, Some(meanwhile(has)));
+    }
+    spread.again = None;
+    let (most, again) = match choice {
+        None if !over.contains(&present) => (None, None),
+        // Those that are being started again serve by then.
+        None => (Some(meanwhile(has)), (up.len() < over.len()).then(|| now + AGAIN)),
+        Some(c) if c.nsm == present => (Some(c.most), None),
+        Some(_) if !spread.moves.take(now) => (Some(meanwhile(has)), None),
+        Some(c) => {
+            // The next one is not to accept as many as the last one might have.
+            set_share(h, guest, Some(0))?;
+            match move_guest(h, guest, c.nsm) {
+                Ok(moved) => {
+                    let spread = h.spread(guest).and_then(Option::as_mut);
+                    if let (Some(spread), Some(moved)) = (spread, moved) {
+                        spread.moves.carried(moved.sockets);
+                    }
+                    (Some(c.most), None)
+                }
+                Err(why) => {
+                    tracing::debug!(guest = guest.0, ?why, "not moved on to its next NSM");
+                    (Some(meanwhile(has)), Some(now + AGAIN))
+                }
+            }
+        }
+    };
+    if let Some(spread) = h.spread(guest).and_then(Option::as_mut) {
+        spread.again = again;
+    }
+    set_share(h, guest, most)
+}
+
+fn set_share<H: Host>(h: &mut H, guest: GuestId, most: Option<u32>) -> io::Result<()> {
+    if let Err(e) = h.engine(move |e, notify| e.set_share(guest, most, notify))? {
+        tracing::debug!(guest = guest.0, error = %e, "it has no share");
+    }
+    Ok(())
+}
+
+/// What the configuration says of a guest's NSMs named the one on which it is, and does so no more: it moves to the first that it names and that
+/// serves; where it was. Who is on another by an order stays. `had`: the NSMs that it named before.
+///
+/// # Errors
+/// [`Stays`] says why it stays on one that is not named.
+pub fn follow<H: Host>(h: &mut H, guest: GuestId, had: &[NsmId]) -> Result<Option<Moved>, Stays> {
+    let Some(present) = h.place(guest).map(|p| p.nsm()) else { return Ok(None) };
+    let listed = h.listed(guest);
+    if !had.contains(&present) || listed.contains(&present) {
+        return Ok(None);
+    }
+    let Some(to) = listed.into_iter().find(|n| h.is_up(*n)) else { return Ok(None) };
+    // One that is down cannot give the guest away: it goes without what that had.
+    if h.is_up(present) { move_guest(h, guest, to) } else { flee(h, guest, to) }
+}
 
 /// Where the guest's new sockets go, and how many that NSM is to have then.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -52,7 +52,6 @@ pub(crate) use reply::Reply;
 use slab::Slab;
 pub use slab::Token;
 pub(crate) use source::{Role, Source};
-pub(crate) use spread::Spread;
 
 /// Guests at once.
 pub const GUESTS_MAX: usize = 1024;

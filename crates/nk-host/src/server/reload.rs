@@ -9,9 +9,9 @@ use sd_notify::NotifyState;
 
 use super::nsm::Nsm;
 use super::{Reply, Server};
-use crate::config::{Config, GuestConfig, NsmConfig, Placement};
-use crate::control::moves::{flee, move_guest};
+use crate::config::{Config, NsmConfig, Placement};
 use crate::control::reload::{self, Present, Wanted};
+use crate::control::spread;
 use crate::guest::Region;
 use crate::keeper::CLASS_TOTALS;
 use crate::keeper::process::wake_guest;
@@ -117,29 +117,13 @@ impl Server {
         }
     }
 
-    /// What the configuration says of a guest's NSMs named the one on which it is, and does so no more: it moves to the first that it names and that serves. Who is on another by an order stays.
     fn follow(&mut self, id: GuestId, old: &Config) {
         let Some(g) = self.guests.get(&id.0) else { return };
-        let nsm = self.nsm(g.place.nsm());
-        let (present, is_up) = nsm.map_or(("", false), |n| (n.name.as_str(), n.is_up()));
-        let has = |rules: &GuestConfig| {
-            rules.nsm.as_ref().is_some_and(|n| n.get_ref().names().iter().any(|n| n == present))
-        };
-        let new = self.config.guest(&g.name);
-        let had = old.guest.get(&g.name).is_some_and(has);
-        let names = new.nsm.as_ref().map_or(&[][..], |n| n.get_ref().names());
-        if !had || has(&new) {
-            return;
-        }
-        let listed = names.iter().filter_map(|n| self.nsm_named(n));
-        let Some(to) = listed.into_iter().find(|n| self.nsm(*n).is_some_and(Nsm::is_up)) else {
-            return;
-        };
-        let guest = g.name.clone();
-        // One that is down cannot give the guest away: it goes without what that had.
-        let moved = if is_up { move_guest(self, id, to) } else { flee(self, id, to) };
-        match moved {
-            Ok(_) => tracing::info!(guest, "moved to an NSM that its configuration names"),
+        let (guest, had) = (g.name.clone(), old.guest.get(&g.name));
+        let had = had.map(|rules| self.named(rules)).unwrap_or_default();
+        match spread::follow(self, id, &had) {
+            Ok(None) => {}
+            Ok(Some(_)) => tracing::info!(guest, "moved to an NSM that its configuration names"),
             Err(why) => tracing::error!(
                 guest,
                 ?why,

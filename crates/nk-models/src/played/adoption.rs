@@ -96,19 +96,20 @@ impl Simulation {
             let _ = self.w.engine.hear_nsm(NsmId(nsm as u8));
         }
         self.before.clear();
-        (0..self.tenants.len()).for_each(|at| self.spread(at));
-        if goes_on {
-            // What was closed at one end before has come to the other by now.
-            return;
+        // Else what was closed at one end before has come to the other by now.
+        if !goes_on {
+            let now = self.living();
+            let open = |(guest, id): &&(u16, u32)| {
+                let its = self.tenants.iter().find(|t| t.id.0 == *guest);
+                its.is_some_and(|t| t.open.iter().any(|o| o.id == *id))
+            };
+            let goes_on = |(guest, _): &&(u16, u32)| !renewed.contains(guest);
+            let lost = living.difference(&now).filter(goes_on).find(open);
+            assert_eq!(lost, None, "it was to live on");
         }
-        let now = self.living();
-        let open = |(guest, id): &&(u16, u32)| {
-            let its = self.tenants.iter().find(|t| t.id.0 == *guest);
-            its.is_some_and(|t| t.open.iter().any(|o| o.id == *id))
-        };
-        let goes_on = |(guest, _): &&(u16, u32)| !renewed.contains(guest);
-        let lost = living.difference(&now).filter(goes_on).find(open);
-        assert_eq!(lost, None, "it was to live on");
+        for guest in self.guests() {
+            self.spread(guest).expect("nothing is refused");
+        }
     }
 
     /// As `Keeper::find`: everything that the keeper has, and a copy of it.
@@ -154,13 +155,12 @@ impl Simulation {
         let first = (0..NSMS).find(|nsm| self.config.has(*nsm)).expect("one serves");
         // Where it was, if there still is such an NSM.
         let nsm = self.config.has_named(&nsm).then(|| nsm_named(&nsm));
-        let is_spread = self.config.is_spread(kept.id);
         let t = &mut self.tenants[at];
         assert_eq!(
             (uid, kept.token, &*name),
             (t.members.uid, t.members.token, &*t.id.0.to_string())
         );
-        (t.members, t.limits, t.is_spread) = (Members::new(kept.token, uid), limits, is_spread);
+        (t.members, t.limits, t.spread) = (Members::new(kept.token, uid), limits, None);
         let place = Place::new(nsm.unwrap_or(NsmId(first as u8)));
         // Their ledgers are looked at until the NSMs know that they are alone.
         self.before.push(std::mem::replace(&mut t.place, place));

@@ -122,7 +122,8 @@ impl Simulation {
             s.take_in(nsm, last);
             let pid = std::mem::take(&mut s.daemon.nsms[nsm]);
             s.drop_entry(CLASS_NSM, pid as u64);
-            moves::nsm_died(s, NsmId(nsm as u8))
+            moves::nsm_died(s, NsmId(nsm as u8))?;
+            if rest.is_zero() { Ok(()) } else { s.spread_from(NsmId(nsm as u8)) }
         });
     }
 
@@ -145,6 +146,7 @@ impl Simulation {
         let due = self.lives[nsm].due().expect("one that is down is started again");
         if self.lives[nsm].take_due(now) && !self.is_over && self.random.below(6) == 0 {
             assert!(!self.lives[nsm].failed(now).is_zero(), "it is tried again at once");
+            self.act(|s| s.spread_from(NsmId(nsm as u8)));
         } else if due <= now {
             self.nsm_returns(nsm);
         } else {

@@ -130,8 +130,8 @@ impl Simulation {
             if !self.stack_fails {
                 self.all_comes(at);
             }
-            self.tenants[at].is_spread = false;
-            self.w.engine.set_share(id, None, &mut self.w.bells).expect("known");
+            self.config.list(id, Vec::new());
+            self.spread(id).expect("nothing is refused");
             self.close_all(at, |o| o.part != Part::Datagram);
             self.drain();
             self.datagrams_come(at);

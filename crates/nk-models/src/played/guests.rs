@@ -34,12 +34,12 @@ impl Simulation {
     /// The configuration says from the beginning whether a guest is spread.
     pub(super) fn says_spread(&mut self, at: usize) {
         if self.is_spread {
-            let t = &mut self.tenants[at];
-            t.is_spread = true;
-            self.config.spread(t.id);
-            self.file.spread(t.id);
+            let id = self.tenants[at].id;
+            self.config.list(id, (0..NSMS).collect());
+            self.file.list(id, (0..NSMS).collect());
         }
-        self.spread(at);
+        let id = self.tenants[at].id;
+        self.spread(id).expect("nothing is refused");
     }
 
     pub(super) fn change_limits(&mut self, at: usize) {

@@ -6,11 +6,13 @@ use nk_device::Addr;
 use nk_engine::{Engine, GuestId, Notify, NsmId};
 use nk_host::control::moves::{self, Host, Moved, Stays};
 use nk_host::control::place::Place;
+use nk_host::control::spread::{self, Spread};
 use nk_servicelib::{GuestPool, Key, MovedSocket, Service};
 
 use super::region::SharedLedger;
 use super::simulation::{LAYOUT, NSMS, Simulation, State};
 use super::stack::MemoryStack;
+use super::tenant::Tenant;
 use super::world::World;
 
 impl Simulation {
@@ -39,25 +41,37 @@ impl Simulation {
         });
     }
 
-    /// The present NSM of a guest that is spread gets its share: a small one, so that it is full often.
-    pub(super) fn spread(&mut self, at: usize) {
-        let t = &self.tenants[at];
-        if t.is_spread {
-            let has = self.w.engine.sockets_by_nsm(t.id).last().map_or(0, |n| n.1);
-            let most = has + 1 + self.random.below(4) as u32;
-            self.w.engine.set_share(t.id, Some(most), &mut self.w.bells).expect("known");
+    /// As `Server::spread`.
+    pub(super) fn spread(&mut self, guest: GuestId) -> io::Result<()> {
+        let now = self.now();
+        let is_at = |s: &Simulation| s.at(guest).map(|at| s.tenants[at].place.nsm());
+        let before = is_at(self);
+        let was_up = before.is_some_and(|nsm| self.is_up(nsm));
+        spread::spread(self, guest, now)?;
+        if is_at(self) != before {
+            self.see(match was_up {
+                true => "a guest moved on to its next NSM",
+                false => "a guest did not wait for an NSM that rests",
+            });
+        }
+        Ok(())
+    }
+
+    /// What the engine told of NSMs that have their share, and guests whose time it is.
+    pub(super) fn move_on(&mut self) {
+        let now = self.now();
+        let is_due = |t: &&Tenant| t.spread.and_then(|s| s.again()).is_some_and(|t| t <= now);
+        let due: Vec<GuestId> = self.tenants.iter().filter(is_due).map(|t| t.id).collect();
+        for guest in std::mem::take(&mut self.w.bells.full).into_iter().chain(due) {
+            self.act(|s| s.spread(guest));
         }
     }
 
-    /// What the engine told of NSMs that have their share: one that is not up leaves the guest where it is.
-    pub(super) fn move_on(&mut self) {
-        for guest in std::mem::take(&mut self.w.bells.full) {
-            if let Some(at) = self.at(guest).filter(|at| self.tenants[*at].is_spread) {
-                self.w.engine.set_share(guest, Some(0), &mut self.w.bells).expect("known");
-                self.move_guest(at);
-                self.spread(at);
-            }
-        }
+    /// Guests that may be elsewhere do not wait for an NSM that rests.
+    pub(super) fn spread_from(&mut self, nsm: NsmId) -> io::Result<()> {
+        let its = self.tenants.iter().filter(|t| t.place.nsm() == nsm);
+        let its: Vec<GuestId> = its.map(|t| t.id).collect();
+        its.into_iter().try_for_each(|guest| self.spread(guest))
     }
 
     /// What the engine told of NSMs that have nothing left of a guest.
@@ -117,6 +131,19 @@ impl Simulation {
         while !self.service(nsm).settle(now_ns, &mut || {}) {
             self.w.poll_engine();
         }
+    }
+}
+
+impl spread::Host for Simulation {
+    fn listed(&self, guest: GuestId) -> Vec<NsmId> {
+        self.config.listed(guest)
+    }
+    fn rests(&self, nsm: NsmId) -> bool {
+        let nsm = usize::from(nsm.0);
+        self.states[nsm] == State::Down && self.lives[nsm].deaths() > 1
+    }
+    fn spread(&mut self, guest: GuestId) -> Option<&mut Option<Spread>> {
+        self.at(guest).map(|at| &mut self.tenants[at].spread)
     }
 }
 

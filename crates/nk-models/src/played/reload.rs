@@ -7,6 +7,7 @@ use std::io;
 use nk_engine::{GuestId, NsmId};
 use nk_host::control::moves::Host as _;
 use nk_host::control::reload::{self, Host, Present, Refused, Wanted};
+use nk_host::control::spread;
 use nk_host::keeper::CLASS_NSM;
 use nk_host::limits::GuestLimits;
 
@@ -22,11 +23,11 @@ pub(super) struct Config {
 }
 
 /// What it says of a guest.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 struct Said {
     limits: GuestLimits,
-    /// It is to be on several NSMs.
-    is_spread: bool,
+    /// On which NSMs it is to be: on several at once, on one, or on any.
+    nsms: Vec<usize>,
 }
 
 impl Config {
@@ -40,11 +41,13 @@ impl Config {
     pub(super) fn has_named(&self, nsm: &str) -> bool {
         self.has(nsm_named(nsm).0.into())
     }
-    pub(super) fn is_spread(&self, guest: GuestId) -> bool {
-        self.guests.get(&guest.0).is_some_and(|s| s.is_spread)
+    /// The NSMs that it names for a guest, of those that there are.
+    pub(super) fn listed(&self, guest: GuestId) -> Vec<NsmId> {
+        let all = self.guests.get(&guest.0).map_or(&[][..], |s| &s.nsms);
+        all.iter().filter(|nsm| self.has(**nsm)).map(|nsm| NsmId(*nsm as u8)).collect()
     }
-    pub(super) fn spread(&mut self, guest: GuestId) {
-        self.guests.entry(guest.0).or_default().is_spread = true;
+    pub(super) fn list(&mut self, guest: GuestId, nsms: Vec<usize>) {
+        self.guests.entry(guest.0).or_default().nsms = nsms;
     }
 }
 
@@ -108,8 +111,8 @@ impl Simulation {
                     new.guests.entry(id.0).or_default().limits = limits;
                 }
                 2 => {
-                    let said = new.guests.entry(id.0).or_default();
-                    said.is_spread = !said.is_spread;
+                    let (first, many) = (self.random.below(NSMS), self.random.below(NSMS + 1));
+                    new.list(id, (0..many).map(|n| (first + n) % NSMS).collect());
                 }
                 _ => {}
             }
@@ -124,7 +127,7 @@ impl Simulation {
     fn looks(&self) -> Looks {
         let is_there = std::array::from_fn(|nsm| self.states[nsm] != State::Absent);
         let guests = self.tenants.iter();
-        (is_there, guests.map(|t| (t.id, t.limits, t.is_spread, t.place.all())).collect())
+        (is_there, guests.map(|t| (t.id, t.limits, t.spread.is_some(), t.place.all())).collect())
     }
 
     /// Everything that it says is so, and what somebody ordered of a guest of which it says what it said before.
@@ -132,10 +135,11 @@ impl Simulation {
         let now = self.looks();
         assert_eq!(now.0, self.config.nsms);
         for ((id, limits, is_spread, _), (_, had, ..)) in now.1.iter().zip(&before.1) {
-            let of = |c: &Config| c.guests.get(&id.0).copied().unwrap_or_default();
+            let of = |c: &Config| c.guests.get(&id.0).cloned().unwrap_or_default().limits;
             let (then, says) = (of(said), of(&self.config));
-            let wanted = if then.limits == says.limits { *had } else { says.limits };
-            assert_eq!((*limits, *is_spread), (wanted, says.is_spread), "guest {}", id.0);
+            let wanted = if then == says { *had } else { says };
+            let several = self.config.listed(*id).len() > 1;
+            assert_eq!((*limits, *is_spread), (wanted, several), "guest {}", id.0);
         }
     }
 }
@@ -194,16 +198,18 @@ impl Host for Simulation {
         let config = of.unwrap_or(&self.config);
         config.guests.get(&guest.0).map(|s| s.limits).unwrap_or_default()
     }
-    fn change(&mut self, _: &Config, guest: GuestId, limits: GuestLimits) {
+    /// As `Server::change`, and `Server::follow`.
+    fn change(&mut self, old: &Config, guest: GuestId, limits: GuestLimits) {
         let Some(at) = self.at(guest) else { return };
+        // Of those that there are now.
+        let had: Vec<NsmId> =
+            old.listed(guest).into_iter().filter(|n| self.config.has(n.0.into())).collect();
+        if let Ok(Some(_)) = spread::follow(self, guest, &had) {
+            self.see("a guest followed its list");
+        }
         self.tenants[at].limits = limits;
         self.set_limits(at).expect("nothing is refused");
-        self.tenants[at].is_spread = self.config.is_spread(guest);
-        if self.tenants[at].is_spread {
-            self.spread(at);
-        } else {
-            self.w.engine.set_share(guest, None, &mut self.w.bells).expect("known");
-        }
+        self.spread(guest).expect("nothing is refused");
     }
 }
 

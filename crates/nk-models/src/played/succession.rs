@@ -1,6 +1,7 @@
 //! From a daemon's death to the next one: what the keeper makes of it is its own code ([`nk_host::keeper::state`]), and what befalls it,
 //! guests and NSMs meanwhile is drawn.
 
+use std::collections::HashSet;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
 use nk_device::header::{ENGINE_AWAY, ENGINE_DOWN, ENGINE_GONE};
@@ -22,11 +23,11 @@ const MOMENTS: usize = 120;
 impl Simulation {
     /// The daemon is dead, and another takes over.
     pub(super) fn next_daemon(&mut self) {
-        let elsewhere = match self.keeper.lives() {
-            true => self.on_other_nsms(),
-            false => Default::default(),
-        };
+        let mut elsewhere = HashSet::new();
         loop {
+            if self.keeper.lives() {
+                elsewhere.extend(self.on_other_nsms());
+            }
             if !self.daemon_ended() {
                 return self.begin_anew();
             }

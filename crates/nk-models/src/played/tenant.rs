@@ -6,6 +6,7 @@ use nk_device::sync::Ordering;
 use nk_engine::{GuestId, NsmId};
 use nk_host::control::members::Members;
 use nk_host::control::place::Place;
+use nk_host::control::spread::Spread;
 use nk_host::limits::GuestLimits;
 
 use super::acts::Way;
@@ -50,7 +51,7 @@ pub(super) struct Tenant {
     pub(super) place: Place<SharedLedger>,
     pub(super) members: Members<u32>,
     /// It is on several NSMs for good.
-    pub(super) is_spread: bool,
+    pub(super) spread: Option<Spread>,
     pub(super) limits: GuestLimits,
     /// What the engine had counted when last looked: bytes sent and received, connections.
     counted: [u64; 3],
@@ -71,7 +72,7 @@ impl Tenant {
             bound: HashSet::new(),
             place: Place::new(nsm),
             members: Members::new(token, uid),
-            is_spread: false,
+            spread: None,
             limits: GuestLimits::default(),
             counted: [0; 3],
         }

@@ -181,8 +181,7 @@ impl Server {
     /// The NSM of a new guest: of the configured ones, else of those that are for all that with the fewest guests, and of these that
     /// with the fewest sockets; one that rests after a death only if all do.
     pub(super) fn choose_nsm(&self, rules: &GuestConfig) -> io::Result<NsmId> {
-        let named = rules.nsm.as_ref().map_or(&[][..], |n| n.get_ref().names());
-        let named: Vec<NsmId> = named.iter().filter_map(|n| self.nsm_named(n)).collect();
+        let named = self.named(rules);
         let any_default = self.nsms.iter().any(|n| n.config.default);
         let candidates: Vec<NsmId> = match named.is_empty() {
             true => {
