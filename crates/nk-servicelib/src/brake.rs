@@ -19,17 +19,14 @@ impl<T> Guest<T> {
         }
     }
 
-    /// Forgets a socket that is closed.
+    /// Forgets a socket that is closed, or another service's from now on.
     pub(crate) fn leave_blocked(&mut self, key: Key, s: &Socket<T>) {
-        if s.in_blocked {
-            self.blocked.retain(|k| *k != key);
+        for (is_there, keys) in [(s.in_blocked, &mut self.blocked), (s.in_braked, &mut self.braked)]
+        {
+            if is_there {
+                keys.retain(|k| *k != key);
+            }
         }
-    }
-
-    fn braked(&self) -> Vec<Key> {
-        let sockets = (0u32..).zip(&self.sockets).filter_map(|(id, s)| Some((id, s.as_ref()?)));
-        let braked = sockets.filter(|(_, s)| s.has(SF_TX_BRAKED));
-        braked.map(|(socket, s)| Key { guest: self.id, socket, generation: s.generation }).collect()
     }
 }
 
@@ -50,10 +47,14 @@ impl<S: Stack> Ctx<'_, S> {
     }
 
     /// The pool is short: a stream that holds some of it leaves the rest to others.
-    pub(crate) fn brake(&mut self, cell: &Cell, s: &mut Taken<S>) {
+    pub(crate) fn brake(&mut self, key: Key, cell: &Cell, s: &mut Taken<S>) {
         let holds = s.datagram.is_none() && s.tx.len() >= self.guest.pool.tx_share();
         if holds && !s.has(SF_TX_BRAKED) {
             s.change(cell, SF_TX_BRAKED, 0);
+            // One that was released since stays among them: what comes of a brake is paid for by what was sent.
+            if !core::mem::replace(&mut s.in_braked, true) {
+                self.guest.braked.push_back(key);
+            }
         }
     }
 
@@ -70,12 +71,15 @@ impl<S: Stack> Ctx<'_, S> {
             return;
         }
         self.guest.braking = false;
-        for key in self.guest.braked() {
+        for key in core::mem::take(&mut self.guest.braked) {
             self.with(key, |c, key, cell, mut s| {
-                if s.release_brake(cell) {
-                    c.tell(key, cell, OUT);
+                s.in_braked = false;
+                if s.has(SF_TX_BRAKED) {
+                    if s.release_brake(cell) {
+                        c.tell(key, cell, OUT);
+                    }
+                    c.guest.enter_blocked(key, &mut s);
                 }
-                c.guest.enter_blocked(key, &mut s);
                 Some(s)
             });
         }

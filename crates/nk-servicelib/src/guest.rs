@@ -36,7 +36,9 @@ pub(crate) struct Guest<T> {
     pub(crate) braking: bool,
     /// Sockets that could not send what they had published, and may have published more.
     pub(crate) blocked: VecDeque<Key>,
-    /// Those are to be looked at.
+    /// Sockets that were braked since the brake is on.
+    pub(crate) braked: VecDeque<Key>,
+    /// The blocked ones are to be looked at.
     pub(crate) look_due: bool,
     /// Sockets that wait for chunks to receive into.
     pub(crate) pool_starved: Vec<Key>,
@@ -73,6 +75,7 @@ impl<T> Guest<T> {
             wanting: Vec::new(),
             braking: false,
             blocked: VecDeque::new(),
+            braked: VecDeque::new(),
             look_due: false,
             pool_starved: Vec::new(),
             settled_ms: 0,

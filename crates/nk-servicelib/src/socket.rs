@@ -71,8 +71,9 @@ pub(crate) struct Socket<T> {
     pub(crate) sending: bool,
     /// What its guest's turns were charged for that.
     pub(crate) charged: u64,
-    /// It is among its guest's blocked ones.
+    /// It is among its guest's blocked ones, and among those that were braked.
     pub(crate) in_blocked: bool,
+    pub(crate) in_braked: bool,
     /// It waits for its guest's rate of sending.
     pub(crate) waits_out: bool,
     /// It waits for its guest's rate of receiving.
@@ -125,6 +126,7 @@ impl<T> Socket<T> {
             sending: false,
             charged: 0,
             in_blocked: false,
+            in_braked: false,
             waits_out: false,
             waits_in: false,
             shut_wr_wanted: false,

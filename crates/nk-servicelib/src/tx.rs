@@ -47,7 +47,7 @@ impl<S: Stack> Ctx<'_, S> {
             }
             let is_blocked = !s.writable || s.waits_out;
             if self.guest.braking {
-                self.brake(cell, s);
+                self.brake(key, cell, s);
             }
             if is_blocked && !s.tx.is_empty() && !s.has(SF_TX_BRAKED) {
                 self.guest.enter_blocked(key, s);

@@ -87,7 +87,7 @@ fn read_until(w: &mut World, peer: &mut TcpStream, mut is_there: impl FnMut(&Wor
 fn those_that_hold_some_leave_the_rest_to_others() {
     let mut w = World::new();
     let (mut ids, mut peers) = (Vec::new(), Vec::new());
-    for _ in 0..20 {
+    for _ in 0..10 {
         let (id, peer) = w.connect();
         assert_eq!(w.fill(id), SendError::WouldBlock, "{:?}", w.stats());
         ids.push(id);
