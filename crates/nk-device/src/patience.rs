@@ -16,7 +16,7 @@ const YIELDS: u32 = 2;
 /// A yield that took less found nobody else who wants the core.
 const ALONE_NS: u64 = 1_500;
 /// A yield that took more let a stranger run, not the peer.
-const STRANGER_NS: u64 = 50_000;
+const STRANGER_NS: u64 = 500_000;
 /// The first pause after yields that did not pay.
 const PAUSE_MIN_NS: u64 = 10_000_000;
 /// The longest.
@@ -69,21 +69,21 @@ impl Patience {
 }
 
 impl Wait<'_> {
-    /// Lets others run, if that is wise. `true`: look again. `false`: sleep. `now_ns` reads any monotonic clock, always the same;
-    /// `let_run` is `sched_yield`.
+    /// Whether others are to run before the thread looks again ([`Wait::let_run`]); else it sleeps.
     #[must_use]
-    pub fn yields(&mut self, now_ns: impl Fn() -> u64, let_run: impl FnOnce()) -> bool {
-        if self.yields >= YIELDS {
-            if self.let_somebody_run {
-                self.pause();
-            }
-            return false;
+    pub fn yields(&mut self, now_ns: u64) -> bool {
+        if self.yields < YIELDS && now_ns >= self.patience.paused_until_ns.load(Ordering::Relaxed) {
+            return true;
         }
+        if self.let_somebody_run {
+            self.pause();
+        }
+        false
+    }
+
+    /// Lets others run. `now_ns` reads any monotonic clock, always the same; `let_run` is `sched_yield`.
+    pub fn let_run(&mut self, now_ns: impl Fn() -> u64, let_run: impl FnOnce()) {
         let from_ns = now_ns();
-        if from_ns < self.patience.paused_until_ns.load(Ordering::Relaxed) {
-            self.yields = YIELDS;
-            return false;
-        }
         let_run();
         self.last_ns = now_ns();
         let took_ns = self.last_ns.saturating_sub(from_ns);
@@ -98,7 +98,6 @@ impl Wait<'_> {
                 self.yields = YIELDS;
             }
         }
-        true
     }
 
     /// What was waited for is there.
@@ -127,7 +126,8 @@ mod tests {
         let now_ns = core::cell::Cell::new(now_ns);
         let mut wait = p.wait();
         let mut n = 0;
-        while wait.yields(|| now_ns.get(), || now_ns.set(now_ns.get() + each_ns)) {
+        while wait.yields(now_ns.get()) {
+            wait.let_run(|| now_ns.get(), || now_ns.set(now_ns.get() + each_ns));
             n += 1;
             if pays {
                 wait.found();

@@ -18,13 +18,23 @@ pub const RECEIVE_SLOTS: usize = if cfg!(loom) { 2 } else { 1024 };
 /// Bytes of the reply area.
 pub const REPLY_BYTES: usize = if cfg!(loom) { 8 } else { 512 };
 
+/// In [`Qset::sleeping`]: the doorbell is wanted for each event.
+pub const RINGS_ALWAYS: u32 = 1;
+
+/// The number of the sleep after this one, as [`Qset::sleeping`] has it: neither 0 nor [`RINGS_ALWAYS`].
+#[must_use]
+pub fn next_sleep(last: u32) -> u32 {
+    last.wrapping_add(1).max(RINGS_ALWAYS + 1)
+}
+
 /// One queue set.
 #[repr(C, align(4096))]
 #[derive(Debug)]
 #[cfg_attr(loom, derive(Default))]
 pub struct Qset {
     // ---- guest ----
-    /// 1 while a thread sleeps in poll or epoll_wait and wants the doorbell. A waker reads it and never clears it.
+    /// Whether somebody sleeps in poll or epoll_wait and wants the doorbell: 0, [`RINGS_ALWAYS`], or the number of one sleep, which wants
+    /// it once. A waker reads it and never clears it.
     pub sleeping: AtomicU32,
     /// Reserved by producers.
     pub job_tail: AtomicU32,
@@ -90,11 +100,11 @@ impl Qset {
         Ring { tail: &self.receive_tail, head: &self.receive_head, slots: &self.receive }
     }
 
-    /// Guest: before sleeping in poll: asks for the doorbell. `true`: no event came meanwhile, sleep. [`Qset::finish_sleep`]
-    /// follows in any case.
+    /// Guest: before sleeping in poll: asks for the doorbell, for this sleep. `true`: no event came meanwhile, sleep.
+    /// [`Qset::finish_sleep`] follows in any case.
     #[must_use]
-    pub fn prepare_sleep(&self, receive: &Consumer) -> bool {
-        self.sleeping.store(1, Ordering::SeqCst);
+    pub fn prepare_sleep(&self, sleep: u32, receive: &Consumer) -> bool {
+        self.sleeping.store(sleep, Ordering::SeqCst);
         // The engine pushes, fences, then reads `sleeping`.
         fence(Ordering::SeqCst);
         !receive.is_ready(&self.receive())
@@ -104,12 +114,13 @@ impl Qset {
     pub fn finish_sleep(&self) {
         self.sleeping.store(0, Ordering::SeqCst);
     }
-    /// Engine: after a push on the receive ring, whether the doorbell must be rung. Reads the flag and never clears it.
+    /// Engine: after a push on the receive ring and a fence, whether the doorbell must be rung, if it was last rung for the sleep
+    /// `rung`. A sleep that was rung for and goes on has not been woken yet, and whoever wakes from it reads everything.
     #[inline]
     #[must_use]
-    pub fn wants_doorbell(&self) -> bool {
-        fence(Ordering::SeqCst);
-        self.sleeping.load(Ordering::SeqCst) != 0
+    pub fn wants_doorbell(&self, rung: u32) -> bool {
+        let sleep = self.sleeping.load(Ordering::SeqCst);
+        sleep == RINGS_ALWAYS || (sleep != 0 && sleep != rung)
     }
 
     /// Engine: zeroes a queue set that nobody uses.

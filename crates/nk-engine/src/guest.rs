@@ -114,6 +114,8 @@ pub(crate) struct QueueSet {
     pub(crate) active: bool,
     /// The poll in which its doorbell was last rung.
     pub(crate) rung_in: u64,
+    /// The sleep that it was last rung for.
+    pub(crate) rung_sleep: u32,
     /// How far its receive ring was filled then.
     pub(crate) rung_for: u32,
     /// Tickets whose replies are due.

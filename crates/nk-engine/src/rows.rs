@@ -232,10 +232,12 @@ impl Guest {
         }
     }
 
-    /// Whether the queue set sleeps and was not rung in this poll; a SeqCst fence must lie between the push and this.
+    /// Whether the queue set sleeps and was not rung in this poll, nor for this sleep; a SeqCst fence must lie between the push and this.
     pub(crate) fn wants_bell(&self, q: u16, out: &Out<'_>) -> bool {
-        self.qsets.get(usize::from(q)).is_some_and(|s| s.in_use && s.rung_in != out.round)
-            && self.device.qset(q).is_some_and(|s| s.sleeping.load(Ordering::SeqCst) != 0)
+        let state = self.qsets.get(usize::from(q)).filter(|s| s.in_use && s.rung_in != out.round);
+        state
+            .zip(self.device.qset(q))
+            .is_some_and(|(s, shared)| shared.wants_doorbell(s.rung_sleep))
     }
 
     /// Whether the queue set was rung and has not yet read what it was rung for: it is on its way, or its process is stopped. Either
@@ -253,6 +255,8 @@ impl Guest {
         if let Some(s) = self.qsets.get_mut(usize::from(q)) {
             s.rung_in = out.round;
             s.rung_for = s.receive.tail();
+            // Of a sleep that begins here too: the doorbell is still to be rung.
+            s.rung_sleep = self.device.qset(q).map_or(0, |q| q.sleeping.load(Ordering::SeqCst));
             out.bells.push((self.id, q));
         }
     }

@@ -10,21 +10,42 @@ use nk_device::patience::{Patience, Wait};
 pub(crate) struct Pace<'a> {
     patience: &'a Patience,
     wait: Wait<'a>,
+    /// The next poll asks the stack for events.
+    asks: bool,
 }
 
 impl<'a> Pace<'a> {
     pub(crate) fn new(patience: &'a Patience) -> Pace<'a> {
-        Pace { patience, wait: patience.wait() }
+        Pace { patience, wait: patience.wait(), asks: false }
     }
 
-    /// After a poll: nothing where it was `busy`; else others run, or the thread goes to `sleep`.
-    pub(crate) fn rest(&mut self, busy: bool, sleep: impl FnOnce()) {
+    /// What [`nk_servicelib::Service::poll`] is told in the next poll. With work, every other poll asks the stack; without, a look
+    /// precedes and follows whatever others do meanwhile, and falling asleep is one.
+    pub(crate) fn asks(&self) -> Option<i32> {
+        self.asks.then_some(0)
+    }
+
+    /// After a poll: nothing where it was `busy`; else others run, unless a `look` at the stack finds something, or the thread goes
+    /// to `sleep`.
+    pub(crate) fn rest<T>(
+        &mut self,
+        state: &mut T,
+        busy: bool,
+        look: impl FnOnce(&mut T) -> bool,
+        sleep: impl FnOnce(&mut T),
+    ) {
+        let asked = self.asks;
+        self.asks = busy && !asked;
         if busy {
             self.wait.found();
-        } else if self.wait.yields(now_ns, std::thread::yield_now) {
-            return;
+        } else if !self.wait.yields(now_ns()) {
+            sleep(state);
+        } else if !asked && look(state) {
+            self.wait.found();
         } else {
-            sleep();
+            self.wait.let_run(now_ns, std::thread::yield_now);
+            self.asks = true;
+            return;
         }
         self.wait = self.patience.wait();
     }

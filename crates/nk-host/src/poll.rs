@@ -193,7 +193,7 @@ fn run(state: &mut PollState, commands: &Receiver<Command>) {
         let mut due_ns = e.due_ns;
         let mut busy = e.worked > 0 || e.pending;
         if let Some(s) = &mut state.service {
-            let r = s.poll(now, 0, &mut || {});
+            let r = s.poll(now, pace.asks(), &mut || {});
             busy |= r.worked > 0 || r.pending;
             due_ns = due_ns.into_iter().chain(r.due_ns).min();
         }
@@ -215,18 +215,29 @@ fn run(state: &mut PollState, commands: &Receiver<Command>) {
             state.sleep(0);
         }
         busy |= state.rouse();
-        pace.rest(busy, || {
-            if state.engine.prepare_sleep() {
-                let wait_ms = wait_ms(due_ns);
-                match &mut state.service {
-                    Some(s) => {
-                        s.poll(now_ns(), wait_ms, &mut || {});
+        pace.rest(
+            state,
+            busy,
+            |state| {
+                let found = state.service.as_mut().is_some_and(|s| {
+                    let r = s.poll(now_ns(), Some(0), &mut || {});
+                    r.worked > 0 || r.pending
+                });
+                found | state.rouse()
+            },
+            |state| {
+                if state.engine.prepare_sleep() {
+                    let wait_ms = wait_ms(due_ns);
+                    match &mut state.service {
+                        Some(s) => {
+                            s.poll(now_ns(), Some(wait_ms), &mut || {});
+                        }
+                        None => state.sleep(wait_ms),
                     }
-                    None => state.sleep(wait_ms),
                 }
-            }
-            state.engine.finish_sleep();
-            state.rouse();
-        });
+                state.engine.finish_sleep();
+                state.rouse();
+            },
+        );
     }
 }

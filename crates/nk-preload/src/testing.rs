@@ -5,7 +5,7 @@
 use std::collections::HashMap;
 use std::ptr::NonNull;
 use std::sync::OnceLock;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{Ordering, fence};
 use std::time::Duration;
 
 use nk_attach::{Kind, Message};
@@ -13,7 +13,7 @@ use nk_device::cell::*;
 use nk_device::nqe::{FLAG_ERROR, unpack_option};
 use nk_device::ring::{Consumer, Producer};
 use nk_device::stream::{AcceptedSocket, Span, publish_single, take_slot};
-use nk_device::{Addr, Cell, Device, Layout, Nqe, Op};
+use nk_device::{Addr, Cell, Device, Layout, Nqe, Op, Qset};
 
 use crate::process::{self, Identity, Process};
 use crate::{fdtable, rings, sys};
@@ -54,6 +54,12 @@ pub(crate) fn guest() -> &'static Process {
         });
     });
     process::process().expect("attached")
+}
+
+/// After a push: whether somebody sleeps, rung or not.
+fn wants_doorbell(qset: &Qset) -> bool {
+    fence(Ordering::SeqCst);
+    qset.wants_doorbell(0)
 }
 
 #[derive(Default)]
@@ -141,7 +147,7 @@ impl Host {
             let s = self.queues.get_mut(&0).expect("primary");
             // Nobody takes these unless somebody polls, so the ring may be full.
             let _ = s.receive.push(&shared.receive(), &Nqe::new(Op::Granted, 0, 0));
-            if shared.wants_doorbell() {
+            if wants_doorbell(shared) {
                 sys::ring_eventfd(s.doorbell);
             }
         }
@@ -309,7 +315,7 @@ impl Host {
                 s.receive
                     .push(&shared.receive(), &Nqe::new(Op::Event, id, GENERATION))
                     .expect("room");
-                if shared.wants_doorbell() {
+                if wants_doorbell(shared) {
                     sys::ring_eventfd(s.doorbell);
                 }
             }

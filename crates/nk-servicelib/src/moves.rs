@@ -100,7 +100,7 @@ impl<S: Stack> Service<S> {
     /// Handles what is on the rings; `false` when that does not come to an end, because the engine takes nothing.
     pub fn settle(&mut self, now_ns: u64, engine_doorbell: &mut dyn FnMut()) -> bool {
         for _ in 0..POLLS {
-            let r = self.poll(now_ns, 0, engine_doorbell);
+            let r = self.poll(now_ns, Some(0), engine_doorbell);
             if self.port.is_congested() {
                 return false;
             }

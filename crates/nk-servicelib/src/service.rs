@@ -248,18 +248,20 @@ impl<S: Stack> Service<S> {
     }
 
     /// Handles NQEs, then stack events. `now_ns` is the time on any clock that does not go back. Events are waited for at most `wait_ms` (-1: for ever; only after
-    /// [`Service::prepare_sleep`] or, inline, `Engine::prepare_sleep`). `engine_doorbell` is called when the engine sleeps and must wake (never
+    /// [`Service::prepare_sleep`] or, inline, `Engine::prepare_sleep`; `None`: the stack is not asked). `engine_doorbell` is called when the engine sleeps and must wake (never
     /// when one thread polls both).
     pub fn poll(
         &mut self,
         now_ns: u64,
-        wait_ms: i32,
+        wait_ms: Option<i32>,
         engine_doorbell: &mut dyn FnMut(),
     ) -> PollResult {
         self.port.flush();
         let mut worked = self.take_nqes(now_ns);
         worked += self.take_timers(now_ns);
-        if !self.port.is_congested() {
+        if let Some(wait_ms) = wait_ms
+            && !self.port.is_congested()
+        {
             // What was done above may have to reach the engine before anybody waits.
             let wait_ms = if worked > 0 || self.has_turns() { 0 } else { wait_ms };
             worked += self.take_events(now_ns, wait_ms);

@@ -399,11 +399,11 @@ fn a_separate_nsm_sleeps_and_wakes() {
             while !stop.load(StdOrdering::Relaxed) {
                 let now = || start.elapsed().as_millis() as u64;
                 let mut bell = || ring(&to_engine);
-                let r = service.poll(now() * 1_000_000, 0, &mut bell);
+                let r = service.poll(now() * 1_000_000, Some(0), &mut bell);
                 if !r.pending && r.worked == 0 {
                     if service.prepare_sleep() {
                         sleeps += 1;
-                        service.poll(now() * 1_000_000, 3000, &mut bell);
+                        service.poll(now() * 1_000_000, Some(3000), &mut bell);
                     }
                     service.finish_sleep();
                 }

@@ -46,7 +46,7 @@ fn due_ms(host: &mut Host) -> Option<u64> {
     let now = host.now_ms() * 1_000_000;
     let (e, s) = (
         host.engine.poll(now, 1024, &mut host.log).due_ns,
-        host.service.poll(now, 0, &mut || {}).due_ns,
+        host.service.poll(now, Some(0), &mut || {}).due_ns,
     );
     e.into_iter().chain(s).min().map(|ns| ns.div_ceil(1_000_000))
 }
@@ -296,7 +296,7 @@ fn what_is_costly_is_few_before_the_nsm_and_by_turns() {
     let asked = nsm.header().engine_sleeping.load(Ordering::SeqCst);
     assert_eq!(asked, 2, "the NSM is to say when it has taken some");
     let mut rang = false;
-    host.service.poll(0, 0, &mut || rang = true);
+    host.service.poll(0, Some(0), &mut || rang = true);
     assert!(rang);
     host.engine.finish_sleep();
     host.until("sockets", |host| (sockets(host, 1) == 24).then_some(()));

@@ -21,7 +21,7 @@ fn accept_unheard(host: &mut Host, p: &mut Process, listener: Id, port: u16) -> 
     let end = Instant::now() + Duration::from_secs(10);
     loop {
         let now_ms = host.now_ms();
-        host.service.poll(now_ms * 1_000_000, 0, &mut || {});
+        host.service.poll(now_ms * 1_000_000, Some(0), &mut || {});
         if let Some(c) = p.try_accept(listener) {
             return (peer, c);
         }
@@ -97,14 +97,14 @@ fn a_connection_is_used_in_the_poll_in_which_it_came() {
             act: Some(Box::new(|| {
                 let end = Instant::now() + Duration::from_secs(10);
                 while connection.is_none() {
-                    service.poll(now_ms * 1_000_000, 0, &mut || {});
+                    service.poll(now_ms * 1_000_000, Some(0), &mut || {});
                     connection = p.try_accept(listener);
                     assert!(Instant::now() < end, "no connection within 10 s");
                 }
                 let c = connection.expect("accepted");
                 // The stack's first word on the new connection, at which the service looks whether there is something to send.
                 for _ in 0..5 {
-                    service.poll(now_ms * 1_000_000, 0, &mut || {});
+                    service.poll(now_ms * 1_000_000, Some(0), &mut || {});
                 }
                 p.try_send(c, b"at once").expect("send");
             })),

@@ -380,7 +380,12 @@ mod tests {
         ends.join().expect("ended");
         let listener = sys::listen_at(&path, 0o600).expect("listen");
         let serves = std::thread::spawn(move || {
-            let second = sys::accept(&listener).expect("a connection");
+            // The listener does not block, and nobody may have connected yet.
+            let accepted = (0..5_000).find_map(|_| {
+                std::thread::sleep(Duration::from_millis(1));
+                sys::accept(&listener).ok()
+            });
+            let second = accepted.expect("a connection");
             // It has asked by now, and is not read.
             std::thread::sleep(Duration::from_millis(50));
             refuse_second(second.as_raw_fd());

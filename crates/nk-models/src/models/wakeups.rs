@@ -4,9 +4,10 @@ use loom::sync::Arc;
 use loom::thread;
 use nk_device::cell::{SF_CONNECTED, SF_EOF, SF_TX_BRAKED};
 use nk_device::nqe::{Nqe, Op};
+use nk_device::qset::next_sleep;
 use nk_device::ring::{Consumer, Producer};
 use nk_device::stream::read_slot;
-use nk_device::sync::Ordering;
+use nk_device::sync::{Ordering, fence};
 use nk_guestlib::recv::{Received, recv};
 use nk_guestlib::send::{SendError, send};
 
@@ -121,7 +122,7 @@ pub fn blocked_reader_and_service() {
     });
 }
 
-/// (d) A thread goes to sleep in epoll_wait while the engine pushes two events.
+/// (d) A thread goes to sleep in epoll_wait while the engine pushes two events. It is rung once for a sleep.
 pub fn polling_guest_and_engine() {
     check(3, || {
         let d = device();
@@ -129,9 +130,10 @@ pub fn polling_guest_and_engine() {
         let guest = {
             let (d, doorbell) = (Arc::clone(&d), Arc::clone(&doorbell));
             thread::spawn(move || {
-                let (mut consumer, mut seen) = (Consumer::default(), 0);
+                let (mut consumer, mut seen, mut sleep) = (Consumer::default(), 0, 0);
                 while seen < 2 {
-                    if d.qset(0).prepare_sleep(&consumer) {
+                    sleep = next_sleep(sleep);
+                    if d.qset(0).prepare_sleep(sleep, &consumer) {
                         doorbell.wait();
                     }
                     d.qset(0).finish_sleep();
@@ -141,10 +143,12 @@ pub fn polling_guest_and_engine() {
                 }
             })
         };
-        let mut producer = Producer::default();
+        let (mut producer, mut rung) = (Producer::default(), 0);
         for n in 0..2 {
             producer.push(&d.qset(0).receive(), &Nqe::new(Op::Event, n, 0)).expect("room");
-            if d.qset(0).wants_doorbell() {
+            fence(Ordering::SeqCst);
+            if d.qset(0).wants_doorbell(rung) {
+                rung = d.qset(0).sleeping.load(Ordering::SeqCst);
                 doorbell.ring();
             }
         }

@@ -19,6 +19,7 @@ use super::shell::Shell;
 use super::stack::MemoryStack;
 use super::world::{Bells, NSM, World};
 
+mod bells;
 mod rates;
 
 const GUEST: GuestId = GuestId(1);

@@ -84,7 +84,7 @@ impl World {
         }
     }
     pub(super) fn poll_one(&mut self, nsm: usize) {
-        let r = self.services[nsm].poll(self.now_ms * 1_000_000, 0, &mut || {});
+        let r = self.services[nsm].poll(self.now_ms * 1_000_000, Some(0), &mut || {});
         assert!(r.worked < WORK_MAX, "{} in one poll", r.worked);
     }
     pub(super) fn settle(&mut self) {

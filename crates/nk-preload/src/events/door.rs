@@ -5,7 +5,7 @@ use core::sync::atomic::{AtomicU32, Ordering, fence};
 use libc::c_int;
 use nk_attach::{Kind, Message};
 use nk_device::nqe::Op;
-use nk_device::qset::RECEIVE_SLOTS;
+use nk_device::qset::{RECEIVE_SLOTS, RINGS_ALWAYS};
 use nk_device::ring::Consumer;
 use nk_device::{Device, Nqe, Qset};
 
@@ -99,10 +99,10 @@ impl Door {
     }
 }
 
-/// Says that somebody sleeps (or that nobody does). The caller orders this against other sleepers.
-pub(super) fn set_sleeping(device: &Device, qset: u16, sleeping: bool) {
+/// Says who sleeps, as [`Qset::sleeping`] has it. The caller orders this against other sleepers.
+pub(super) fn set_sleeping(device: &Device, qset: u16, sleep: u32) {
     if let Some(q) = device.qset(qset) {
-        q.sleeping.store(u32::from(sleeping), Ordering::SeqCst);
+        q.sleeping.store(sleep, Ordering::SeqCst);
     }
     // The engine pushes, fences and reads `sleeping`; we store it, fence and look at ring and sockets.
     fence(Ordering::SeqCst);
@@ -111,7 +111,7 @@ pub(super) fn set_sleeping(device: &Device, qset: u16, sleeping: bool) {
 /// Sleepers of a queue set that have no common lock: counts them so that the word stays set while there is one.
 pub(super) fn enter_sleep(device: &Device, qset: u16, count: &AtomicU32) {
     count.fetch_add(1, Ordering::SeqCst);
-    set_sleeping(device, qset, true);
+    set_sleeping(device, qset, RINGS_ALWAYS);
 }
 
 /// Undoes [`enter_sleep`].
@@ -119,10 +119,10 @@ pub(super) fn leave_sleep(device: &Device, qset: u16, count: &AtomicU32, doorbel
     if count.fetch_sub(1, Ordering::SeqCst) != 1 {
         return;
     }
-    set_sleeping(device, qset, false);
+    set_sleeping(device, qset, 0);
     if count.load(Ordering::SeqCst) != 0 {
         // Somebody came between the count and the store, and may sleep already, unheard: say it again and let it look.
-        set_sleeping(device, qset, true);
+        set_sleeping(device, qset, RINGS_ALWAYS);
         sys::ring_eventfd(doorbell);
     }
 }

@@ -167,7 +167,7 @@ impl Host {
     pub fn poll(&mut self) {
         let now_ns = self.now_ms() * 1_000_000;
         self.engine.poll(now_ns, 1024, &mut self.log);
-        self.service.poll(now_ns, 0, &mut || {});
+        self.service.poll(now_ns, Some(0), &mut || {});
         self.engine.poll(now_ns, 1024, &mut self.log);
     }
 

@@ -72,7 +72,7 @@ impl Worker {
             let mut ring = || {
                 sys::ring(&engine_bell);
             };
-            let r = self.service.poll(now_ns(), 0, &mut ring);
+            let r = self.service.poll(now_ns(), pace.asks(), &mut ring);
             let mut busy = r.worked > 0 || r.pending;
             // After the stack's look at its epoll, as in the daemon's poll thread.
             loop {
@@ -94,12 +94,24 @@ impl Worker {
                     Err(TryRecvError::Disconnected) => return,
                 }
             }
-            pace.rest(busy, || {
-                if self.service.prepare_sleep() {
-                    self.service.poll(now_ns(), wait_ms(r.due_ns), &mut ring);
-                }
-                self.service.finish_sleep();
-            });
+            pace.rest(
+                &mut self.service,
+                busy,
+                |s| {
+                    let r = s.poll(now_ns(), Some(0), &mut || {
+                        sys::ring(&engine_bell);
+                    });
+                    r.worked > 0 || r.pending
+                },
+                |s| {
+                    if s.prepare_sleep() {
+                        s.poll(now_ns(), Some(wait_ms(r.due_ns)), &mut || {
+                            sys::ring(&engine_bell);
+                        });
+                    }
+                    s.finish_sleep();
+                },
+            );
         }
     }
 

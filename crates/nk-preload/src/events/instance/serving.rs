@@ -4,6 +4,7 @@ use core::sync::atomic::{AtomicU32, Ordering};
 
 use libc::c_int;
 use nk_device::cell::WATCH_EXCLUSIVE;
+use nk_device::qset::{RINGS_ALWAYS, next_sleep};
 
 use super::{EPOCH, Instance, OF_QSET, any_descriptor, mark_of};
 use crate::events::door::{self, Door};
@@ -22,6 +23,10 @@ pub(in crate::events) struct State {
     pub(in crate::events) door: Door,
     /// Threads that sleep and know that the instance serves.
     pub(super) sleepers: u32,
+    /// What the queue set's word says of them.
+    shown: u32,
+    /// The number of the last sleep that was to be rung once.
+    last_sleep: u32,
     /// Shortages of chunks already answered.
     shortages_seen: u32,
     /// The primary doorbell is a member of the kernel's epoll.
@@ -34,6 +39,8 @@ impl State {
             interest: None,
             door: Door::none(),
             sleepers: 0,
+            shown: 0,
+            last_sleep: 0,
             shortages_seen: 0,
             has_primary: false,
         }
@@ -94,15 +101,24 @@ impl Instance {
         self.epoch.store(EPOCH.load(Ordering::Relaxed), Ordering::Release);
         state.adopt(p);
         self.serves.store(1, Ordering::SeqCst);
-        self.show_sleep(p, held.state());
+        self.show_sleep(p, held.state(), false);
         // Threads that already wait in the kernel come out and see what has changed.
         self.ring();
         Ok(())
     }
 
-    fn show_sleep(&self, p: &Process, state: &State) {
-        let any = state.sleepers != 0 || self.plain_waiters.load(Ordering::SeqCst) != 0;
-        door::set_sleeping(p.device(), state.door.qset, any);
+    /// Says who sleeps. One who begins to and is alone is rung once: nobody else reads the ring then, see [`Held::collect`].
+    fn show_sleep(&self, p: &Process, state: &mut State, begins: bool) {
+        let plain = self.plain_waiters.load(Ordering::SeqCst) != 0;
+        state.shown = match state.sleepers {
+            0 if !plain => 0,
+            1 if begins && !plain => {
+                state.last_sleep = next_sleep(state.last_sleep);
+                state.last_sleep
+            }
+            _ => RINGS_ALWAYS,
+        };
+        door::set_sleeping(p.device(), state.door.qset, state.shown);
     }
 }
 
@@ -134,7 +150,12 @@ impl Held<'_> {
     /// Takes news off the ring; what may be ready is queued after this.
     pub(in crate::events) fn collect(&mut self, p: &Process) -> Look {
         let look = self.look(p);
+        let instance = self.instance;
         let state = self.state();
+        if state.sleepers != 0 && state.shown != RINGS_ALWAYS {
+            // What was rung for is read here, and with it the edge may be taken that was to wake the sleeper.
+            instance.show_sleep(p, state, false);
+        }
         let State { interest: Some(interest), door, .. } = state else { return look };
         match door.drain(&look.device, |e| interest.mark(&look, e.socket, e.generation)) {
             door::Drained::All => {}
@@ -162,7 +183,7 @@ impl Held<'_> {
         let instance = self.instance;
         let state = self.state();
         state.sleepers += 1;
-        instance.show_sleep(p, state);
+        instance.show_sleep(p, state, true);
         let State { interest, door, .. } = &mut *state;
         let queued = interest.as_ref().is_some_and(Interest::has_queued);
         if queued || door.has_news(p.device()) {
@@ -193,7 +214,7 @@ impl Held<'_> {
         let instance = self.instance;
         let state = self.state();
         state.sleepers = state.sleepers.saturating_sub(1);
-        instance.show_sleep(p, state);
+        instance.show_sleep(p, state, false);
         if instance.short_of_chunks.swap(0, Ordering::SeqCst) != 0 {
             grants::leave(p);
             // Whoever else sleeps here arranges it anew.
