@@ -11,6 +11,8 @@ use super::place::pinned;
 use super::table::{Figure, head, in_turn, lines};
 use crate::measure::busy_during;
 
+/// Requests by which the number of a sample is found.
+const CALIBRATION: u64 = 50_000;
 const CONNECTIONS: &str = "50";
 const RATE: Figure = ("requests/s", 0);
 const COST: Figure = ("machine's CPU, µs/request", 1);
@@ -21,12 +23,11 @@ pub(super) fn redis(plan: &Plan) -> Result<()> {
     let native = Redis::start_by(&world, Side::Plain, &prefix)?;
     let guest = Redis::start_by(&world, Side::Guest, &prefix)?;
     head();
-    for (depth, rate) in [("1", 50_000), ("16", 400_000)] {
+    for depth in ["1", "16"] {
         for test in ["get", "set"] {
-            let requests = (u64::from(plan.seconds) * rate).to_string();
-            let both = in_turn(plan.rounds, |side| {
+            let sample = |side, requests: u64| {
                 let server = if side == Side::Plain { &native } else { &guest };
-                let port = server.port.to_string();
+                let (port, requests) = (server.port.to_string(), requests.to_string());
                 let mut words = pinned(plan.client_cpus.as_deref());
                 words.extend(
                     ["/usr/bin/redis-benchmark", "--csv", "-p", &port, "-c", CONNECTIONS]
@@ -38,7 +39,11 @@ pub(super) fn redis(plan: &Plan) -> Result<()> {
                 let (text, busy) = busy_during(|| world.run(Side::Plain, &words, limit))?;
                 let count: f64 = requests.parse()?;
                 Ok([rate_of(&text)?, busy.as_secs_f64() * 1e6 / count])
-            })?;
+            };
+            // As many requests as native answers in the time.
+            let [rate, _]: [f64; 2] = sample(Side::Plain, CALIBRATION)?;
+            let requests = (rate * f64::from(plan.seconds)) as u64;
+            let both = in_turn(plan.rounds, |side| sample(side, requests.max(1)))?;
             let load = format!("{}, -c {CONNECTIONS} -P {depth}", test.to_uppercase());
             lines(&load, [RATE, COST], &both);
         }
