@@ -92,6 +92,10 @@ impl Engine {
         })?;
         let mut listeners = Vec::new();
         self.control(guest, notify, |p, out| {
+            if !p.guest.is_split() {
+                // As after a restart: this one knows of no lease of before.
+                p.forget_owed(out);
+            }
             p.announce_rows();
             p.inherit(from, &mut listeners, out);
         })?;
