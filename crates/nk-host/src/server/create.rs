@@ -1,7 +1,7 @@
 //! Making and removing guests.
 
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 
 use nk_attach::{CREATE_SHARE_NET, CREATE_VM, Credentials, Fds, Message};
 use nk_engine::{GuestId, GuestSetup};
@@ -99,11 +99,7 @@ impl Server {
                 return Ok(Reply::failed(what, &e));
             }
         };
-        let made = self.add_guest(name, message.a, who, &rules, netns, namespace, token);
-        if made.is_err() {
-            self.broker.release(namespace);
-        }
-        match made {
+        match self.add_guest(name, message.a, who, &rules, netns, namespace, token) {
             Ok(id) => {
                 if let Some(bell) = vm_bell {
                     return self.start_vm(id, token, bell);
@@ -168,14 +164,44 @@ impl Server {
         }
         self.next_guest = id.wrapping_add(1);
         let id = GuestId(id);
+        let made = self.make_guest(id, name, flags, who, rules, netns, namespace);
+        let guest = made.inspect_err(|_| self.broker.release(namespace))?;
+        self.had_guest = true;
+        self.guests.insert(id.0, guest);
+        // From here on it ends as others do.
+        let settled = self.limit_bytes(id).and_then(|()| self.set_listen(id));
+        if let Err(e) = settled.and_then(|()| self.spread(id)) {
+            self.remove_guest(id)?;
+            return Err(e);
+        }
+        self.set_role(connection, Role::Creator(id));
+        // The keeper knows process guests only: a VM guest ends with the daemon.
+        if flags & CREATE_VM == 0 {
+            self.note_guest(id);
+        }
+        Ok(id)
+    }
+
+    /// What fails leaves nobody who knows of the guest: its memory goes.
+    #[allow(clippy::too_many_arguments)]
+    fn make_guest(
+        &mut self,
+        id: GuestId,
+        name: &str,
+        flags: u64,
+        who: Credentials,
+        rules: &GuestConfig,
+        netns: OwnedFd,
+        namespace: u64,
+    ) -> io::Result<Guest> {
         let flags = flags & (CREATE_SHARE_NET | CREATE_VM);
-        let vm = flags & CREATE_VM != 0;
         let region = Region::new(name, layout(flags), id.0)?;
         let counters = GuestCounters::new(name)?;
         let engine_bell = sys::eventfd()?;
-        let pidfd = sys::pidfd(who.pid)?;
+        let bell = engine_bell.try_clone()?;
         let limits = rules.limits(who.uid);
         let nsm = self.choose_nsm(rules)?;
+        let mut members = Members::new(sys::random()?, who.uid);
         let is_inline = self.nsm(nsm).is_some_and(Nsm::is_inline);
         let setup = GuestSetup {
             id,
@@ -183,7 +209,7 @@ impl Server {
             namespace,
             nsm,
             limits: limits.engine(),
-            vm,
+            vm: flags & CREATE_VM != 0,
             counters: counters.shared,
         };
         let pool = GuestPool {
@@ -194,49 +220,43 @@ impl Server {
             ledger: None,
             counters: counters.shared,
         };
-        let bell = engine_bell.try_clone()?;
-        self.nsm_guest(nsm, &pool, flags, &region.memfd, None)?;
-        self.ask(move |s| {
-            if let Some(service) = s.service.as_mut().filter(|_| is_inline) {
-                service.add_guest(pool);
-            }
-            s.engine.add_guest(setup).map_err(io::Error::other)?;
-            s.add_waker(&bell, Some(id))
-        })??;
-        let raw = pidfd.as_raw_fd();
-        let pidfd = self.sources.insert(Source::CreatorPidfd { fd: pidfd, guest: id });
-        self.epoll.add(raw, libc::EPOLLIN, pidfd.word())?;
-        self.set_role(connection, Role::Creator(id));
-        let mut members = Members::new(sys::random()?, who.uid);
+        let pidfd = self
+            .watch(Source::CreatorPidfd { fd: sys::pidfd(who.pid)?, guest: id }, libc::EPOLLIN)?;
+        let entered = self.nsm_guest(nsm, &pool, flags, &region.memfd, None).and_then(|()| {
+            let entered = self.ask(move |s| {
+                if let Some(service) = s.service.as_mut().filter(|_| is_inline) {
+                    service.add_guest(pool);
+                }
+                let entered = s.engine.add_guest(setup).map_err(io::Error::other);
+                let watched = entered.and_then(|()| s.add_waker(&bell, Some(id)));
+                watched.inspect_err(|_| {
+                    // It may not have come so far.
+                    let _ = s.engine.remove_guest(id);
+                    if let Some(service) = &mut s.service {
+                        service.remove_guest(id.0);
+                    }
+                })
+            });
+            entered.and_then(|e| e).inspect_err(|_| self.nsm_remove_guest(nsm, id))
+        });
+        entered.inspect_err(|_| self.drop_source(pidfd))?;
         members.creator =
             Some(Creator { pid: who.pid, pidfd: Some(pidfd), execed: None, reported: false });
-        self.had_guest = true;
-        self.guests.insert(
-            id.0,
-            Guest {
-                id,
-                name: name.to_owned(),
-                members,
-                region,
-                engine_bell,
-                netns,
-                namespace,
-                place: Place::new(nsm),
-                spread: None,
-                limits,
-                flags,
-                counters,
-                names: Names::default(),
-            },
-        );
-        self.limit_bytes(id)?;
-        self.set_listen(id)?;
-        self.spread(id)?;
-        // The keeper knows process guests only: a VM guest ends with the daemon.
-        if !vm {
-            self.note_guest(id);
-        }
-        Ok(id)
+        Ok(Guest {
+            id,
+            name: name.to_owned(),
+            members,
+            region,
+            engine_bell,
+            netns,
+            namespace,
+            place: Place::new(nsm),
+            spread: None,
+            limits,
+            flags,
+            counters,
+            names: Names::default(),
+        })
     }
 
     /// Ends a guest: nobody is left who could use it.
