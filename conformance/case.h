@@ -263,6 +263,13 @@ static int connect_to(int family, int port) {
     MUST(connect_fd(fd, family, port));
     return fd;
 }
+// A client with a small receive buffer, set before it connects.
+static int connect_with_little_room(int port) {
+    int fd = tcp_socket(AF_INET);
+    MUST(set_int(fd, SOL_SOCKET, SO_RCVBUF, 32768));
+    MUST(connect_fd(fd, AF_INET, port));
+    return fd;
+}
 // A connection: ends[0] is the side that connected, ends[1] the accepted one.
 static void tcp_pair(int family, int ends[2]) {
     int listener = make_listener(family);

@@ -32,11 +32,7 @@ static void server_role(int listener) {
 }
 static void client_role(int port) {
     int slow[SLOW];
-    for (int i = 0; i < SLOW; i++) {
-        slow[i] = tcp_socket(AF_INET);
-        MUST(set_int(slow[i], SOL_SOCKET, SO_RCVBUF, 32768));
-        MUST(connect_fd(slow[i], AF_INET, port));
-    }
+    for (int i = 0; i < SLOW; i++) slow[i] = connect_with_little_room(port);
     await("full");
     int fresh = connect_to(AF_INET, port);
     expect_text("a new one", fresh, 6);

@@ -3,6 +3,7 @@
 use loom::sync::Arc;
 use loom::thread;
 use nk_device::cell::{SF_CONNECTED, SF_EOF, SF_TX_BRAKED};
+use nk_device::model::ModelDevice;
 use nk_device::nqe::{Nqe, Op};
 use nk_device::qset::next_sleep;
 use nk_device::ring::{Consumer, Producer};
@@ -174,6 +175,24 @@ pub fn new_watcher_and_change() {
     });
 }
 
+/// Sends a byte in this chunk, sleeping while there is no room.
+fn send_one(d: &ModelDevice, futex: &Futex, chunk: u32) {
+    let mut chunks = OneChunk(Some(chunk));
+    loop {
+        let word = d.cell(0).begin_tx_sleep();
+        let sent = send(&socket(d), &mut chunks, &mut OneByte(b'x'), 1);
+        match sent {
+            Ok(s) => assert_eq!(s.bytes, 1),
+            Err(SendError::WouldBlock) => futex.wait(&d.cell(0).tx_wake, word),
+            Err(e) => panic!("{e:?}"),
+        }
+        d.cell(0).end_tx_sleep();
+        if sent.is_ok() {
+            return;
+        }
+    }
+}
+
 /// (e) Two threads send into a full ring while the service makes room one descriptor at a time: both get through, though one finds room
 /// while the other waits.
 pub fn blocked_senders_and_room() {
@@ -186,22 +205,7 @@ pub fn blocked_senders_and_room() {
         cell.tx().publish(2).expect("room");
         let spawn = |chunk| {
             let (d, futex) = (Arc::clone(&d), Arc::clone(&futex));
-            thread::spawn(move || {
-                let mut chunks = OneChunk(Some(chunk));
-                loop {
-                    let word = d.cell(0).begin_tx_sleep();
-                    let sent = send(&socket(&d), &mut chunks, &mut OneByte(b'x'), 1);
-                    match sent {
-                        Ok(s) => assert_eq!(s.bytes, 1),
-                        Err(SendError::WouldBlock) => futex.wait(&d.cell(0).tx_wake, word),
-                        Err(e) => panic!("{e:?}"),
-                    }
-                    d.cell(0).end_tx_sleep();
-                    if sent.is_ok() {
-                        return;
-                    }
-                }
-            })
+            thread::spawn(move || send_one(&d, &futex, chunk))
         };
         let threads = [spawn(0), spawn(1)];
         let mut served = 0;
@@ -229,22 +233,7 @@ pub fn braked_sender_and_service() {
         cell.tx().publish(1).expect("room");
         let sender = {
             let (d, futex) = (Arc::clone(&d), Arc::clone(&futex));
-            thread::spawn(move || {
-                let mut chunks = OneChunk(Some(0));
-                loop {
-                    let word = d.cell(0).begin_tx_sleep();
-                    let sent = send(&socket(&d), &mut chunks, &mut OneByte(b'x'), 1);
-                    match sent {
-                        Ok(s) => assert_eq!(s.bytes, 1),
-                        Err(SendError::WouldBlock) => futex.wait(&d.cell(0).tx_wake, word),
-                        Err(e) => panic!("{e:?}"),
-                    }
-                    d.cell(0).end_tx_sleep();
-                    if sent.is_ok() {
-                        return;
-                    }
-                }
-            })
+            thread::spawn(move || send_one(&d, &futex, 0))
         };
         let (state, mut served) = (SF_CONNECTED | SF_TX_BRAKED, 0);
         assert!(!cell.consume_tx(1, state, &mut served), "it may not send yet");

@@ -13,6 +13,7 @@ use nk_host::limits::GuestLimits;
 use super::deaths::Victim;
 use super::lost::take_all;
 use super::region::Region;
+use super::shell::Shell;
 use super::simulation::{LAYOUT, NSMS, Simulation, State};
 use super::world::{NSM, transfer};
 
@@ -100,6 +101,18 @@ fn a_guest_that_was_on_its_way_is_on_one_nsm_at_the_next_daemon() {
     }
 }
 
+/// A socket that has sent itself a datagram, which has come.
+fn unread_datagram(sim: &mut Simulation, g: &Shell) -> u32 {
+    let datagram = g.open_datagram().expect("an id");
+    g.address(Op::Bind, datagram, 90);
+    sim.w.settle();
+    let peer = Addr::v4([127, 0, 0, 1], 90);
+    let header = Header { flags: DF_PEER, peer, ..Header::default() };
+    g.send_datagram(datagram, 0, CHUNK_SIZE, header).expect("room");
+    sim.w.settle();
+    datagram
+}
+
 /// An unread datagram goes from the second NSM back to the first, which had never left, and something ends at each moment of that. The
 /// connection that keeps the first is accepted, or waits for it, while its listener goes along, and sometimes is lost.
 #[test]
@@ -117,13 +130,7 @@ fn what_is_on_its_way_is_nobodys_for_good() {
             let server = accepts.then(|| g.accept(listener).expect("a connection").socket);
             moves::move_guest(&mut sim, id, NsmId(1)).expect("moved");
             sim.w.settle();
-            let datagram = g.open_datagram().expect("an id");
-            g.address(Op::Bind, datagram, 90);
-            sim.w.settle();
-            let peer = Addr::v4([127, 0, 0, 1], 90);
-            let header = Header { flags: DF_PEER, peer, ..Header::default() };
-            g.send_datagram(datagram, 0, CHUNK_SIZE, header).expect("room");
-            sim.w.settle();
+            let datagram = unread_datagram(&mut sim, &g);
             assert!(sim.w.services[1].stats(id.0).expect("known").chunks_rx > 1, "it has come");
             sim.ends_in = Some((moment, victim));
             sim.act(|s| {
@@ -185,13 +192,7 @@ fn what_cannot_be_watched_is_closed() {
     sim.is_over = true;
     let (id, g) = (sim.tenants[0].id, sim.tenants[0].processes[0].clone());
     let listener = sim.w.listen(&g, 80);
-    let datagram = g.open_datagram().expect("an id");
-    g.address(Op::Bind, datagram, 90);
-    sim.w.settle();
-    let peer = Addr::v4([127, 0, 0, 1], 90);
-    let header = Header { flags: DF_PEER, peer, ..Header::default() };
-    g.send_datagram(datagram, 0, CHUNK_SIZE, header).expect("room");
-    sim.w.settle();
+    let datagram = unread_datagram(&mut sim, &g);
     assert_eq!(sim.net.borrow().open_sockets(), 2);
     sim.net.borrow_mut().faults.watches_nothing = true;
     moves::move_guest(&mut sim, id, NsmId(1)).expect("moved");
