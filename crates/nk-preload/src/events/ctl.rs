@@ -102,7 +102,7 @@ unsafe fn ctl_kernel(
 }
 
 /// Makes an instance for an epoll descriptor that came from elsewhere.
-fn know(epfd: c_int) -> Result<Pinned, c_int> {
+pub(super) fn know(epfd: c_int) -> Result<Pinned, c_int> {
     // Is it one at all? MOD of itself: EBADF, EINVAL, or EINVAL for "itself", so ask about a descriptor that is no member.
     let probe = sys::eventfd()?;
     let answer = native::epoll_ctl(epfd, libc::EPOLL_CTL_DEL, probe, None);

@@ -9,6 +9,7 @@ use nk_device::qset::{RECEIVE_SLOTS, RINGS_ALWAYS};
 use nk_device::ring::Consumer;
 use nk_device::{Device, Nqe, Qset};
 
+use super::grants;
 use crate::process::Process;
 use crate::{control, fdtable, gate, hangup, sys};
 
@@ -116,7 +117,7 @@ pub(super) fn enter_sleep(device: &Device, qset: u16, count: &AtomicU32) {
 
 /// Undoes [`enter_sleep`].
 pub(super) fn leave_sleep(device: &Device, qset: u16, count: &AtomicU32, doorbell: c_int) {
-    if count.fetch_sub(1, Ordering::SeqCst) != 1 {
+    if grants::lower(count) != 1 {
         return;
     }
     set_sleeping(device, qset, 0);

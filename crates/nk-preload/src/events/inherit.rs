@@ -2,14 +2,22 @@
 //!
 //! Natively both processes wait on one kernel object. Here the doorbells of both would be members of it, and each would take the other's
 //! edges. So with its first use for NetKernel sockets, this process gets a kernel epoll of its own with the same kernel
-//! members, put over the same descriptors. What the kernel's epoll holds is read from /proc, which also says
-//! which file was meant, so that a number that was closed and used again is not taken for it.
+//! members, put over the same descriptors; and so it does when it finds the other's mark in what it shares, after which it gives that edge
+//! back. What the kernel's epoll holds is read from /proc, which also says which file was meant, so that a number that was closed and used
+//! again is not taken for it.
+
+use core::sync::atomic::{AtomicI32, Ordering};
 
 use libc::{c_int, c_void};
 
-use super::native;
+use super::instance::{is_mark, mark_of};
+use super::{EPOLLET, EPOLLIN, native};
 use crate::fdtable::{self, Entry};
-use crate::sys;
+use crate::{gate, sys};
+
+/// An eventfd (plus one) that is a member of each kernel epoll that this process has left to others. It stays open as long as the
+/// process, so an edge given back is lost only if the process ends before its owner has run.
+static FAREWELL: AtomicI32 = AtomicI32::new(0);
 
 /// One member as /proc/self/fdinfo names it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -137,19 +145,48 @@ fn for_each_member(epfd: c_int, mut f: impl FnMut(Member)) -> Result<(), c_int> 
     Ok(())
 }
 
-/// Puts a private kernel epoll with the same members over every descriptor of the instance. The caller holds the gate and the
-/// instance's lock.
+/// The eventfd that gives edges back.
+pub(super) fn farewell(_gate: &gate::Changing) -> Result<c_int, c_int> {
+    let known = FAREWELL.load(Ordering::Acquire) - 1;
+    if known >= 0 {
+        return Ok(known);
+    }
+    let fd = sys::move_up(sys::eventfd()?);
+    match FAREWELL.compare_exchange(0, fd + 1, Ordering::AcqRel, Ordering::Acquire) {
+        Ok(_) => {
+            fdtable::swap(fd, Entry::Internal);
+            Ok(fd)
+        }
+        // Another thread's.
+        Err(first) => {
+            sys::close(fd);
+            Ok(first - 1)
+        }
+    }
+}
+
+/// It has another number now.
+pub(super) fn farewell_moved(from: c_int, to: c_int) {
+    let _ = FAREWELL.compare_exchange(from + 1, to + 1, Ordering::AcqRel, Ordering::Relaxed);
+}
+
+/// Puts a private kernel epoll with the same members, but for marks, over every descriptor of the instance. The one left gets `farewell`, by
+/// which those who still wait in it are woken. The caller holds the gate and the instance's lock.
 ///
 /// # Errors
 /// The errno of what failed; nothing changed.
-pub(super) fn copy_kernel_epoll(epfd: c_int, index: u32, mark: u64) -> Result<(), c_int> {
+pub(super) fn copy_kernel_epoll(
+    epfd: c_int,
+    index: u32,
+    farewell: Option<c_int>,
+) -> Result<(), c_int> {
     let copy = native::epoll_create1(libc::EPOLL_CLOEXEC);
     if copy < 0 {
         return Err(sys::errno());
     }
     let mut failed = None;
     let read = for_each_member(epfd, |m| {
-        if m.data == mark || m.fd == copy || inode_of(m.fd) != Some(m.inode) {
+        if is_mark(m.data) || m.fd == copy || inode_of(m.fd) != Some(m.inode) {
             return;
         }
         match native::epoll_ctl(copy, libc::EPOLL_CTL_ADD, m.fd, Some((m.events, m.data))) {
@@ -160,6 +197,16 @@ pub(super) fn copy_kernel_epoll(epfd: c_int, index: u32, mark: u64) -> Result<()
     if let Some(e) = read.err().or(failed) {
         sys::close(copy);
         return Err(e);
+    }
+    if let Some(fd) = farewell {
+        let event = (EPOLLIN | EPOLLET, mark_of(index));
+        match native::epoll_ctl(epfd, libc::EPOLL_CTL_ADD, fd, Some(event)) {
+            Ok(()) | Err(libc::EEXIST) => {}
+            Err(e) => {
+                sys::close(copy);
+                return Err(e);
+            }
+        }
     }
     for fd in 0..fdtable::top() {
         if fd != epfd && fdtable::get(fd) == (Entry::Epoll { index }) {

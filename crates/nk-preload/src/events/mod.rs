@@ -40,6 +40,8 @@
 //!    fences, reads `tx_want`. Chunks: see `grants`.
 //! 8. close against everything: the last close of a socket pushes its id on a lock-free list and tries the lock; if it is taken, its
 //!    holder finds the list on its way out, because it frees the lock before it looks and the closer pushes before it tries.
+//! 9. one kernel epoll, many processes: who finds the mark of another process leaves that epoll for a copy of its own, and gives the edge back
+//!    (`inherit`). After a fork in a handler the child never writes the word of its parent's sleep.
 //!
 //! # Edges
 //! An edge-triggered entry remembers the cell's wake words from just before its last look. The service changes the socket,

@@ -189,7 +189,8 @@ pub(super) fn doorbell_moved(from: c_int, to: c_int) {
     }
 }
 
-/// In a forked child: the queue sets were the parent's. A slot that an interrupted frame of this very thread uses stays taken.
+/// In a forked child: the queue sets were the parent's. A call that the fork's handler interrupted gives back a slot that is free, and
+/// leaves a sleep that nobody counts.
 pub(super) fn reset_after_fork() {
     for (n, s) in SLOTS.iter().enumerate() {
         if s.qset.swap(0, Ordering::Relaxed) != 0 && n != 0 {

@@ -4,10 +4,10 @@ use core::sync::atomic::Ordering;
 
 use libc::{c_int, epoll_event, timespec};
 
-use super::EPOLLHUP;
 use super::instance::{self, Pinned, is_mark};
 use super::native::{self, Limit, Mask, NO_MASK};
 use super::nested::Below;
+use super::{EPOLLHUP, ctl};
 use crate::process::{Process, process};
 use crate::{gate, hangup, sys};
 
@@ -95,10 +95,14 @@ pub(super) unsafe fn wait(
     mut limit: Limit,
     mask: Mask,
 ) -> c_int {
-    let pinned = process().and_then(|p| instance::pin(epfd).map(|i| (p, i)));
-    let Some((p, i)) = pinned else {
+    let (p, i) = loop {
+        if let Some(pinned) = process().and_then(|p| instance::pin(epfd).map(|i| (p, i))) {
+            break pinned;
+        }
         // SAFETY: the caller's promise.
-        return unsafe { wait_natively(epfd, events, max, limit, mask) };
+        if let Some(n) = unsafe { wait_natively(epfd, events, max, &mut limit, mask) } {
+            return n;
+        }
     };
     let out = match usize::try_from(max) {
         Ok(max) if max > 0 && max <= EVENTS_MAX => Out { events, max },
@@ -116,7 +120,7 @@ pub(super) unsafe fn wait(
 }
 
 /// An epoll that is none of ours. It may still have the doorbell of a process that it was inherited from, over exec or by a spawn:
-/// the program must not see that one's mark.
+/// the program must not see that one's mark, and that one must be woken by it. `None` when there was nothing else: wait again.
 ///
 /// # Safety
 /// As epoll_pwait2(2).
@@ -124,19 +128,26 @@ unsafe fn wait_natively(
     epfd: c_int,
     events: *mut epoll_event,
     max: c_int,
-    mut limit: Limit,
+    limit: &mut Limit,
     mask: Mask,
-) -> c_int {
-    loop {
-        // SAFETY: the caller's promise.
-        let r = unsafe { native::epoll_wait(epfd, events, max, limit.left(), mask) };
-        let Ok(n @ 1..) = usize::try_from(r) else { return r };
-        let kept = Out { events, max: n }.leave_out(0, n);
-        if kept != 0 || limit.is_zero() {
-            return kept as c_int;
-        }
-        // The mark is edge-triggered: the next wait does not find it again.
+) -> Option<c_int> {
+    // SAFETY: the caller's promise.
+    let r = unsafe { native::epoll_wait(epfd, events, max, limit.left(), mask) };
+    let Ok(n @ 1..) = usize::try_from(r) else { return Some(r) };
+    let kept = Out { events, max: n }.leave_out(0, n);
+    if kept != n
+        && process().is_some()
+        && let Ok(i) = ctl::know(epfd)
+    {
+        leave_shared(&i, epfd);
     }
+    (kept != 0 || limit.is_zero()).then_some(kept as c_int)
+}
+
+/// Another process's mark was taken.
+fn leave_shared(i: &Pinned, epfd: c_int) {
+    // Without a descriptor to spare the other is woken by its next event, unless this process takes that too.
+    let _ = i.leave_shared(epfd, i.index());
 }
 
 /// No NetKernel socket yet: the kernel's epoll alone.
@@ -148,19 +159,29 @@ fn wait_plain(
     limit: &mut Limit,
     mask: Mask,
 ) -> Result<usize, c_int> {
-    let r = out.ask_kernel(epfd, 0, limit.left(), mask);
-    i.leave_plain();
-    if !i.serves() {
-        return r.map(|(n, _)| n);
-    }
-    // It began to serve meanwhile.
-    match r? {
-        (0, _) => wait_serving(p, i, epfd, out, limit, mask),
-        (n, _) => {
+    loop {
+        let r = out.ask_kernel(epfd, 0, limit.left(), mask);
+        i.leave_plain();
+        if i.serves() {
+            // It began to meanwhile.
+            let (n, _) = r?;
+            if n == 0 {
+                return wait_serving(p, i, epfd, out, limit, mask);
+            }
             let mut held = i.hold();
             held.collect(p);
             held.pass_on();
-            Ok(n)
+            return Ok(n);
+        }
+        let (n, kernel) = r?;
+        if kernel == Kernel::Marked {
+            leave_shared(i, epfd);
+        }
+        if n != 0 || kernel == Kernel::Nothing || limit.is_zero() {
+            return Ok(n);
+        }
+        if !i.enter_plain() {
+            return wait_serving(p, i, epfd, out, limit, mask);
         }
     }
 }

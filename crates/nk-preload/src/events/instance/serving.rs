@@ -65,7 +65,7 @@ impl Instance {
             return Ok(());
         }
         if !self.is_ours() {
-            inherit::copy_kernel_epoll(epfd, index, mark_of(index))?;
+            inherit::copy_kernel_epoll(epfd, index, None)?;
         }
         let cells = p.device().layout().cells;
         if held.state().interest.is_none() {
@@ -107,8 +107,30 @@ impl Instance {
         Ok(())
     }
 
+    /// A mark that was none of this process's was taken from the kernel's epoll, which is shared with the process whose it is: leaves that
+    /// epoll, and wakes whoever was to be woken. Another thread may have left it before, while this one still waited there.
+    ///
+    /// # Errors
+    /// The errno of what failed; the epoll is shared as before, and the edge is lost.
+    pub(in crate::events) fn leave_shared(&self, epfd: c_int, index: u32) -> Result<(), c_int> {
+        let gate = gate::enter();
+        let held = self.hold();
+        let farewell = inherit::farewell(&gate)?;
+        if !self.is_ours() {
+            inherit::copy_kernel_epoll(epfd, index, Some(farewell))?;
+            self.epoch.store(EPOCH.load(Ordering::Relaxed), Ordering::Release);
+        }
+        drop(held);
+        sys::ring_eventfd(farewell);
+        Ok(())
+    }
+
     /// Says who sleeps. One who begins to and is alone is rung once: nobody else reads the ring then, see [`Held::collect`].
     fn show_sleep(&self, p: &Process, state: &mut State, begins: bool) {
+        if !self.is_ours() {
+            // A handler that interrupted epoll_wait forked, and this is the child: the word is the parent's.
+            return;
+        }
         let plain = self.plain_waiters.load(Ordering::SeqCst) != 0;
         state.shown = match state.sleepers {
             0 if !plain => 0,

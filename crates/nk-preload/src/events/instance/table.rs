@@ -8,7 +8,7 @@ use nk_device::header::QSETS_MAX;
 
 use super::{DYING, FOREIGN, FREE, INSTANCES_MAX, Instance, LIVE};
 use crate::events::grants::lower;
-use crate::events::{door, slots};
+use crate::events::{door, inherit, slots};
 use crate::fdtable::{self, Entry};
 use crate::gate;
 use crate::process::Process;
@@ -155,6 +155,7 @@ fn doorbell_moved(from: c_int, to: c_int) {
 pub fn internal_moved(from: c_int, to: c_int) {
     doorbell_moved(from, to);
     slots::doorbell_moved(from, to);
+    inherit::farewell_moved(from, to);
 }
 
 /// Rings every instance in which a sleeper waits for chunks.
