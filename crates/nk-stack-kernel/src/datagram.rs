@@ -1,6 +1,6 @@
 //! Datagrams in the kernel's form: addresses and control messages to and from [`Header`].
 
-use core::mem::{size_of, zeroed};
+use core::mem::{MaybeUninit, size_of, zeroed};
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use nk_device::datagram::{
@@ -8,8 +8,10 @@ use nk_device::datagram::{
     Header,
 };
 use nk_servicelib::{Datagram, Errno, RawSpan};
+use rustix::net::SocketAddrAny;
+use rustix::net::addr::SocketAddrStorage;
 
-use crate::address::SockAddr;
+use crate::address::{from_kernel, to_kernel};
 use crate::sys::retry;
 
 /// Datagrams that one call asks for at most.
@@ -84,7 +86,7 @@ fn write_control(h: &Header, control: &mut Control) -> usize {
 pub(crate) fn send(fd: &OwnedFd, h: &Header, spans: &[RawSpan]) -> Result<(), Errno> {
     let mut to = match h.flags & DF_PEER {
         0 => None,
-        _ => Some(SockAddr::from_addr(&h.peer)?),
+        _ => Some(SocketAddrAny::from(to_kernel(&h.peer)?)),
     };
     let mut control = Control::EMPTY;
     let control_len = write_control(h, &mut control);
@@ -94,8 +96,8 @@ pub(crate) fn send(fd: &OwnedFd, h: &Header, spans: &[RawSpan]) -> Result<(), Er
     unsafe {
         let mut m: libc::msghdr = zeroed();
         if let Some(to) = &mut to {
-            m.msg_name = (&raw mut to.storage).cast();
-            m.msg_namelen = to.len;
+            m.msg_name = to.as_mut_ptr().cast();
+            m.msg_namelen = to.addr_len();
         }
         m.msg_iov = spans.as_ptr().cast_mut().cast();
         m.msg_iovlen = spans.len();
@@ -167,15 +169,15 @@ unsafe fn read_control(m: &libc::msghdr, h: &mut Header) {
 /// Receives as many as are there, up to the room given.
 pub(crate) fn recv(fd: &OwnedFd, into: &mut [Datagram]) -> Result<usize, Errno> {
     let n = into.len().min(BATCH);
-    let mut names = [SockAddr::empty(); BATCH];
+    let mut names = [const { MaybeUninit::<SocketAddrStorage>::uninit() }; BATCH];
     let mut controls = [Control::EMPTY; BATCH];
     // SAFETY: plain data, valid when zeroed.
     let mut messages: [libc::mmsghdr; BATCH] = unsafe { zeroed() };
     for (((m, d), name), control) in
         messages.iter_mut().zip(into.iter_mut()).zip(&mut names).zip(&mut controls)
     {
-        m.msg_hdr.msg_name = (&raw mut name.storage).cast();
-        m.msg_hdr.msg_namelen = name.len;
+        m.msg_hdr.msg_name = name.as_mut_ptr().cast();
+        m.msg_hdr.msg_namelen = size_of::<SocketAddrStorage>() as _;
         m.msg_hdr.msg_iov = d.spans.as_mut_ptr().cast();
         m.msg_hdr.msg_iovlen = d.spans.len();
         m.msg_hdr.msg_control = control.0.as_mut_ptr().cast();
@@ -188,10 +190,12 @@ pub(crate) fn recv(fd: &OwnedFd, into: &mut [Datagram]) -> Result<usize, Errno> 
         let no_time = core::ptr::null_mut();
         libc::recvmmsg(fd.as_raw_fd(), messages.as_mut_ptr(), n as u32, flags, no_time) as isize
     })?;
-    for ((m, d), name) in messages.iter().zip(into.iter_mut()).zip(&mut names).take(got) {
-        name.len = m.msg_hdr.msg_namelen;
+    for ((m, d), name) in messages.iter().zip(into.iter_mut()).zip(&names).take(got) {
         d.header = Header { len: m.msg_len, ..Header::default() };
-        if let Ok(peer) = name.to_addr() {
+        let len = m.msg_hdr.msg_namelen;
+        // SAFETY: where the kernel says a length it wrote an address of that length.
+        let peer = (len > 0).then(|| unsafe { SocketAddrAny::read(name.as_ptr(), len) });
+        if let Some(Ok(peer)) = peer.map(from_kernel) {
             d.header.peer = peer;
             d.header.flags = DF_PEER;
         }

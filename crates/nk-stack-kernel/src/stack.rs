@@ -1,19 +1,22 @@
 //! [`KernelStack`]: the calls of the trait, one syscall or two each.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::time::Duration;
 
 use nk_device::Addr;
 use nk_device::datagram::Header;
 use nk_servicelib::{
     Connect, Datagram, Errno, How, Key, Kind, RawSpan, Sending, SetOption, Stack, StackEvent,
 };
+use rustix::event::epoll::EventFlags;
+use rustix::net::{Shutdown, sockopt};
 
-use crate::address::SockAddr;
 use crate::congestion::Congestion;
 use crate::ring::Ring;
 use crate::{Broker, ListenerKeeper, datagram, sys};
 
-const EVENTS: u32 = (libc::EPOLLIN | libc::EPOLLOUT | libc::EPOLLRDHUP | libc::EPOLLET) as u32;
+const EVENTS: EventFlags =
+    EventFlags::IN.union(EventFlags::OUT).union(EventFlags::RDHUP).union(EventFlags::ET);
 /// The upper half of a waker's word: a socket's has its generation there, and 0 is none.
 const WAKER: u64 = 0;
 /// Events fetched at once.
@@ -101,15 +104,15 @@ impl Stack for KernelStack {
     }
 
     fn adopt(&mut self, _namespace: u64, fd: OwnedFd) -> Result<OwnedFd, Errno> {
-        match sys::get_int(&fd, libc::SOL_SOCKET, libc::SO_ACCEPTCONN)? {
-            0 => Err(Errno(libc::EINVAL)),
-            _ => Ok(fd),
+        match sockopt::socket_acceptconn(&fd).map_err(sys::errno)? {
+            true => Ok(fd),
+            false => Err(Errno(libc::EINVAL)),
         }
     }
 
     fn give(&mut self, socket: OwnedFd) -> Result<OwnedFd, OwnedFd> {
         // Registered it would go on to be told here, wherever the descriptor is. One that was never watched is not registered.
-        let _ = sys::epoll_ctl(&self.epoll, libc::EPOLL_CTL_DEL, socket.as_fd(), 0, 0);
+        sys::epoll_remove(&self.epoll, socket.as_fd());
         Ok(socket)
     }
 
@@ -130,7 +133,7 @@ impl Stack for KernelStack {
     }
 
     fn bind(&mut self, socket: &OwnedFd, addr: &Addr) -> Result<(), Errno> {
-        sys::bind(socket, &SockAddr::from_addr(addr)?)
+        sys::bind(socket, addr)
     }
 
     fn listen(
@@ -142,7 +145,7 @@ impl Stack for KernelStack {
     ) -> Result<(), Errno> {
         sys::listen(socket, backlog)?;
         if let Some(k) = &mut self.keeper
-            && let Ok(local) = sys::local(socket).and_then(SockAddr::to_addr)
+            && let Ok(local) = sys::local(socket)
         {
             k.keep(key, socket.as_fd(), &local, guest_backlog);
         }
@@ -154,7 +157,7 @@ impl Stack for KernelStack {
     }
 
     fn connect(&mut self, socket: &OwnedFd, addr: &Addr) -> Result<Connect, Errno> {
-        match sys::connect(socket, &SockAddr::from_addr(addr)?) {
+        match sys::connect(socket, addr) {
             Ok(()) => Ok(Connect::Done),
             Err(Errno(libc::EINPROGRESS | libc::EINTR)) => Ok(Connect::InProgress),
             Err(e) => Err(e),
@@ -162,12 +165,12 @@ impl Stack for KernelStack {
     }
 
     fn connect_result(&mut self, socket: &OwnedFd) -> Option<Result<(), Errno>> {
-        match sys::get_int(socket, libc::SOL_SOCKET, libc::SO_ERROR) {
-            Ok(0) => {}
-            Ok(e) | Err(Errno(e)) => {
+        match sockopt::socket_error(socket) {
+            Ok(Ok(())) => {}
+            Ok(Err(e)) | Err(e) => {
                 // As a failed blocking connect leaves it: unconnected, ready for another.
                 let _ = self.disconnect(socket);
-                return Some(Err(Errno(e)));
+                return Some(Err(sys::errno(e)));
             }
         }
         match sys::peer(socket) {
@@ -181,33 +184,28 @@ impl Stack for KernelStack {
     }
 
     fn disconnect(&mut self, socket: &OwnedFd) -> Result<(), Errno> {
-        sys::connect(socket, &SockAddr::unspecified())
+        sys::disconnect(socket)
     }
 
     fn shutdown(&mut self, socket: &OwnedFd, how: How) -> Result<(), Errno> {
         let how = match how {
-            How::Read => libc::SHUT_RD,
-            How::Write => libc::SHUT_WR,
-            How::Both => libc::SHUT_RDWR,
+            How::Read => Shutdown::Read,
+            How::Write => Shutdown::Write,
+            How::Both => Shutdown::Both,
         };
         sys::shutdown(socket, how)
     }
 
     fn close(&mut self, socket: OwnedFd, abort: bool, listener: Option<Key>) {
         if abort {
-            let linger = libc::linger { l_onoff: 1, l_linger: 0 };
-            let mut bytes = [0u8; 8];
-            let (on, time) = bytes.split_at_mut(4);
-            on.copy_from_slice(&linger.l_onoff.to_ne_bytes());
-            time.copy_from_slice(&linger.l_linger.to_ne_bytes());
-            let _ = sys::set_option(&socket, libc::SOL_SOCKET, libc::SO_LINGER, &bytes);
+            let _ = sockopt::set_socket_linger(&socket, Some(Duration::ZERO));
         }
         if let (Some(key), Some(k)) = (listener, &mut self.keeper) {
             k.forget(key);
             // A duplicate elsewhere would keep the registration, and events under this key, alive.
-            let _ = sys::epoll_ctl(&self.epoll, libc::EPOLL_CTL_DEL, socket.as_fd(), 0, 0);
+            sys::epoll_remove(&self.epoll, socket.as_fd());
             // The keeper's duplicate goes a little later; the guest's close ends listening now.
-            let _ = sys::shutdown(&socket, libc::SHUT_RDWR);
+            let _ = sys::shutdown(&socket, Shutdown::Both);
         }
     }
 
@@ -233,11 +231,11 @@ impl Stack for KernelStack {
     }
 
     fn local(&self, socket: &OwnedFd) -> Result<Addr, Errno> {
-        sys::local(socket)?.to_addr()
+        sys::local(socket)
     }
 
     fn peer(&self, socket: &OwnedFd) -> Result<Addr, Errno> {
-        sys::peer(socket)?.to_addr()
+        sys::peer(socket)
     }
 
     fn send(&mut self, socket: &OwnedFd, spans: &[RawSpan]) -> Result<usize, Errno> {
@@ -277,12 +275,12 @@ impl Stack for KernelStack {
     }
 
     fn accept(&mut self, socket: &OwnedFd) -> Result<(OwnedFd, Addr), Errno> {
-        let (fd, peer) = sys::accept(socket)?;
-        Ok((fd, peer.to_addr().unwrap_or_default()))
+        sys::accept(socket)
     }
 
     fn take_error(&mut self, socket: &OwnedFd) -> i32 {
-        sys::get_int(socket, libc::SOL_SOCKET, libc::SO_ERROR).unwrap_or(0)
+        let taken = sockopt::socket_error(socket).unwrap_or(Ok(()));
+        taken.map_or_else(rustix::io::Errno::raw_os_error, |()| 0)
     }
 
     fn unread(&self, socket: &OwnedFd) -> usize {
@@ -295,11 +293,9 @@ impl Stack for KernelStack {
 
     fn watch(&mut self, socket: &OwnedFd, key: Key) -> Result<(), Errno> {
         let fd = socket.as_fd();
-        match sys::epoll_ctl(&self.epoll, libc::EPOLL_CTL_ADD, fd, EVENTS, key.to_word()) {
+        match sys::epoll_add(&self.epoll, fd, EVENTS, key.to_word()) {
             // Watched already: arm again, so that what is ready is told (again).
-            Err(Errno(libc::EEXIST)) => {
-                sys::epoll_ctl(&self.epoll, libc::EPOLL_CTL_MOD, fd, EVENTS, key.to_word())
-            }
+            Err(Errno(libc::EEXIST)) => sys::epoll_change(&self.epoll, fd, EVENTS, key.to_word()),
             r => r,
         }
     }
@@ -324,8 +320,8 @@ impl Stack for KernelStack {
     }
 
     fn add_waker(&mut self, fd: BorrowedFd<'_>, word: u32) -> Result<(), Errno> {
-        let events = (libc::EPOLLIN | libc::EPOLLET) as u32;
-        sys::epoll_ctl(&self.epoll, libc::EPOLL_CTL_ADD, fd, events, WAKER << 32 | u64::from(word))
+        let events = EventFlags::IN | EventFlags::ET;
+        sys::epoll_add(&self.epoll, fd, events, WAKER << 32 | u64::from(word))
     }
 
     fn woken(&mut self) -> std::vec::Drain<'_, u32> {
@@ -333,7 +329,7 @@ impl Stack for KernelStack {
     }
 
     fn remove_waker(&mut self, fd: BorrowedFd<'_>) {
-        let _ = sys::epoll_ctl(&self.epoll, libc::EPOLL_CTL_DEL, fd, 0, 0);
+        sys::epoll_remove(&self.epoll, fd);
     }
 }
 

@@ -1,11 +1,25 @@
 //! The syscalls of the kernel stack, each returning its errno.
+//!
+//! Where rustix has the call it is used. It has none for options by number, for TIOCOUTQ, and for bytes that a guest may change meanwhile,
+//! of which there is never a slice.
 
 use core::mem::{size_of, zeroed};
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
+use nk_device::Addr;
 use nk_servicelib::{Errno, Kind, RawSpan};
+use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
+use rustix::io::retry_on_intr;
+use rustix::net::{self, AddressFamily, Shutdown, SocketFlags, SocketType};
 
-use crate::address::SockAddr;
+use crate::address::{from_kernel, to_kernel};
+
+/// Of each socket.
+const FLAGS: SocketFlags = SocketFlags::NONBLOCK.union(SocketFlags::CLOEXEC);
+
+pub(crate) fn errno(e: rustix::io::Errno) -> Errno {
+    Errno(e.raw_os_error())
+}
 
 fn last() -> Errno {
     Errno(std::io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO))
@@ -27,72 +41,44 @@ pub(crate) fn retry(mut f: impl FnMut() -> isize) -> Result<usize, Errno> {
 
 pub(crate) fn socket(family: u16, kind: Kind) -> Result<OwnedFd, Errno> {
     let kind = match kind {
-        Kind::Stream => libc::SOCK_STREAM,
-        Kind::Datagram => libc::SOCK_DGRAM,
+        Kind::Stream => SocketType::STREAM,
+        Kind::Datagram => SocketType::DGRAM,
     };
-    // SAFETY: no memory is passed; a descriptor that comes back is ours.
-    unsafe {
-        let kind = kind | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
-        let fd = check(libc::socket(i32::from(family), kind, 0) as isize)?;
-        Ok(OwnedFd::from_raw_fd(fd as RawFd))
-    }
+    net::socket_with(AddressFamily::from_raw(family), kind, FLAGS, None).map_err(errno)
 }
 
-pub(crate) fn bind(fd: &OwnedFd, a: &SockAddr) -> Result<(), Errno> {
-    // SAFETY: the address is our own memory and len does not exceed it.
-    check(unsafe { libc::bind(fd.as_raw_fd(), (&raw const a.storage).cast(), a.len) } as isize)
-        .map(|_| ())
+pub(crate) fn bind(fd: &OwnedFd, a: &Addr) -> Result<(), Errno> {
+    net::bind(fd, &to_kernel(a)?).map_err(errno)
 }
 
 pub(crate) fn listen(fd: &OwnedFd, backlog: u32) -> Result<(), Errno> {
-    let backlog = i32::try_from(backlog).unwrap_or(i32::MAX);
-    // SAFETY: no memory is passed.
-    check(unsafe { libc::listen(fd.as_raw_fd(), backlog) } as isize).map(|_| ())
+    net::listen(fd, i32::try_from(backlog).unwrap_or(i32::MAX)).map_err(errno)
 }
 
-pub(crate) fn connect(fd: &OwnedFd, a: &SockAddr) -> Result<(), Errno> {
-    // SAFETY: the address is our own memory and len does not exceed it.
-    check(unsafe { libc::connect(fd.as_raw_fd(), (&raw const a.storage).cast(), a.len) } as isize)
-        .map(|_| ())
+pub(crate) fn connect(fd: &OwnedFd, a: &Addr) -> Result<(), Errno> {
+    net::connect(fd, &to_kernel(a)?).map_err(errno)
 }
 
-pub(crate) fn shutdown(fd: &OwnedFd, how: i32) -> Result<(), Errno> {
-    // SAFETY: no memory is passed.
-    check(unsafe { libc::shutdown(fd.as_raw_fd(), how) } as isize).map(|_| ())
+pub(crate) fn disconnect(fd: &OwnedFd) -> Result<(), Errno> {
+    net::connect_unspec(fd).map_err(errno)
 }
 
-pub(crate) fn accept(fd: &OwnedFd) -> Result<(OwnedFd, SockAddr), Errno> {
-    let mut a = SockAddr::empty();
-    // SAFETY: the kernel writes at most a.len bytes into our own storage; a descriptor that comes back is ours.
-    unsafe {
-        let n = retry(|| {
-            libc::accept4(
-                fd.as_raw_fd(),
-                (&raw mut a.storage).cast(),
-                &raw mut a.len,
-                libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC,
-            ) as isize
-        })?;
-        Ok((OwnedFd::from_raw_fd(n as RawFd), a))
-    }
+pub(crate) fn shutdown(fd: &OwnedFd, how: Shutdown) -> Result<(), Errno> {
+    net::shutdown(fd, how).map_err(errno)
 }
 
-pub(crate) fn local(fd: &OwnedFd) -> Result<SockAddr, Errno> {
-    let mut a = SockAddr::empty();
-    // SAFETY: the kernel writes at most a.len bytes into our own storage.
-    let r =
-        unsafe { libc::getsockname(fd.as_raw_fd(), (&raw mut a.storage).cast(), &raw mut a.len) };
-    check(r as isize)?;
-    Ok(a)
+pub(crate) fn accept(fd: &OwnedFd) -> Result<(OwnedFd, Addr), Errno> {
+    let (fd, peer) = retry_on_intr(|| net::acceptfrom_with(fd, FLAGS)).map_err(errno)?;
+    Ok((fd, peer.and_then(|a| from_kernel(a).ok()).unwrap_or_default()))
 }
 
-pub(crate) fn peer(fd: &OwnedFd) -> Result<SockAddr, Errno> {
-    let mut a = SockAddr::empty();
-    // SAFETY: the kernel writes at most a.len bytes into our own storage.
-    let r =
-        unsafe { libc::getpeername(fd.as_raw_fd(), (&raw mut a.storage).cast(), &raw mut a.len) };
-    check(r as isize)?;
-    Ok(a)
+pub(crate) fn local(fd: &OwnedFd) -> Result<Addr, Errno> {
+    from_kernel(net::getsockname(fd).map_err(errno)?)
+}
+
+pub(crate) fn peer(fd: &OwnedFd) -> Result<Addr, Errno> {
+    let peer = net::getpeername(fd).map_err(errno)?;
+    from_kernel(peer.ok_or(Errno(libc::EAFNOSUPPORT))?)
 }
 
 pub(crate) fn set_option(fd: &OwnedFd, level: i32, name: i32, value: &[u8]) -> Result<(), Errno> {
@@ -115,12 +101,6 @@ pub(crate) fn get_option(
         libc::getsockopt(fd.as_raw_fd(), level, name, out.as_mut_ptr().cast(), &raw mut len)
     } as isize)?;
     Ok((len as usize).min(out.len()))
-}
-
-pub(crate) fn get_int(fd: &OwnedFd, level: i32, name: i32) -> Result<i32, Errno> {
-    let mut out = [0u8; 4];
-    get_option(fd, level, name, &mut out)?;
-    Ok(i32::from_ne_bytes(out))
 }
 
 pub(crate) fn send(fd: &OwnedFd, spans: &[RawSpan]) -> Result<usize, Errno> {
@@ -158,29 +138,36 @@ pub(crate) fn queue_len(fd: &OwnedFd, request: libc::Ioctl) -> usize {
 }
 
 pub(crate) fn epoll() -> Result<OwnedFd, Errno> {
-    // SAFETY: no memory is passed; a descriptor that comes back is ours.
-    unsafe {
-        let fd = check(libc::epoll_create1(libc::EPOLL_CLOEXEC) as isize)?;
-        Ok(OwnedFd::from_raw_fd(fd as RawFd))
-    }
+    epoll::create(CreateFlags::CLOEXEC).map_err(errno)
 }
 
-pub(crate) fn epoll_ctl(
+pub(crate) fn epoll_add(
     epoll: &OwnedFd,
-    op: i32,
     fd: BorrowedFd<'_>,
-    events: u32,
-    data: u64,
+    events: EventFlags,
+    word: u64,
 ) -> Result<(), Errno> {
-    let mut e = libc::epoll_event { events, u64: data };
-    // SAFETY: the kernel reads one epoll_event of ours.
-    check(unsafe { libc::epoll_ctl(epoll.as_raw_fd(), op, fd.as_raw_fd(), &raw mut e) } as isize)
-        .map(|_| ())
+    epoll::add(epoll, fd, EventData::new_u64(word), events).map_err(errno)
+}
+
+pub(crate) fn epoll_change(
+    epoll: &OwnedFd,
+    fd: BorrowedFd<'_>,
+    events: EventFlags,
+    word: u64,
+) -> Result<(), Errno> {
+    epoll::modify(epoll, fd, EventData::new_u64(word), events).map_err(errno)
+}
+
+/// One that was not watched is as good.
+pub(crate) fn epoll_remove(epoll: &OwnedFd, fd: BorrowedFd<'_>) {
+    let _ = epoll::delete(epoll, fd);
 }
 
 /// Waits; what a signal interrupted counts as no event.
 pub(crate) fn epoll_wait(epoll: &OwnedFd, out: &mut [libc::epoll_event], wait_ms: i32) -> usize {
     let max = i32::try_from(out.len()).unwrap_or(i32::MAX);
+    // Not rustix's, which is epoll_pwait and takes a little longer: each poll makes this call.
     // SAFETY: the kernel writes at most max events into the slice.
     let n = unsafe { libc::epoll_wait(epoll.as_raw_fd(), out.as_mut_ptr(), max, wait_ms) };
     usize::try_from(n).unwrap_or(0).min(out.len())

@@ -8,19 +8,15 @@ use std::os::fd::AsRawFd;
 
 use common::{Host, assert_quiet};
 use nk_engine::{GuestId, Limits};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 fn limit(soft: Option<u64>) -> u64 {
-    let mut l = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: reads and writes one rlimit of our own.
-    unsafe {
-        assert_eq!(libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut l), 0);
-        let before = l.rlim_cur;
-        if let Some(soft) = soft {
-            l.rlim_cur = soft;
-            assert_eq!(libc::setrlimit(libc::RLIMIT_NOFILE, &raw const l), 0);
-        }
-        before
+    let before = getrlimit(Resource::Nofile);
+    if let Some(soft) = soft {
+        let limit = Rlimit { current: Some(soft), maximum: before.maximum };
+        setrlimit(Resource::Nofile, limit).expect("setrlimit");
     }
+    before.current.expect("a limit")
 }
 
 #[test]

@@ -5,7 +5,7 @@ mod common;
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::os::fd::{AsFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering as StdOrdering};
 use std::time::{Duration, Instant};
@@ -16,6 +16,7 @@ use nk_device::{Addr, Layout, Nqe, Op};
 use nk_engine::{Engine, GuestId, Limits};
 use nk_servicelib::{GuestLimits, Service, Stack};
 use nk_stack_kernel::{KernelStack, OwnNamespace};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, poll};
 
 /// xorshift64*: a printed seed replays the run.
 struct Random(u64);
@@ -350,19 +351,11 @@ fn connections_come_and_go_without_growth() {
 }
 
 fn eventfd() -> OwnedFd {
-    // SAFETY: no memory is passed; the descriptor that comes back is ours.
-    unsafe {
-        let fd = libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK);
-        assert!(fd >= 0);
-        OwnedFd::from_raw_fd(fd)
-    }
+    rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).expect("eventfd")
 }
 
 fn ring(fd: &OwnedFd) {
-    use std::os::fd::AsRawFd;
-    let one = 1u64;
-    // SAFETY: writes eight bytes of our own.
-    unsafe { libc::write(fd.as_raw_fd(), (&raw const one).cast(), 8) };
+    let _ = rustix::io::write(fd, &1u64.to_ne_bytes());
 }
 
 /// The NSM as a process of its own would run it: a device between, both sides sleeping whenever they can.
@@ -414,23 +407,14 @@ fn a_separate_nsm_sleeps_and_wakes() {
     let engine_thread = {
         let (stop, to_nsm, to_engine) = (stop.clone(), to_nsm.clone(), to_engine.clone());
         std::thread::spawn(move || {
-            use std::os::fd::AsRawFd;
             let mut notify = Bells { nsm: to_nsm };
             while !stop.load(StdOrdering::Relaxed) {
                 let r = engine.poll(0, 1024, &mut notify);
                 if r.worked == 0 && !r.pending {
                     if engine.prepare_sleep() {
-                        let mut p = libc::pollfd {
-                            fd: to_engine.as_raw_fd(),
-                            events: libc::POLLIN,
-                            revents: 0,
-                        };
-                        let mut n = 0u64;
-                        // SAFETY: one pollfd and eight bytes of our own.
-                        unsafe {
-                            libc::poll(&raw mut p, 1, 3000);
-                            libc::read(to_engine.as_raw_fd(), (&raw mut n).cast(), 8);
-                        }
+                        let mut rung = [PollFd::new(&*to_engine, PollFlags::IN)];
+                        let _ = poll(&mut rung, Some(&Timespec { tv_sec: 3, tv_nsec: 0 }));
+                        let _ = rustix::io::read(&*to_engine, &mut [0; 8]);
                     }
                     engine.finish_sleep();
                 }
