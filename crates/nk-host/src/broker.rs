@@ -11,7 +11,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use nk_device::addr::{AF_INET, AF_INET6};
 use nk_servicelib::{Errno, Kind};
-use rustix::net::{AddressFamily, SocketFlags, SocketType};
+use nk_stack_kernel::OwnNamespace;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use crate::sys;
@@ -70,14 +70,9 @@ fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
     m.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn open_socket(family: u16, kind: Kind) -> Result<OwnedFd, i32> {
-    let kind = match kind {
-        Kind::Stream => SocketType::STREAM,
-        Kind::Datagram => SocketType::DGRAM,
-    };
-    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
-    let family = AddressFamily::from_raw(family);
-    rustix::net::socket_with(family, kind, flags, None).map_err(rustix::io::Errno::raw_os_error)
+/// In the namespace of the calling thread.
+fn open_socket(family: u16, kind: Kind) -> Result<OwnedFd, Errno> {
+    nk_stack_kernel::Broker::open(&mut OwnNamespace, 0, family, kind)
 }
 
 /// The key of a namespace, by which guests, engine and stack name it.
@@ -142,7 +137,7 @@ impl Broker {
         };
         let helper = match lock(&self.0).get(&key) {
             None => return Err(Errno(libc::ENONET)),
-            Some(Namespace::Own { .. }) => return open_socket(family, kind).map_err(Errno),
+            Some(Namespace::Own { .. }) => return open_socket(family, kind),
             Some(Namespace::Other { helper, .. }) => helper.clone(),
         };
         let mut state = lock(&helper.state);
@@ -216,7 +211,7 @@ fn serve(helper: &Helper) {
             match open_socket(family, kind) {
                 Ok(fd) => made.push(fd),
                 Err(e) => {
-                    failed = Some(e);
+                    failed = Some(e.0);
                     break;
                 }
             }

@@ -4,7 +4,7 @@
 //! reaches it by commands: closures that run between two polls.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender, TryRecvError};
 
@@ -12,6 +12,7 @@ use nk_device::patience::Patience;
 use nk_engine::{Engine, GuestId};
 use nk_servicelib::{Service, Stack};
 use nk_stack_kernel::KernelStack;
+use rustix::event::epoll::EventFlags;
 
 use crate::notify::Notifier;
 use crate::pace::{Pace, now_ns, wait_ms};
@@ -65,7 +66,7 @@ impl PollState {
             added.map_err(|e| io::Error::from_raw_os_error(e.0))?;
         }
         if let Some(s) = &self.sleeper {
-            s.epoll.add(fd.as_raw_fd(), libc::EPOLLIN | libc::EPOLLET, word.into())?;
+            s.epoll.add(fd, EventFlags::IN | EventFlags::ET, word.into())?;
         }
         Ok(())
     }
@@ -77,7 +78,7 @@ impl PollState {
             s.stack_mut().remove_waker(fd);
         }
         if let Some(s) = &self.sleeper {
-            s.epoll.remove(fd.as_raw_fd());
+            s.epoll.remove(fd);
         }
     }
 
@@ -110,7 +111,7 @@ impl PollState {
 #[derive(Debug)]
 struct Sleeper {
     epoll: sys::Epoll,
-    woken: Vec<(u64, u32)>,
+    woken: Vec<(u64, EventFlags)>,
 }
 
 type Command = Box<dyn FnOnce(&mut PollState) + Send>;

@@ -23,7 +23,9 @@ use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 pub use descriptor::{duplicate, identity, is_netns, set_blocking, set_nonblocking};
 pub use epoll::Epoll;
 pub use memory::{Mapping, len, memfd_with, one_heap, region};
-pub(crate) use process::{cores_online, end_child, kill, kill_child, pin, reap, set_capabilities};
+pub(crate) use process::{
+    cores_online, end_child, kill, kill_child, no_new_privileges, pin, reap, set_capabilities,
+};
 pub use process::{
     drain_signals, group, has_ended, name_thread, pidfd, raise_fd_limit, random, signals,
 };

@@ -85,7 +85,6 @@ pub fn watch() {
 
 #[cfg(test)]
 mod tests {
-    use std::os::fd::AsRawFd;
     use std::time::{Duration, Instant};
 
     use crate::sys;
@@ -96,10 +95,7 @@ mod tests {
             super::install().expect("timer");
             let fd = sys::eventfd().expect("eventfd");
             sys::set_blocking(&fd).expect("fcntl");
-            let full = u64::MAX - 1;
-            // SAFETY: writes eight bytes of a local.
-            let n = unsafe { libc::write(fd.as_raw_fd(), (&raw const full).cast(), 8) };
-            assert_eq!(n, 8);
+            assert_eq!(rustix::io::write(&fd, &(u64::MAX - 1).to_ne_bytes()), Ok(8));
             let start = Instant::now();
             super::watch();
             assert!(!sys::ring(&fd), "it blocked");

@@ -1,9 +1,9 @@
 //! The network that a guest's sockets are to have, made for it: `[guest.NAME.net]`.
 
 use std::collections::BTreeMap;
-use std::ffi::CString;
 use std::net::IpAddr;
 
+use rustix::net::{self, AddressFamily, SocketFlags, SocketType, netdevice};
 use serde::Deserialize;
 use toml::Spanned;
 
@@ -124,8 +124,10 @@ impl NetConfig {
 
 /// Whether this namespace has a link of this name.
 fn is_link(name: &str) -> bool {
-    // SAFETY: a C string that lives during the call.
-    CString::new(name).is_ok_and(|c| unsafe { libc::if_nametoindex(c.as_ptr()) } != 0)
+    // As if_nametoindex asks.
+    let (family, kind) = (AddressFamily::UNIX, SocketType::DGRAM);
+    net::socket_with(family, kind, SocketFlags::CLOEXEC, None)
+        .is_ok_and(|s| netdevice::name_to_index(s, name).is_ok())
 }
 
 /// Whether the networks that are asked for can be had side by side.

@@ -26,7 +26,7 @@ pub mod state;
 
 use std::ffi::{CStr, CString};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -214,6 +214,11 @@ impl Keeper {
         self.0.link.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Does something with the connection to the present keeper.
+    pub fn with_connection<R>(&self, act: impl FnOnce(BorrowedFd<'_>) -> R) -> R {
+        act(self.link().connection.as_fd())
+    }
+
     /// Keeps an entry ([`book`] makes it).
     pub fn keep(&self, entry: Message, fds: &[RawFd]) {
         self.link().keep(entry, fds);
@@ -265,13 +270,6 @@ impl Keeper {
     #[must_use]
     pub fn options_of(&self, guest: u16) -> Vec<(Key, Vec<SetOption>)> {
         self.link().options.of_guest(guest)
-    }
-}
-
-impl AsRawFd for Keeper {
-    /// The connection to the present keeper.
-    fn as_raw_fd(&self) -> RawFd {
-        self.link().connection.as_raw_fd()
     }
 }
 

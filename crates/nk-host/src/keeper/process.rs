@@ -5,13 +5,14 @@
 //! and no guest's process left.
 
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::PathBuf;
 
 use nk_attach::{Fds, Kind, Message, RecvError};
 use nk_device::header::ENGINE_AWAY;
 use nk_device::sync::{Ordering, fence};
 use nk_device::{Cell, Qset, Row};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::SeekFrom;
 
 use super::book::flags_and_nsm;
@@ -20,7 +21,7 @@ use crate::guest::{Region, layout};
 use crate::{sys, watchdog};
 
 /// How long the daemon that started this keeper may take to connect.
-const FIRST_MAX_MS: i32 = 5_000;
+const FIRST_MAX: Timespec = Timespec { tv_sec: 5, tv_nsec: 0 };
 
 /// Runs until there is nothing left to keep.
 ///
@@ -37,35 +38,29 @@ fn serve(listener: &OwnedFd, path: PathBuf, private: Option<PathBuf>) {
     let mut s = State::new(private.is_some());
     let mut daemon: Option<OwnedFd> = None;
     while !s.is_over() {
-        let (waiting, ends): (Vec<_>, Vec<_>) =
-            s.watched().into_iter().map(|(who, end)| (who, watched(&end))).unzip();
-        let poll = |(fd, events)| libc::pollfd { fd, events, revents: 0 };
-        let connection = daemon.as_ref().map_or(-1, AsRawFd::as_raw_fd);
-        let own = [listener.as_raw_fd(), connection].map(|fd| (fd, libc::POLLIN));
-        let mut fds: Vec<libc::pollfd> = own.into_iter().chain(ends).map(poll).collect();
-        // SAFETY: as many entries of ours as the length says; a negative number is skipped by the kernel.
-        let n = unsafe {
-            let wait_ms = if s.served() { -1 } else { FIRST_MAX_MS };
-            libc::poll(fds.as_mut_ptr(), fds.len() as u64, wait_ms)
-        };
-        if n < 0 {
-            continue;
-        }
-        if n == 0 {
+        let watched = s.watched();
+        let mut fds = vec![PollFd::new(listener, PollFlags::IN)];
+        fds.extend(watched.iter().map(|(_, end)| poll_fd(end)));
+        fds.extend(daemon.as_ref().map(|fd| PollFd::new(fd, PollFlags::IN)));
+        match poll(&mut fds, if s.served() { None } else { Some(&FIRST_MAX) }) {
             // The daemon that started this one died before it connected.
-            break;
+            Ok(0) => break,
+            Ok(_) => {}
+            Err(_) => continue,
         }
-        let ready = |i: usize| fds.get(i).is_some_and(|f| f.revents != 0);
-        for (i, who) in waiting.iter().enumerate() {
-            if ready(i + 2) {
-                let marks = s.ended(*who);
-                mark(&s, &marks);
-            }
+        let is_ready = |fd: &PollFd<'_>| !fd.revents().is_empty();
+        let is_called = fds.first().is_some_and(is_ready);
+        let is_told = daemon.is_some() && fds.last().is_some_and(is_ready);
+        let ends = watched.iter().zip(fds.iter().skip(1));
+        let ended: Vec<_> = ends.filter(|(_, fd)| is_ready(fd)).map(|((who, _), _)| *who).collect();
+        for who in ended {
+            let marks = s.ended(who);
+            mark(&s, &marks);
         }
-        if ready(1) {
+        if is_told {
             messages(&mut s, &mut daemon);
         }
-        if ready(0)
+        if is_called
             && !s.is_over()
             && let Ok(fd) = sys::accept(listener)
         {
@@ -89,10 +84,10 @@ fn serve(listener: &OwnedFd, path: PathBuf, private: Option<PathBuf>) {
 }
 
 /// What to poll for.
-fn watched(end: &End<'_, OwnedFd>) -> (RawFd, i16) {
+fn poll_fd<'a>(end: &End<'a, OwnedFd>) -> PollFd<'a> {
     match end {
-        End::Pidfd(fd) => (fd.as_raw_fd(), libc::POLLIN),
-        End::Control(fd) => (fd.as_raw_fd(), 0),
+        End::Pidfd(fd) => PollFd::new(*fd, PollFlags::IN),
+        End::Control(fd) => PollFd::new(*fd, PollFlags::empty()),
     }
 }
 

@@ -2,14 +2,21 @@
 //! namespace, files that everybody may read, a user id that nothing else has.
 
 use std::collections::BTreeMap;
-use std::ffi::CString;
 use std::fs;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use rustix::io::Errno;
+use rustix::mount::{MountPropagationFlags, mount_bind, mount_change};
+use rustix::process::{
+    Resource, Rlimit, Signal, getrlimit, set_parent_process_death_signal, setrlimit,
+};
+use rustix::thread::{
+    Gid, LinkNameSpaceType, Uid, move_into_link_name_space, set_thread_groups, set_thread_res_gid,
+    set_thread_res_uid,
+};
 use seccompiler::{SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompRule};
 
 use crate::seccomp::{self, For};
@@ -33,11 +40,9 @@ pub(super) fn enter(netns: &OwnedFd, guest: u16) -> io::Result<()> {
     let etc = etc_of(wanted);
     let own = fs::metadata("/proc/self/ns/net")?;
     if (own.dev(), own.ino()) != wanted {
-        // SAFETY: plain numbers; this process has one thread.
-        check(unsafe { libc::setns(netns.as_raw_fd(), libc::CLONE_NEWNET) })?;
+        move_into_link_name_space(netns.as_fd(), Some(LinkNameSpaceType::Network))?;
     }
-    // SAFETY: no arguments, cannot fail.
-    let root = unsafe { libc::geteuid() } == 0;
+    let root = rustix::process::geteuid().is_root();
     if let Some(etc) = etc.filter(|_| root) {
         bind_etc(&etc)?;
     }
@@ -45,13 +50,9 @@ pub(super) fn enter(netns: &OwnedFd, guest: u16) -> io::Result<()> {
     if root {
         drop_user(guest)?;
     }
-    // SAFETY: plain numbers. Neither exec nor a debugger of the same user gets more than this process has.
-    unsafe {
-        check(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))?;
-        check(libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0))?;
-        // It ends with the daemon; the change of user took that away.
-        check(libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0))?;
-    }
+    sys::no_new_privileges()?;
+    // It ends with the daemon; the change of user took that away.
+    set_parent_process_death_signal(Some(Signal::KILL))?;
     forbid_offspring()
 }
 
@@ -117,23 +118,13 @@ fn etc_of(wanted: (u64, u64)) -> Option<PathBuf> {
 
 /// Mounts each file of the directory over the one in /etc, in a mount namespace of our own.
 fn bind_etc(dir: &Path) -> io::Result<()> {
-    let c = |p: &Path| CString::new(p.as_os_str().as_bytes()).map_err(io::Error::other);
-    // SAFETY: plain numbers, and C strings that live during the calls.
-    unsafe {
-        check(libc::unshare(libc::CLONE_NEWNS))?;
-        let (none, all) = (std::ptr::null(), libc::MS_SLAVE | libc::MS_REC);
-        check(libc::mount(none, c"/".as_ptr(), none, all, std::ptr::null()))?;
-    }
+    // SAFETY: plain numbers; descriptors stay shared.
+    check(unsafe { libc::unshare(libc::CLONE_NEWNS) })?;
+    mount_change("/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC)?;
     for entry in fs::read_dir(dir)?.flatten() {
-        let (from, to) = (c(&entry.path())?, c(&Path::new("/etc").join(entry.file_name()))?);
-        // SAFETY: as above.
-        let r = unsafe {
-            let none = std::ptr::null();
-            check(libc::mount(from.as_ptr(), to.as_ptr(), none, libc::MS_BIND, std::ptr::null()))
-        };
-        if let Err(e) = r {
+        let shown = entry.path();
+        if let Err(e) = mount_bind(&shown, Path::new("/etc").join(entry.file_name())) {
             // As ip does: what has no counterpart in /etc is said and passed over.
-            let shown = entry.path();
             tracing::warn!(file = %shown.display(), error = %e, "cannot be put into /etc's place");
         }
     }
@@ -141,34 +132,25 @@ fn bind_etc(dir: &Path) -> io::Result<()> {
 }
 
 fn limit() -> io::Result<()> {
-    let set = |what, max: u64| {
-        let r = libc::rlimit { rlim_cur: max, rlim_max: max };
-        // SAFETY: reads a local.
-        check(unsafe { libc::setrlimit(what, &raw const r) })
-    };
-    set(libc::RLIMIT_CORE, 0)?;
-    set(libc::RLIMIT_FSIZE, 0)?;
-    let mut now = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: writes a local.
-    check(unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut now) })?;
-    set(libc::RLIMIT_NOFILE, DESCRIPTORS_MAX.min(now.rlim_max))?;
+    let set = |what, max| setrlimit(what, Rlimit { current: Some(max), maximum: Some(max) });
+    set(Resource::Core, 0)?;
+    set(Resource::Fsize, 0)?;
+    let now = getrlimit(Resource::Nofile).maximum;
+    set(Resource::Nofile, now.map_or(DESCRIPTORS_MAX, |now| now.min(DESCRIPTORS_MAX)))?;
     Ok(())
 }
 
 /// Another user and group, and with root's the capabilities are gone. A resolver must not be reachable by a guest's signals, so
-/// each has an id of its own.
+/// each has an id of its own. The thread's ids are the process's: it has no other.
 fn drop_user(guest: u16) -> io::Result<()> {
-    // SAFETY: plain numbers. A daemon in a user namespace may not be allowed to; it then has no other groups that matter.
-    unsafe { libc::setgroups(0, std::ptr::null()) };
+    // A daemon in a user namespace may not be allowed to; it then has no other groups that matter.
+    let _ = set_thread_groups(&[]);
     for id in [UID_BASE + u32::from(guest), UID_NOBODY] {
-        // SAFETY: plain numbers.
-        let group = check(unsafe { libc::setresgid(id, id, id) });
-        // SAFETY: plain numbers.
-        let user = group.and_then(|_| check(unsafe { libc::setresuid(id, id, id) }));
-        match user {
-            Ok(_) => return Ok(()),
-            Err(e) if e.raw_os_error() == Some(libc::EINVAL) => {}
-            Err(e) => return Err(e),
+        let (gid, uid) = (Gid::from_raw(id), Uid::from_raw(id));
+        let group = set_thread_res_gid(gid, gid, gid);
+        match group.and_then(|()| set_thread_res_uid(uid, uid, uid)) {
+            Err(Errno::INVAL) => {}
+            done => return Ok(done?),
         }
     }
     // Nobody else is mapped where this daemon runs. What is left is to give up the capabilities.

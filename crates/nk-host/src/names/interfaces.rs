@@ -6,8 +6,7 @@ use std::ptr::null_mut;
 
 use libc::{ifaddrs, sockaddr};
 use nk_attach::names::{IFREQ, Interface, LINK_STATS, Outcome, SIOCGIFCONF};
-
-use crate::sys;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 
 /// Addresses that SIOCGIFCONF tells, at most: what an answer holds.
 const CONF_MAX: usize = nk_attach::names::ANSWER_MAX / IFREQ - 1;
@@ -17,7 +16,7 @@ pub(super) fn all(out: &mut [u8]) -> Option<usize> {
     let mut list: *mut ifaddrs = null_mut();
     // SAFETY: a place of ours.
     if unsafe { libc::getifaddrs(&raw mut list) } != 0 {
-        return refused(out);
+        return refused(last_errno(), out);
     }
     let mut w = Outcome::default().write(out);
     // SAFETY: the list is as getifaddrs made it, and freed after its last use.
@@ -55,19 +54,22 @@ unsafe fn socket_address<'a>(a: *const sockaddr) -> Option<&'a [u8]> {
     }
 }
 
-fn refused(out: &mut [u8]) -> Option<usize> {
-    let errno = std::io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO);
+fn last_errno() -> i32 {
+    std::io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO)
+}
+
+fn refused(errno: i32, out: &mut [u8]) -> Option<usize> {
     Outcome { code: -1, errno, h_errno: 0 }.write(out).finish()
 }
 
 /// The ioctl, on a socket of that family. `None`: no packet holds the answer.
 pub(super) fn request(family: i32, request: u32, ifreq: &[u8], out: &mut [u8]) -> Option<usize> {
-    // SAFETY: plain numbers.
-    let fd = unsafe { libc::socket(family, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) };
-    if fd < 0 {
-        return refused(out);
-    }
-    let socket = sys::own(fd);
+    let Ok(family) = u16::try_from(family) else { return refused(libc::EAFNOSUPPORT, out) };
+    let family = AddressFamily::from_raw(family);
+    let socket = match socket_with(family, SocketType::DGRAM, SocketFlags::CLOEXEC, None) {
+        Ok(socket) => socket,
+        Err(e) => return refused(e.raw_os_error(), out),
+    };
     #[repr(align(8))]
     struct Aligned([u8; IFREQ]);
     let mut place = Aligned([0; IFREQ]);
@@ -93,7 +95,7 @@ pub(super) fn request(family: i32, request: u32, ifreq: &[u8], out: &mut [u8]) -
         }
     };
     if code != 0 {
-        return refused(out);
+        return refused(last_errno(), out);
     }
     let mut w = Outcome::default().write(out);
     w.bytes(Some(answer));

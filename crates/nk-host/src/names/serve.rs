@@ -3,12 +3,14 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use nk_attach::names::{ANSWER_MAX, BUSY, Outcome, QUESTION_MAX, Question};
 use nk_attach::{Kind, RecvError};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::{RecvFlags, SendFlags};
 
 use super::{Counter, Counters, lookup};
 use crate::sys;
@@ -18,14 +20,18 @@ pub(super) const WORKERS_MAX: usize = 32;
 /// Connections that wait for a worker.
 pub(super) const QUEUE_MAX: usize = 256;
 /// How long a connection may take until its question is there: the guest sends it at once.
-const QUESTION_MAX_MS: i32 = 2_000;
+const TALK_MAX: Timespec = seconds(2);
 /// A lookup that takes longer hangs, and whoever asked has given up. The process ends; the next question starts another.
 const LOOKUP_MAX: Duration = Duration::from_secs(300);
 /// How long nobody asks before the process ends.
-const IDLE_MAX: Duration = Duration::from_secs(15);
+const IDLE_MAX: Timespec = seconds(15);
 /// How often it looks for lookups that hang, while there are lookups.
-const LOOK_EVERY: Duration = Duration::from_secs(10);
+const LOOK_EVERY: Timespec = seconds(10);
 const STACK_SIZE: usize = 1 << 20;
+
+const fn seconds(n: i64) -> Timespec {
+    Timespec { tv_sec: n, tv_nsec: 0 }
+}
 
 #[derive(Debug, Default)]
 struct State {
@@ -58,13 +64,13 @@ impl State {
 /// A lookup hangs; or a message is none that a resolver knows.
 pub fn serve(control: &OwnedFd, counters: &Arc<Counters>) -> io::Result<()> {
     let shared = Arc::new(Shared::default());
-    let result = take(control.as_raw_fd(), &shared, counters);
+    let result = take(control, &shared, counters);
     lock(&shared).ended = true;
     shared.work.notify_all();
     result
 }
 
-fn take(control: RawFd, shared: &Arc<Shared>, counters: &Arc<Counters>) -> io::Result<()> {
+fn take(control: &OwnedFd, shared: &Arc<Shared>, counters: &Arc<Counters>) -> io::Result<()> {
     loop {
         let was_idle = lock(shared).is_idle();
         if !wait(control, if was_idle { IDLE_MAX } else { LOOK_EVERY }) {
@@ -77,7 +83,7 @@ fn take(control: RawFd, shared: &Arc<Shared>, counters: &Arc<Counters>) -> io::R
             }
             continue;
         }
-        match nk_attach::recv(control, true) {
+        match nk_attach::recv(control.as_raw_fd(), true) {
             Ok((m, mut fds, _)) if Kind::from_u32(m.kind) == Some(Kind::Names) => {
                 if let Some(fd) = fds.take(0).map(sys::own) {
                     submit(fd, shared, counters);
@@ -92,11 +98,8 @@ fn take(control: RawFd, shared: &Arc<Shared>, counters: &Arc<Counters>) -> io::R
 }
 
 /// Waits until the descriptor is readable or closed; `false` when the time is up.
-fn wait(fd: RawFd, limit: Duration) -> bool {
-    let ms = i32::try_from(limit.as_millis()).unwrap_or(i32::MAX);
-    let mut p = libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
-    // SAFETY: one entry of ours.
-    unsafe { libc::poll(&raw mut p, 1, ms) != 0 }
+fn wait(fd: &OwnedFd, limit: Timespec) -> bool {
+    poll(&mut [PollFd::new(fd, PollFlags::IN)], Some(&limit)) != Ok(0)
 }
 
 fn submit(connection: OwnedFd, shared: &Arc<Shared>, counters: &Arc<Counters>) {
@@ -141,7 +144,7 @@ fn refuse(connection: &OwnedFd, counters: &Counters) {
     counters.count(Counter::Busy);
     let mut out = [0; 64];
     if let Some(len) = (Outcome { code: BUSY, ..Outcome::default() }).write(&mut out).finish() {
-        send(connection.as_raw_fd(), out.get(..len).unwrap_or_default());
+        send(connection, out.get(..len).unwrap_or_default());
     }
 }
 
@@ -175,30 +178,27 @@ fn work(number: usize, shared: &Shared, counters: &Counters) {
 
 /// One question and its answer. `None`: there was no question.
 fn talk(connection: &OwnedFd, answer: &mut [u8], counters: &Counters) -> Option<()> {
-    let fd = connection.as_raw_fd();
-    let mut p = libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
+    let mut asked = [PollFd::new(connection, PollFlags::IN)];
+    // The guest cannot make either wait longer.
+    if poll(&mut asked, Some(&TALK_MAX)) != Ok(1) {
+        return None;
+    }
     let mut packet = [0u8; QUESTION_MAX + 1];
-    // SAFETY: one entry of ours; then at most the buffer's length into the buffer. The guest cannot make either wait longer.
-    let n = unsafe {
-        if libc::poll(&raw mut p, 1, QUESTION_MAX_MS) != 1 {
-            return None;
-        }
-        libc::recv(fd, packet.as_mut_ptr().cast(), packet.len(), libc::MSG_DONTWAIT)
-    };
-    if p.revents & libc::POLLHUP != 0 {
+    let received = rustix::net::recv(connection, &mut packet[..], RecvFlags::DONTWAIT);
+    if asked.iter().any(|p| p.revents().contains(PollFlags::HUP)) {
         // Whoever asked did not wait for its turn.
         return Some(());
     }
-    let question = Question::parse(packet.get(..usize::try_from(n).ok()?)?)?;
+    let (len, _) = received.ok()?;
+    let question = Question::parse(packet.get(..len)?)?;
     let (len, again) = lookup::answer(&question, answer);
     counters.count(if again { Counter::TryAgain } else { Counter::Answered });
-    send(fd, answer.get(..len)?);
+    send(connection, answer.get(..len)?);
     Some(())
 }
 
 /// A guest that does not want its answer, or is gone, does without.
-fn send(fd: RawFd, packet: &[u8]) {
-    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
-    // SAFETY: reads the packet.
-    unsafe { libc::send(fd, packet.as_ptr().cast(), packet.len(), flags) };
+fn send(connection: &OwnedFd, packet: &[u8]) {
+    let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+    let _ = rustix::net::send(connection, packet, flags);
 }

@@ -5,6 +5,8 @@ use std::time::{Duration, Instant};
 
 use nk_attach::names::{ANSWER_MAX, Address, BUSY, Outcome, QUESTION_MAX, Question};
 use nk_attach::{Kind, Message};
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, SendFlags};
 
 use super::{Counter, Counters, lookup, serve};
 use crate::sys;
@@ -47,23 +49,20 @@ impl Played {
 }
 
 fn send(to: &OwnedFd, packet: &[u8]) {
-    // SAFETY: reads the packet.
-    unsafe { libc::send(to.as_raw_fd(), packet.as_ptr().cast(), packet.len(), libc::MSG_NOSIGNAL) };
+    let _ = rustix::net::send(to, packet, SendFlags::NOSIGNAL);
 }
 
 /// Empty: the connection was closed.
 fn receive(from: &OwnedFd) -> Vec<u8> {
     let mut packet = vec![0; ANSWER_MAX];
-    let mut take = || {
-        // SAFETY: writes at most the buffer's length.
-        unsafe { libc::recv(from.as_raw_fd(), packet.as_mut_ptr().cast(), packet.len(), 0) }
-    };
-    let mut n = take();
-    if n < 0 && std::io::Error::last_os_error().raw_os_error() == Some(libc::ECONNRESET) {
+    let mut take = || rustix::net::recv(from, &mut packet[..], RecvFlags::empty());
+    let taken = match take() {
         // Closed with our question unread: told once, and what was sent before comes after.
-        n = take();
-    }
-    packet.truncate(usize::try_from(n).expect("an answer, or the end"));
+        Err(Errno::CONNRESET) => take(),
+        taken => taken,
+    };
+    let (len, _) = taken.expect("an answer, or the end");
+    packet.truncate(len);
     packet
 }
 

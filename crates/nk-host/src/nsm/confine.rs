@@ -13,7 +13,7 @@ use landlock::{
 use seccompiler::{SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompRule};
 
 use crate::seccomp::{self, For};
-use crate::sys::{self, check};
+use crate::sys;
 
 /// CAP_NET_BIND_SERVICE.
 const BIND_LOW_PORTS: u64 = 1 << 10;
@@ -22,11 +22,7 @@ const BIND_LOW_PORTS: u64 = 1 << 10;
 pub(super) fn give_up_privileges() -> io::Result<bool> {
     // An NSM of a daemon that is no root has nothing to keep.
     sys::set_capabilities(BIND_LOW_PORTS).or_else(|_| sys::set_capabilities(0))?;
-    // SAFETY: plain numbers. Neither exec nor a debugger of the same user gets more than this process has.
-    unsafe {
-        check(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))?;
-        check(libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0))?;
-    }
+    sys::no_new_privileges()?;
     // Where seccomp has a hole, paths still lead nowhere.
     let closed = Ruleset::default()
         .set_compatibility(CompatLevel::BestEffort)

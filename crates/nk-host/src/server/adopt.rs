@@ -7,6 +7,7 @@ use std::os::fd::OwnedFd;
 use nk_device::sync::Ordering;
 use nk_engine::{Adoption, GuestId, GuestSetup, KeptGuest, NsmId};
 use nk_servicelib::Key;
+use rustix::event::epoll::EventFlags;
 
 use super::nsm::Nsm;
 use super::{Server, Source, Token};
@@ -145,12 +146,12 @@ impl Server {
     }
 
     /// Puts a source into the epoll.
-    pub(super) fn watch(&mut self, source: Source, events: i32) -> io::Result<Token> {
+    pub(super) fn watch(&mut self, source: Source, events: EventFlags) -> io::Result<Token> {
         let token = self.sources.insert(source);
-        let Some(raw) = self.raw(Some(token)) else {
+        let Some(fd) = self.fd(Some(token)) else {
             return Err(io::ErrorKind::InvalidInput.into());
         };
-        if let Err(e) = self.epoll.add(raw, events, token.word()) {
+        if let Err(e) = self.epoll.add(fd, events, token.word()) {
             self.drop_source(token);
             return Err(e);
         }

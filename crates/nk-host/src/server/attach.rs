@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use nk_attach::{Credentials, Fds, Message};
 use nk_engine::{ControlError, GuestId, NewRow};
+use rustix::event::epoll::EventFlags;
 
 use super::{Reply, Role, Server, Source, Token};
 use crate::control::attach::{self, Attached, Host};
@@ -139,14 +140,14 @@ impl Host for Server {
     }
     fn watch_control(&mut self, fd: OwnedFd, guest: GuestId, row: u16) -> io::Result<Token> {
         let role = Role::Process(guest, row);
-        self.watch(Source::Connection { fd, role }, libc::EPOLLIN)
+        self.watch(Source::Connection { fd, role }, EventFlags::IN)
     }
     fn watch_pidfd(&mut self, fd: OwnedFd, guest: GuestId, row: u16) -> io::Result<Token> {
-        self.watch(Source::Pidfd { fd, guest, row }, libc::EPOLLIN)
+        self.watch(Source::Pidfd { fd, guest, row }, EventFlags::IN)
     }
     fn watch_hold(&mut self, fd: OwnedFd, guest: GuestId) -> io::Result<Token> {
         // No events asked for: EPOLLHUP comes unasked.
-        self.watch(Source::Hold { fd, guest }, 0)
+        self.watch(Source::Hold { fd, guest }, EventFlags::empty())
     }
     fn is_process(&mut self, connection: Token, guest: GuestId, row: u16) {
         self.set_role(connection, Role::Process(guest, row));

@@ -5,6 +5,7 @@ use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
 use nk_attach::{Credentials, Fds, Kind, Message, RecvError};
+use rustix::event::epoll::EventFlags;
 
 use super::{Reply, Role, Server, Source, Token};
 use crate::control::attach;
@@ -21,7 +22,6 @@ impl Server {
     pub(super) fn accept(&mut self) {
         for _ in 0..MESSAGES_PER_TURN {
             let Some(Source::Listener(listener)) = self.sources.get(self.listener) else { return };
-            let raw = listener.as_raw_fd();
             let fd = match sys::accept(listener) {
                 Ok(fd) => fd,
                 Err(e) => match e.raw_os_error() {
@@ -29,7 +29,8 @@ impl Server {
                     _ => {
                         // The listener stays readable: look away for a while instead of spinning.
                         tracing::error!(error = %e, "cannot accept on the attach socket; raise LimitNOFILE if it is that");
-                        let _ = self.epoll.change(raw, 0, self.listener.word());
+                        let _ =
+                            self.epoll.change(listener, EventFlags::empty(), self.listener.word());
                         self.accept_rests_until = Some(Instant::now() + ACCEPT_REST);
                         return;
                     }
@@ -39,15 +40,13 @@ impl Server {
                 tracing::warn!("too many connections that say nothing; one more is refused");
                 continue;
             }
-            let raw = fd.as_raw_fd();
             if sys::pass_credentials(&fd).is_err() {
                 continue;
             }
             self.strangers += 1;
-            let token = self.sources.insert(Source::Connection { fd, role: Role::Stranger });
-            if let Err(e) = self.epoll.add(raw, libc::EPOLLIN, token.word()) {
+            let stranger = Source::Connection { fd, role: Role::Stranger };
+            if let Err(e) = self.watch(stranger, EventFlags::IN) {
                 tracing::error!(error = %e, "cannot watch a connection");
-                self.drop_source(token);
             }
         }
     }

@@ -6,6 +6,7 @@ use std::os::fd::OwnedFd;
 use nk_attach::{CREATE_SHARE_NET, CREATE_VM, Credentials, Fds, Message};
 use nk_engine::{GuestId, GuestSetup};
 use nk_servicelib::GuestPool;
+use rustix::event::epoll::EventFlags;
 
 use super::attach::doorbell;
 use super::names::end_resolver;
@@ -221,7 +222,7 @@ impl Server {
             counters: counters.shared,
         };
         let pidfd = self
-            .watch(Source::CreatorPidfd { fd: sys::pidfd(who.pid)?, guest: id }, libc::EPOLLIN)?;
+            .watch(Source::CreatorPidfd { fd: sys::pidfd(who.pid)?, guest: id }, EventFlags::IN)?;
         let entered = self.nsm_guest(nsm, &pool, flags, &region.memfd, None).and_then(|()| {
             let entered = self.ask(move |s| {
                 if let Some(service) = s.service.as_mut().filter(|_| is_inline) {

@@ -6,6 +6,7 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::time::Instant;
 
 use nk_engine::{GuestId, NsmId};
+use rustix::event::epoll::EventFlags;
 
 use super::{Server, Source, Token};
 use crate::keeper::book::{self, Said};
@@ -17,18 +18,18 @@ use crate::sys;
 impl Server {
     /// Watches the keeper for its end.
     pub(super) fn watch_keeper(&mut self) -> io::Result<()> {
-        let Some(fd) = self.keeper.as_ref().map(AsRawFd::as_raw_fd) else { return Ok(()) };
+        let Some(k) = &self.keeper else { return Ok(()) };
         self.keeper_life.started(Instant::now());
         self.keeper_is_away = false;
         let token = self.sources.insert(Source::Keeper);
-        self.epoll.add(fd, libc::EPOLLIN, token.word())
+        k.with_connection(|fd| self.epoll.add(fd, EventFlags::IN, token.word()))
     }
 
     /// The keeper closed its connection: until there is another, guests would not survive this daemon.
     pub(super) fn keeper_ended(&mut self, token: Token) {
         self.sources.remove(token);
         let Some(k) = &self.keeper else { return };
-        self.epoll.remove(k.as_raw_fd());
+        k.with_connection(|fd| self.epoll.remove(fd));
         self.keeper_is_away = true;
         let rest = self.keeper_life.died(Instant::now());
         let rest_ms = rest.as_millis() as u64;
@@ -74,16 +75,7 @@ impl Server {
     }
 
     pub(super) fn fd(&self, token: Option<Token>) -> Option<&OwnedFd> {
-        match self.sources.get(token?)? {
-            Source::Connection { fd, .. }
-            | Source::Pidfd { fd, .. }
-            | Source::CreatorPidfd { fd, .. }
-            | Source::Hold { fd, .. }
-            | Source::Hangup(fd)
-            | Source::Quit(fd)
-            | Source::Listener(fd) => Some(fd),
-            Source::Bell | Source::Keeper | Source::Nsm(..) | Source::Resolver { .. } => None,
-        }
+        self.sources.get(token?)?.fd()
     }
 
     pub(super) fn note_guest(&self, id: GuestId) {

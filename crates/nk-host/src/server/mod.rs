@@ -27,7 +27,7 @@ mod vm;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::CStr;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::time::{Duration, Instant};
@@ -35,6 +35,7 @@ use std::time::{Duration, Instant};
 use nk_device::Layout;
 use nk_engine::{Engine, NsmId};
 use nk_servicelib::Service;
+use rustix::event::epoll::EventFlags;
 use sd_notify::NotifyState;
 
 use crate::broker::Broker;
@@ -150,12 +151,13 @@ impl Server {
         }
         let notify = Notifier::new(news_sender.clone(), bell.clone());
         let poll = PollHandle::start(PollState::new(engine, notify, service)?, cores)?;
-        let fd = setup.listener.as_raw_fd();
         sys::set_nonblocking(&setup.listener)?;
         let listener = sources.insert(Source::Listener(setup.listener));
-        epoll.add(fd, libc::EPOLLIN, listener.word())?;
+        if let Some(fd) = sources.get(listener).and_then(Source::fd) {
+            epoll.add(fd, EventFlags::IN, listener.word())?;
+        }
         let bell_token = sources.insert(Source::Bell);
-        epoll.add(bell.as_raw_fd(), libc::EPOLLIN, bell_token.word())?;
+        epoll.add(&bell, EventFlags::IN, bell_token.word())?;
         let mut server = Server {
             epoll,
             sources,
@@ -184,10 +186,10 @@ impl Server {
         };
         server.watch_keeper()?;
         if let Some(fd) = hangup {
-            server.watch(Source::Hangup(fd), libc::EPOLLIN)?;
+            server.watch(Source::Hangup(fd), EventFlags::IN)?;
         }
         if let Some(fd) = quit {
-            server.watch(Source::Quit(fd), libc::EPOLLIN)?;
+            server.watch(Source::Quit(fd), EventFlags::IN)?;
         }
         if let (Some(k), Some(fd)) = (&server.keeper, server.raw(Some(server.listener))) {
             k.keep(book::entry(CLASS_ATTACH, 0, (0, 0), ""), &[fd]);
@@ -210,8 +212,8 @@ impl Server {
             let wait = self.timers()?;
             let Some(wait) = wait else { return Ok(()) };
             self.epoll.wait(&mut events, wait)?;
-            for (word, bits) in &events {
-                self.event(Token::from_word(*word), *bits)?;
+            for (word, flags) in &events {
+                self.event(Token::from_word(*word), *flags)?;
                 if self.is_done {
                     return Ok(());
                 }
@@ -219,7 +221,7 @@ impl Server {
         }
     }
 
-    fn event(&mut self, token: Token, bits: u32) -> io::Result<()> {
+    fn event(&mut self, token: Token, flags: EventFlags) -> io::Result<()> {
         match self.sources.get(token) {
             // Closed by an earlier event of this batch.
             None => Ok(()),
@@ -274,7 +276,7 @@ impl Server {
             }
             Some(Source::Hold { guest, .. }) => {
                 let guest = *guest;
-                if bits & (libc::EPOLLHUP | libc::EPOLLERR) as u32 != 0 {
+                if flags.intersects(EventFlags::HUP | EventFlags::ERR) {
                     hold_ended(self, guest, token)?;
                 }
                 Ok(())

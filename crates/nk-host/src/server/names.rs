@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use nk_attach::{Kind, Message};
 use nk_engine::GuestId;
+use rustix::event::epoll::EventFlags;
 use rustix::process::{WaitOptions, WaitStatus};
 use serde_json::{Value, json};
 
@@ -108,13 +109,14 @@ impl Server {
                 return Err(Refused::Failed("cannot watch a resolver", e));
             }
         };
-        let raw = fd.as_raw_fd();
-        let token = self.sources.insert(Source::Resolver { fd, pid, guest: id });
-        if let Err(e) = self.epoll.add(raw, libc::EPOLLIN, token.word()) {
-            self.sources.remove(token);
-            sys::end_child(pid);
-            return Err(Refused::Failed("cannot watch a resolver", e));
-        }
+        let resolver = Source::Resolver { fd, pid, guest: id };
+        let token = match self.watch(resolver, EventFlags::IN) {
+            Ok(token) => token,
+            Err(e) => {
+                sys::end_child(pid);
+                return Err(Refused::Failed("cannot watch a resolver", e));
+            }
+        };
         if let Some(g) = self.guests.get_mut(&id.0) {
             tracing::debug!(guest = g.name, pid, "resolver started");
             g.names.resolver = Some(Resolver { pid, token, control });

@@ -1,6 +1,6 @@
 //! What the control thread waits for, and who is at the other end.
 
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 
 use nk_engine::{GuestId, NsmId};
 
@@ -33,6 +33,23 @@ pub(crate) enum Source {
     Resolver { fd: OwnedFd, pid: i32, guest: GuestId },
 }
 
+impl Source {
+    /// Its descriptor, where that is nobody else's.
+    pub(super) fn fd(&self) -> Option<&OwnedFd> {
+        match self {
+            Source::Connection { fd, .. }
+            | Source::Pidfd { fd, .. }
+            | Source::CreatorPidfd { fd, .. }
+            | Source::Hold { fd, .. }
+            | Source::Resolver { fd, .. }
+            | Source::Hangup(fd)
+            | Source::Quit(fd)
+            | Source::Listener(fd) => Some(fd),
+            Source::Bell | Source::Keeper | Source::Nsm(..) => None,
+        }
+    }
+}
+
 /// Who is at the other end of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Role {
@@ -48,23 +65,12 @@ impl Server {
     /// Takes a source out of the epoll and closes it.
     pub(crate) fn drop_source(&mut self, token: Token) {
         let Some(source) = self.sources.remove(token) else { return };
-        let fd = match &source {
-            Source::Listener(fd)
-            | Source::Connection { fd, .. }
-            | Source::Pidfd { fd, .. }
-            | Source::CreatorPidfd { fd, .. }
-            | Source::Hold { fd, .. }
-            | Source::Resolver { fd, .. } => fd.as_raw_fd(),
-            Source::Bell
-            | Source::Keeper
-            | Source::Hangup(_)
-            | Source::Quit(_)
-            | Source::Nsm(..) => return,
-        };
-        if let Source::Connection { role: Role::Stranger, .. } = source {
+        if let Source::Connection { role: Role::Stranger, .. } = &source {
             self.strangers -= 1;
         }
-        self.epoll.remove(fd);
+        if let Some(fd) = source.fd() {
+            self.epoll.remove(fd);
+        }
     }
 
     pub(super) fn set_role(&mut self, token: Token, new: Role) {

@@ -1,8 +1,9 @@
 //! What happens because time passes. Nothing does while no guest is starting or ending.
 
 use std::io;
-use std::os::fd::AsRawFd;
 use std::time::Instant;
+
+use rustix::event::epoll::EventFlags;
 
 use super::{STARTUP_GRACE, Server, Source};
 use crate::control::members::{Command, Life};
@@ -17,7 +18,7 @@ impl Server {
             if t <= now {
                 self.accept_rests_until = None;
                 if let Some(Source::Listener(fd)) = self.sources.get(self.listener) {
-                    self.epoll.change(fd.as_raw_fd(), libc::EPOLLIN, self.listener.word())?;
+                    self.epoll.change(fd, EventFlags::IN, self.listener.word())?;
                 }
             } else {
                 at(t);

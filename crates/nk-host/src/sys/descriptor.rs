@@ -28,6 +28,7 @@ pub fn set_blocking(fd: impl AsFd) -> io::Result<()> {
 /// # Errors
 /// Those of fcntl.
 pub fn duplicate(fd: RawFd) -> io::Result<OwnedFd> {
+    // Not rustix's: what is kept is named by its number.
     // SAFETY: plain numbers.
     Ok(own(check(unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 0) })?))
 }

@@ -6,8 +6,8 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{
-    Pid, PidfdFlags, Resource, Rlimit, Signal, WaitOptions, WaitStatus, kill_process,
-    pidfd_send_signal, waitpid,
+    DumpableBehavior, Pid, PidfdFlags, Resource, Rlimit, Signal, WaitOptions, WaitStatus,
+    kill_process, pidfd_send_signal, waitpid,
 };
 use rustix::rand::GetRandomFlags;
 use rustix::thread::{CapabilitySet, CapabilitySets, CpuSet};
@@ -157,4 +157,13 @@ pub(crate) fn set_capabilities(mask: u64) -> io::Result<()> {
     let sets =
         CapabilitySets { effective: set, permitted: set, inheritable: CapabilitySet::empty() };
     Ok(rustix::thread::set_capabilities(None, sets)?)
+}
+
+/// Neither exec nor a debugger of the same user gets more than this process has.
+///
+/// # Errors
+/// Those of prctl.
+pub(crate) fn no_new_privileges() -> io::Result<()> {
+    rustix::thread::set_no_new_privs(true)?;
+    Ok(rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)?)
 }

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use nk_attach::{Kind, Message};
 use nk_device::Layout;
 use nk_engine::{GuestId, NsmId};
+use rustix::event::epoll::EventFlags;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::WaitStatus;
 
@@ -86,9 +87,9 @@ impl Server {
         bell: OwnedFd,
     ) -> io::Result<()> {
         let control_token = self.sources.insert(Source::Nsm(id, Part::Control));
-        self.epoll.add(control.as_raw_fd(), libc::EPOLLIN, control_token.word())?;
+        self.epoll.add(&control, EventFlags::IN, control_token.word())?;
         let pidfd_token = self.sources.insert(Source::Nsm(id, Part::End));
-        self.epoll.add(pidfd.as_raw_fd(), libc::EPOLLIN, pidfd_token.word())?;
+        self.epoll.add(&pidfd, EventFlags::IN, pidfd_token.word())?;
         self.ask(move |s| s.notify.set_nsm(id, Some(bell)))?;
         if let Some(nsm) = self.nsm_mut(id) {
             let child = Child { pid, is_ours, control, control_token, pidfd, pidfd_token };
@@ -128,7 +129,7 @@ impl Server {
     /// Ends a process, if it lives, and all that is known of it; how it ended. Of one that another daemon started nobody here can learn that.
     pub(in crate::server) fn forget_child(&mut self, c: &Child) -> Option<WaitStatus> {
         for (fd, token) in [(&c.control, c.control_token), (&c.pidfd, c.pidfd_token)] {
-            self.epoll.remove(fd.as_raw_fd());
+            self.epoll.remove(fd);
             self.sources.remove(token);
         }
         if let Some(k) = &self.keeper {
