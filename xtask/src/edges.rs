@@ -45,7 +45,7 @@ const CRATES: &[(&str, &[&str], Unsafe)] = &[
         Needed,
     ),
     // What tests the product from outside uses none of the product's crates.
-    ("nk-conformance", &[], Needed),
+    ("nk-conformance", &[], Forbidden),
     // Both take ports from the same store.
     ("nk-programs", &["nk-conformance"], Forbidden),
     ("nk-vmtest", &["nk-attach"], Needed),

@@ -5,6 +5,7 @@
 //! [`process`] runs one program with a bound on its time, [`suite`] runs every combination of native and
 //! guest that a case has, and [`diff`] shows where two traces part. What a guest is, is a command prefix
 //! (`nk run --`), so VMs and other stacks run the same cases. [`ports`] are of one run alone, so several runs do each other no harm.
+#![forbid(unsafe_code)]
 
 pub mod case;
 pub mod compile;

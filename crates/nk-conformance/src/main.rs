@@ -1,4 +1,5 @@
 //! `nk-conformance`: runs the conformance cases natively and as guests and prints where they differ.
+#![forbid(unsafe_code)]
 
 use std::path::PathBuf;
 use std::process::ExitCode;

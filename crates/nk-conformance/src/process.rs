@@ -5,11 +5,15 @@
 
 use std::fs::{self, File};
 use std::io::{Error, ErrorKind, Result};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 
 /// What a program printed and how it ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -62,14 +66,8 @@ impl Start<'_> {
             .stderr(File::create(&stderr)?)
             .process_group(0)
             .spawn()?;
-        // SAFETY: pidfd_open takes two integers and touches no memory of ours. The child is not reaped
-        // before `Running` is gone, so its pid cannot mean another process.
-        let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, child.id() as libc::pid_t, 0) };
-        if fd < 0 {
-            return Err(Error::last_os_error());
-        }
-        // SAFETY: the call above succeeded, so this is an open descriptor that nothing else owns.
-        let pidfd = unsafe { OwnedFd::from_raw_fd(fd as i32) };
+        // The child is not reaped before `Running` is gone, so its pid cannot mean another process.
+        let pidfd = pidfd_open(Pid::from_child(&child), PidfdFlags::empty())?;
         let deadline = Instant::now() + self.timeout;
         Ok(Running { child, pidfd, stdout, stderr, deadline, reaped: false })
     }
@@ -88,27 +86,18 @@ impl Running {
     fn wait_for_exit(&self) -> Result<bool> {
         loop {
             let left = self.deadline.saturating_duration_since(Instant::now());
-            let mut poll =
-                libc::pollfd { fd: self.pidfd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
-            let left_ms = i32::try_from(left.as_millis()).unwrap_or(i32::MAX);
-            // SAFETY: one pollfd, alive during the call, and its length is given as 1.
-            match unsafe { libc::poll(&mut poll, 1, left_ms) } {
-                0 => return Ok(false),
-                n if n > 0 => return Ok(true),
-                _ => {
-                    let error = Error::last_os_error();
-                    if error.kind() != ErrorKind::Interrupted {
-                        return Err(error);
-                    }
-                }
+            let left = Timespec::try_from(left).map_err(Error::other)?;
+            match poll(&mut [PollFd::new(&self.pidfd, PollFlags::IN)], Some(&left)) {
+                Ok(n) => return Ok(n > 0),
+                Err(Errno::INTR) => {}
+                Err(e) => return Err(e.into()),
             }
         }
     }
 
     fn kill_group_and_reap(&mut self) -> Result<ExitStatus> {
-        // SAFETY: kill touches no memory. The group's leader is our child and not reaped yet, so the
-        // group's number cannot have been given to anybody else.
-        unsafe { libc::kill(-(self.child.id() as libc::pid_t), libc::SIGKILL) };
+        // The group's leader is our child and not reaped yet, so the group's number cannot have been given to anybody else.
+        let _ = kill_process_group(Pid::from_child(&self.child), Signal::KILL);
         let status = self.child.wait()?;
         self.reaped = true;
         Ok(status)
@@ -126,7 +115,9 @@ impl Drop for Running {
 fn describe(status: ExitStatus) -> String {
     match (status.code(), status.signal()) {
         (Some(code), _) => format!("exit {code}"),
-        (None, Some(libc::SIGALRM)) => "killed by its alarm (hung)".to_owned(),
+        (None, Some(signal)) if signal == Signal::ALARM.as_raw() => {
+            "killed by its alarm (hung)".to_owned()
+        }
         (None, Some(signal)) => format!("killed by signal {signal}"),
         (None, None) => format!("{status:?}"),
     }

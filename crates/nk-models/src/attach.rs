@@ -16,6 +16,8 @@ use nk_attach::{Kind, Message};
 use nk_host::config::Config;
 use nk_host::server::{Server, Setup};
 use nk_host::sys;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::SendFlags;
 
 const CONNECTIONS: usize = 4;
 const ACTS_MAX: usize = 64;
@@ -113,22 +115,15 @@ pub fn run(data: &[u8]) {
         if slot.is_none() {
             *slot = d.connect();
         }
-        let Some(fd) = slot else { continue };
-        let fd = fd.as_raw_fd();
+        let Some(connection) = slot else { continue };
+        let fd = connection.as_raw_fd();
         match act & 0x3f {
             0..=3 => *slot = None,
             4..=7 => {
                 let len = usize::from(bytes.u8()) * 2;
                 let junk = vec![bytes.u8(); len];
-                // SAFETY: sends bytes of a buffer of our own.
-                unsafe {
-                    libc::send(
-                        fd,
-                        junk.as_ptr().cast(),
-                        junk.len(),
-                        libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL,
-                    )
-                };
+                let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+                let _ = rustix::net::send(connection, &junk, flags);
             }
             _ => {
                 let m = message(&mut bytes, &known, token);
@@ -138,9 +133,9 @@ pub fn run(data: &[u8]) {
                     .map(|i| d.bait[(usize::from(bait >> 3) + i) % d.bait.len()].as_raw_fd())
                     .collect();
                 // A full socket would block: what does not fit is not sent.
-                let mut p = libc::pollfd { fd, events: libc::POLLOUT, revents: 0 };
-                // SAFETY: one pollfd of our own.
-                if unsafe { libc::poll(&raw mut p, 1, 0) } == 1 && p.revents == libc::POLLOUT {
+                let mut p = [PollFd::new(connection, PollFlags::OUT)];
+                let now = Timespec::default();
+                if poll(&mut p, Some(&now)) == Ok(1) && p[0].revents() == PollFlags::OUT {
                     let _ = nk_attach::send(fd, &m, &fds);
                 }
                 if bytes.u8() & 1 == 0 {

@@ -5,13 +5,14 @@ mod net;
 
 use std::cell::RefCell;
 use std::fs::File;
-use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::rc::Rc;
 
 use nk_device::Addr;
 use nk_device::datagram::Header;
 use nk_servicelib::{Connect, Datagram, Errno, How, Key, Kind, RawSpan, Stack, StackEvent};
+use rustix::fs::{MemfdFlags, memfd_create};
 
 use net::Sock;
 pub use net::{Faults, Net};
@@ -50,12 +51,7 @@ pub(super) const NOBODY: u8 = u8::MAX;
 
 /// A descriptor with this written into it.
 fn descriptor(bytes: &[u8]) -> OwnedFd {
-    // SAFETY: a name and plain numbers; the descriptor is ours.
-    let fd = unsafe {
-        let fd = libc::memfd_create(c"socket".as_ptr(), libc::MFD_CLOEXEC);
-        assert!(fd >= 0, "memfd_create");
-        OwnedFd::from_raw_fd(fd)
-    };
+    let fd = memfd_create(c"socket", MemfdFlags::CLOEXEC).expect("memfd_create");
     let file = File::from(fd);
     file.write_all_at(bytes, 0).expect("a few bytes");
     file.into()
