@@ -7,6 +7,9 @@ pub const AF_INET: u16 = 2;
 /// `AF_INET6` of Linux.
 pub const AF_INET6: u16 = 10;
 
+/// What an IPv6 address begins with that is an IPv4 one.
+pub const V4_MAPPED: [u8; 12] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff];
+
 /// An IPv4 or IPv6 address with port. Family 0 is "none".
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Addr {
@@ -65,6 +68,21 @@ impl Addr {
     }
 }
 
+impl Addr {
+    /// The whole address, with its family, as words.
+    #[must_use]
+    pub fn pack(self) -> [u64; 3] {
+        let (size, lo, hi) = self.to_words();
+        [u64::from(self.family) | u64::from(size) << 16, lo, hi]
+    }
+
+    /// Undoes [`Addr::pack`].
+    #[must_use]
+    pub fn unpack([head, lo, hi]: [u64; 3]) -> Addr {
+        Addr::from_words(head as u16, (head >> 16) as u32, lo, hi)
+    }
+}
+
 /// An address in shared memory: one writer, who stores it before the flag that says it is there.
 #[derive(Debug)]
 #[repr(C)]
@@ -76,24 +94,15 @@ pub struct AddrCell {
 impl AddrCell {
     /// Stores the address.
     pub fn store(&self, a: &Addr) {
-        let (size, lo, hi) = a.to_words();
-        let [w0, w1, w2] = &self.words;
-        w0.store(u64::from(a.family) | u64::from(size) << 16, Ordering::Relaxed);
-        w1.store(lo, Ordering::Relaxed);
-        w2.store(hi, Ordering::Relaxed);
+        for (to, from) in self.words.iter().zip(a.pack()) {
+            to.store(from, Ordering::Relaxed);
+        }
     }
 
     /// Loads the address.
     #[must_use]
     pub fn load(&self) -> Addr {
-        let [w0, w1, w2] = &self.words;
-        let head = w0.load(Ordering::Relaxed);
-        Addr::from_words(
-            head as u16,
-            (head >> 16) as u32,
-            w1.load(Ordering::Relaxed),
-            w2.load(Ordering::Relaxed),
-        )
+        Addr::unpack(self.words.each_ref().map(|w| w.load(Ordering::Relaxed)))
     }
 }
 

@@ -40,6 +40,15 @@ impl Bucket {
         Bucket { rate, level: full(rate), at_ns: None }
     }
 
+    /// The bucket of a limit that may be there or not, after it was changed.
+    #[must_use]
+    pub fn changed(old: Option<Bucket>, rate: Option<Rate>) -> Option<Bucket> {
+        let rate = rate?;
+        let mut bucket = old.unwrap_or(Bucket::new(rate));
+        bucket.set(rate);
+        Some(bucket)
+    }
+
     /// Changes the rate from now on; what is there stays, as far as it fits.
     pub fn set(&mut self, rate: Rate) {
         self.rate = rate;

@@ -1,4 +1,4 @@
-//! A socket's cell: 1 KiB that both sides see.
+//! A socket's cell, which both sides see.
 //!
 //! Cache lines are grouped by writer. Life of a cell: FREE (the engine's, zeroed) → granted to a row or to the NSM → in use → every
 //! holder gone → [`crate::Op::Close`] → the stack is done ([`crate::Op::Closed`]) → FREE with the next generation.

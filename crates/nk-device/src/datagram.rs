@@ -122,12 +122,12 @@ impl Header {
     /// The words of the header.
     #[must_use]
     pub fn to_words(&self) -> [u64; WORDS] {
-        let (size, lo, hi) = self.peer.to_words();
+        let [peer, lo, hi] = self.peer.pack();
         let [ip_lo, ip_hi] = [word(&self.ip[..8]), word(&self.ip[8..])];
         let [m0, m1] = self.more.map(u64::from);
         [
             u64::from(self.len) | u64::from(self.flags) << 32,
-            u64::from(self.peer.family) | u64::from(size) << 16,
+            peer,
             lo,
             hi,
             ip_lo,
@@ -148,7 +148,7 @@ impl Header {
     /// Undoes [`Header::to_words`]. Any words give some header.
     #[must_use]
     pub fn from_words(w: [u64; WORDS]) -> Header {
-        let [w0, family, lo, hi, ip_lo, ip_hi, w6, w7, seconds, nanoseconds, more, ..] = w;
+        let [w0, peer, lo, hi, ip_lo, ip_hi, w6, w7, seconds, nanoseconds, more, ..] = w;
         let mut ip = [0; 16];
         for (to, from) in
             ip.iter_mut().zip(ip_lo.to_le_bytes().into_iter().chain(ip_hi.to_le_bytes()))
@@ -160,7 +160,7 @@ impl Header {
         Header {
             len: w0 as u32,
             flags: (w0 >> 32) as u32,
-            peer: Addr::from_words(family as u16, (family >> 16) as u32, lo, hi),
+            peer: Addr::unpack([peer, lo, hi]),
             ip,
             source: [s0, s1, s2, s3],
             interface: (w6 >> 32) as u32,

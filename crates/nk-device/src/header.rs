@@ -10,6 +10,8 @@ pub const VERSION: u32 = 3;
 pub const FEATURE_APPEND: u32 = 1;
 /// What this crate's host serves.
 pub const FEATURES: u32 = FEATURE_APPEND;
+/// [`Header::engine_sleeping`] of an NSM's device while the engine waits for room on its rings: ring after popping.
+pub const WANTS_ROOM: u32 = 2;
 /// Queue sets that the doorbell bitmap can name.
 pub const QSETS_MAX: usize = if cfg!(loom) { 64 } else { 1024 };
 
@@ -51,7 +53,7 @@ pub struct Header {
     pub engine_state: AtomicU32,
     /// Bumped each time another engine adopts the device: rings go on where they are, calls under way are to be asked again.
     pub epoch: AtomicU32,
-    /// 1 while the engine sleeps and wants the doorbell.
+    /// 1 while the engine sleeps and wants the doorbell; [`WANTS_ROOM`].
     pub engine_sleeping: AtomicU32,
     pad1: [Pad32; 15],
     // ---- guest ----

@@ -49,8 +49,8 @@ impl KeptSocket {
     /// As words.
     #[must_use]
     pub fn to_words(&self) -> [u64; KEPT_WORDS] {
-        let [l0, l1, l2] = address(&self.local);
-        let [p0, p1, p2] = address(&self.peer);
+        let [l0, l1, l2] = self.local.pack();
+        let [p0, p1, p2] = self.peer.pack();
         let ids = u64::from(self.generation) << 32 | u64::from(self.flags) << 48;
         [u64::from(self.socket) | ids, self.backlog.into(), l0, l1, l2, p0, p1, p2]
     }
@@ -64,19 +64,10 @@ impl KeptSocket {
             generation: (ids >> 32) as u16,
             flags: (ids >> 48) as u16,
             backlog: backlog as u32,
-            local: parse([l0, l1, l2]),
-            peer: parse([p0, p1, p2]),
+            local: Addr::unpack([l0, l1, l2]),
+            peer: Addr::unpack([p0, p1, p2]),
         }
     }
-}
-
-fn address(a: &Addr) -> [u64; 3] {
-    let (size, lo, hi) = a.to_words();
-    [u64::from(a.family) | u64::from(size) << 16, lo, hi]
-}
-
-fn parse([head, lo, hi]: [u64; 3]) -> Addr {
-    Addr::from_words(head as u16, (head >> 16) as u32, lo, hi)
 }
 
 #[cfg(all(test, not(loom)))]

@@ -13,6 +13,8 @@
 //! | [`cell`] | one socket as both sides see it |
 //! | [`row`] | one guest process |
 //! | [`qset`] | one queue set |
+//! | [`addr`] | socket addresses |
+//! | [`bucket`] | token buckets, by which rates are kept |
 //! | [`header`] | version, geometry, doorbells |
 //! | [`kept`] | what a service that outlived its engine tells the next one |
 //! | [`counters`] | what is counted of a guest: memory of the host's alone, which outlives who counts |

@@ -24,7 +24,7 @@ pub enum Op {
     Connect = 4,
     /// Job: shutdown for writing after what is queued; `op_data` = 0 rd, 1 wr, 2 both. No reply.
     Shutdown = 5,
-    /// Job: nobody holds the socket any more. No reply to the guest.
+    /// Job: nobody holds the socket any more; `op_data` = 1 to reset it. No reply to the guest.
     Close = 6,
     /// Job: set an option. `size` = level << 24 | length << 16 | name, value in `op_data`, `data`, or, when it is longer than these, at the start of
     /// the leased chunk `op_data`. Reply when the ticket is not 0.
@@ -34,7 +34,7 @@ pub enum Op {
     GetSockOpt = 8,
     /// Job: disconnect a socket (connect with AF_UNSPEC). Reply: 0 or -errno.
     Disconnect = 9,
-    /// Job: the row's grants are low: top up. No reply; `row.grant_seq` is bumped.
+    /// Job: the row's grants are low: top up. No reply; [`crate::Row::grant_wake`] is bumped.
     Refill = 10,
     /// Job: room in the rx ring again, asked for by [`crate::cell::SF_RX_STALLED`]. No reply.
     RxRoom = 11,
@@ -51,18 +51,19 @@ pub enum Op {
     Event = 96,
     /// Receive: the row's grants were topped up.
     Granted = 97,
-    /// Receive (NSM to engine only): a connection was accepted. `op_data` = listener's socket id | generation << 32; the ids of
-    /// the element are the new socket's.
+    /// Receive (NSM to engine only): a connection was accepted. `op_data` = listener's socket id | generation << 32, `size` = the
+    /// index on its ring; the ids of the element are the new socket's.
     Accepted = 98,
-    /// Receive (NSM to engine only): the stack is done with this socket, its id may be used again.
+    /// Receive (NSM to engine only): the stack is done with this socket, which sent `op_data` bytes and received `data`: its id may be
+    /// used again.
     Closed = 99,
     /// Receive (NSM to engine only): the row `op_data` has few chunks left, and this NSM, from which the guest was moved, leases none.
     LowChunks = 100,
-    /// Job (engine to NSM only): a process died; take back what was leased to the row `op_data`.
+    /// Job (engine to NSM only): a process died; take back what was leased to the row `op_data`. `size` = sockets that there are.
     RowDead = 128,
     /// Job (engine to NSM only): a row was made; lease chunks to the row `op_data`.
     RowLive = 129,
-    /// Job (engine to NSM only): `op_data` = first of `data` consecutive or single granted ids for accepted sockets.
+    /// Job (engine to NSM only): the element's socket id is granted for an accepted socket.
     GrantId = 130,
 }
 
@@ -111,6 +112,21 @@ impl Op {
 pub const FLAG_ERROR: u8 = 1;
 /// Flag of a job with a ticket: it was asked of an engine that died, and may have been done.
 pub const FLAG_AGAIN: u8 = 1;
+/// In `data` of [`Op::RowDead`]: the row lives on in a new image; the low half is the head of its chunk grants then.
+pub const ROW_EXECED: u64 = 1 << 32;
+/// In `data` of [`Op::RowDead`]: no row died, but there are no others than those told of by [`Op::RowLive`]: what is still leased to
+/// any other is a dead one's.
+pub const ROWS_TOLD: u64 = 1 << 33;
+/// In `data` of [`Op::RowLive`]: the row lived before; what stands on its chunk grants is its. In the upper half is how many such
+/// rows of this guest follow: none is leased anything new before the service knows what each of them has.
+pub const ROW_ADOPTED: u64 = 1;
+/// In `data` of [`Op::Refill`]: the row has few chunks left, and nobody waits.
+pub const REFILL_LOW: u64 = 1;
+/// In `data` of [`Op::Socket`]: the socket lived before under another service; what its rings carry went with that one.
+pub const SOCKET_RENEWED: u64 = 1;
+/// In `data` of [`Op::Socket`] and [`Op::Close`]: the NSM that had the socket is gone, and what the socket's ring names is leased
+/// still: the guest's present NSM, which shared its chunks, takes it back.
+pub const OWED: u64 = 2;
 /// Tickets run from 1 to this; 0 asks for no reply.
 pub const TICKET_MAX: u8 = 63;
 
@@ -145,6 +161,12 @@ impl Nqe {
     #[must_use]
     pub fn new(op: Op, socket: u32, generation: u16) -> Nqe {
         Nqe { op: op as u8, socket, generation, ..Nqe::default() }
+    }
+
+    /// Makes it a reply that carries an error.
+    pub fn set_error(&mut self, errno: i32) {
+        self.flags = FLAG_ERROR;
+        self.op_data = i64::from(-errno) as u64;
     }
 
     /// The four words, with the phase bit clear.

@@ -98,7 +98,7 @@ pub struct Row {
     /// Primary queue set.
     pub qset: AtomicU32,
     engine_pad: [Pad32; 12],
-    /// Socket ids for new sockets: id | generation in `id_generations` is not needed, the cell says it.
+    /// Ids for new sockets; the cell of each has its generation.
     pub id_grants: GrantRing,
     // ---- service ----
     /// Futex word, bumped when chunks were granted.

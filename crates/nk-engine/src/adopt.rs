@@ -1,10 +1,13 @@
 //! Going on after the death of the engine that served a guest before: its tables are made again of the device. Where the service outlived
 //! that engine, [`crate::kept`] has the rest.
 
+use std::collections::HashSet;
+
 use nk_device::cell::{
     CLAIMED_BY_HOST, GF_CONNECT_CALLED, SF_CONNECTED, SF_CONNECTING, SF_DEAD, SF_LISTENING,
 };
 use nk_device::header::ENGINE_UP;
+use nk_device::nqe::OWED;
 use nk_device::sync::Ordering;
 use nk_device::{Cell, Nqe, Op};
 
@@ -16,7 +19,7 @@ use crate::out::Out;
 use crate::outlived::{drop_unread, renewal, reset_cell};
 use crate::ports::Space;
 use crate::switch::is_datagram;
-use crate::{Adoption, ControlError, GuestId, GuestSetup, Notify, OWED};
+use crate::{Adoption, ControlError, GuestId, GuestSetup, Notify};
 
 #[allow(clippy::missing_errors_doc, reason = "ControlError's variants say it")]
 impl Engine {
@@ -155,40 +158,16 @@ impl Parts<'_> {
         if self.adopt_known(id, generation, host_holds, known) {
             return;
         }
+        // Once: the guest can write there.
         let kind = u64::from(cell.kind.load(Ordering::Relaxed));
         let mut s = Socket::new(generation);
         s.host_holds = host_holds;
         s.family = kind as u16;
-        let mut becomes = State::Open;
-        let on_ring = self.granted_to(id);
-        let datagram = is_datagram(kind);
-        s.datagram = datagram;
-        let mut jobs = [None; 3];
+        s.datagram = is_datagram(kind);
         let kept = adoption.listeners.iter().find(|l| l.socket == id && l.generation == generation);
+        let service_lives = adoption.kept.is_some();
         if cell.is_unheld() {
-            if let (Some((row, index)), true) = (on_ring, cell.in_use.load(Ordering::Relaxed) != 0)
-            {
-                becomes = State::GrantedRow;
-                s.row = row;
-                s.grant_index = index;
-            } else if adoption.kept.is_some()
-                && cell.in_use.load(Ordering::Relaxed) != 0
-                && (!datagram || cell.state.load(Ordering::Relaxed) & SF_DEAD != 0)
-            {
-                // Lost with an NSM before, or one of an NSM that forgot the guest with the daemon's death: the service that lives on
-                // knows the leases that its ring names, and takes them back. Until then nobody accepts it.
-                cell.claim(generation, CLAIMED_BY_HOST);
-                becomes = State::Closing;
-                s.is_owed = true;
-                let mut nqe = Nqe::new(Op::Close, id, generation);
-                nqe.guest = self.guest.id.0;
-                nqe.data = OWED;
-                jobs = [Some(nqe), None, None];
-            } else {
-                becomes = State::Free;
-                self.guest.count_cell(id);
-                cell.reset(generation.checked_add(1).unwrap_or(1));
-            }
+            self.adopt_unheld(id, cell, s, service_lives);
         } else if let Some(l) = kept {
             let space = Space { namespace: self.guest.namespace, datagram: false };
             self.ports.claim(space, self.guest.id, id, &l.local, false);
@@ -196,46 +175,81 @@ impl Parts<'_> {
             s.family = l.local.family;
             s.backlog = l.backlog;
             s.listener = Some(Box::new(Listener::default()));
+            self.guest.insert_adopted(id, s, State::Open);
         } else {
-            let state = cell.state.load(Ordering::Relaxed);
-            // Where the service lives it has not heard of it: what was asked is on its way, or lost with who asked.
-            let called = match adoption.kept {
-                None => cell.guest_state.load(Ordering::Relaxed) & GF_CONNECT_CALLED != 0,
-                Some(_) => known.lost.contains(&(id, generation)),
-            };
-            let lost =
-                called || state & (SF_CONNECTED | SF_CONNECTING | SF_LISTENING | SF_DEAD) != 0;
-            if lost && (!datagram || state & SF_DEAD != 0) {
-                becomes = State::Dead;
-                // A service that lives on knows the leases that the ring names.
-                s.is_owed = adoption.kept.is_some();
-                reset_cell(cell, s.is_owed);
-            } else {
-                let mut nqe = Nqe::new(Op::Socket, id, generation);
-                nqe.guest = self.guest.id.0;
-                nqe.op_data = kind;
-                let (local, peer) = (cell.local.load(), cell.peer.load());
-                // Else it was an NSM's that died, and the next one, which lives, was not yet told of it.
-                let is_new = local.port == 0 && state & SF_CONNECTED == 0;
-                if adoption.kept.is_some() && is_new {
-                    self.guest.insert_adopted(id, s, becomes);
-                    self.nsm.push(&nqe);
-                    return;
-                }
-                drop_unread(cell);
-                self.guest.count_cell(id);
-                cell.state.store(0, Ordering::SeqCst);
-                let rebinds = local.port != 0
-                    && local.family == s.family
-                    && self.may_rebind(id, datagram, &local);
-                s.local = rebinds.then_some(local);
-                // Where a datagram socket sends to is any guest's to say.
-                let connected = datagram && state & SF_CONNECTED != 0 && peer.family == s.family;
-                s.peer = connected.then_some(peer);
-                jobs = renewal(nqe, s.local, s.peer);
-            }
+            self.adopt_held(id, cell, kind, s, service_lives.then_some(&known.lost));
         }
-        self.guest.insert_adopted(id, s, becomes);
+    }
+
+    fn adopt_unheld(&mut self, id: u32, cell: &Cell, mut s: Socket, service_lives: bool) {
+        let generation = s.generation;
+        let is_in_use = cell.in_use.load(Ordering::Relaxed) != 0;
+        let is_dead = cell.state.load(Ordering::Relaxed) & SF_DEAD != 0;
+        if let Some((row, index)) = self.granted_to(id).filter(|_| is_in_use) {
+            s.row = row;
+            s.grant_index = index;
+            self.guest.insert_adopted(id, s, State::GrantedRow);
+        } else if service_lives && is_in_use && (!s.datagram || is_dead) {
+            // Lost with an NSM before, or one of an NSM that forgot the guest with the daemon's death: the service that lives on
+            // knows the leases that its ring names, and takes them back. Until then nobody accepts it.
+            cell.claim(generation, CLAIMED_BY_HOST);
+            s.is_owed = true;
+            self.guest.insert_adopted(id, s, State::Closing);
+            let mut nqe = Nqe::new(Op::Close, id, generation);
+            nqe.guest = self.guest.id.0;
+            nqe.data = OWED;
+            self.nsm.push(&nqe);
+        } else {
+            self.guest.count_cell(id);
+            cell.reset(generation.checked_add(1).unwrap_or(1));
+            self.guest.insert_adopted(id, s, State::Free);
+        }
+    }
+
+    /// `lost`: where the service lives, sockets whose connect nobody will read any more.
+    fn adopt_held(
+        &mut self,
+        id: u32,
+        cell: &Cell,
+        kind: u64,
+        mut s: Socket,
+        lost: Option<&HashSet<(u32, u16)>>,
+    ) {
+        let state = cell.state.load(Ordering::Relaxed);
+        // Where the service lives it has not heard of it: what was asked is on its way, or lost with who asked.
+        let called = match lost {
+            None => cell.guest_state.load(Ordering::Relaxed) & GF_CONNECT_CALLED != 0,
+            Some(lost) => lost.contains(&(id, s.generation)),
+        };
+        let is_lost =
+            called || state & (SF_CONNECTED | SF_CONNECTING | SF_LISTENING | SF_DEAD) != 0;
+        if is_lost && (!s.datagram || state & SF_DEAD != 0) {
+            // A service that lives on knows the leases that the ring names.
+            s.is_owed = lost.is_some();
+            reset_cell(cell, s.is_owed);
+            return self.guest.insert_adopted(id, s, State::Dead);
+        }
+        let mut nqe = Nqe::new(Op::Socket, id, s.generation);
+        nqe.guest = self.guest.id.0;
+        nqe.op_data = kind;
+        let (local, peer) = (cell.local.load(), cell.peer.load());
+        // Else it was an NSM's that died, and the next one, which lives, was not yet told of it.
+        let is_new = local.port == 0 && state & SF_CONNECTED == 0;
+        if lost.is_some() && is_new {
+            self.guest.insert_adopted(id, s, State::Open);
+            return self.nsm.push(&nqe);
+        }
+        drop_unread(cell);
+        self.guest.count_cell(id);
+        cell.state.store(0, Ordering::SeqCst);
+        let rebinds =
+            local.port != 0 && local.family == s.family && self.may_rebind(id, s.datagram, &local);
+        s.local = rebinds.then_some(local);
+        // Where a datagram socket sends to is any guest's to say.
+        let is_connected = s.datagram && state & SF_CONNECTED != 0 && peer.family == s.family;
+        s.peer = is_connected.then_some(peer);
+        let jobs = renewal(nqe, s.local, s.peer);
+        self.guest.insert_adopted(id, s, State::Open);
         for nqe in jobs.into_iter().flatten() {
             self.nsm.push(&nqe);
         }

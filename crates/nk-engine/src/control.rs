@@ -1,6 +1,7 @@
 //! Control entry points: guests, rows, queue sets, holds.
 
 use nk_device::Device;
+use nk_device::nqe::ROW_EXECED;
 use nk_device::row::{ROW_EXECING, ROW_LIVE};
 use nk_device::sync::Ordering;
 
@@ -8,9 +9,6 @@ use crate::engine::Engine;
 use crate::guest::{Guest, State};
 use crate::nsm::Nsm;
 use crate::{ControlError, GuestId, GuestSetup, NewRow, Notify, NsmId};
-
-/// Flag in `data` of [`nk_device::Op::RowDead`]: the row lives on in a new image; the low half is the head of its chunk grants then.
-pub const ROW_EXECED: u64 = 1 << 32;
 
 impl Engine {
     /// Adds an NSM. `device` is the NSM's own (layout [`nk_device::Layout::NSM`], formatted); its queue set 0 is reset.

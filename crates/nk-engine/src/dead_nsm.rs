@@ -1,18 +1,15 @@
 //! Going on after the death of an NSM: what it had ends, waits for the next one, or is another's.
 
-use nk_device::cell::SOCK_DGRAM;
+use nk_device::cell::{SOCK_DGRAM, SOCK_STREAM};
+use nk_device::nqe::OWED;
 use nk_device::{Device, Nqe, Op};
 
 use crate::engine::{Engine, Parts};
 use crate::guest::{OldNsm, State};
 use crate::nsm::Nsm;
 use crate::out::Out;
-use crate::outlived::{OWED, drop_published, drop_unread, renewal};
-use crate::switch::ECONNRESET;
+use crate::outlived::{drop_published, drop_unread, renewal};
 use crate::{AdoptedListener, ControlError, GuestId, Notify, NsmId};
-
-/// socket(2)'s type.
-const SOCK_STREAM: u16 = 1;
 
 #[allow(clippy::missing_errors_doc, reason = "ControlError's variants say it")]
 impl Engine {
@@ -146,14 +143,7 @@ impl Parts<'_> {
                 _ => {}
             }
         }
-        // Replies that will not come.
-        for q in 0..self.guest.qsets.len() as u16 {
-            for ticket in self.guest.calls_to(nsm, q) {
-                let mut nqe = Nqe::new(Op::Reply, 0, 0);
-                nqe.ticket = ticket;
-                self.refuse(q, &nqe, ECONNRESET, out);
-            }
-        }
+        self.end_calls_to(nsm, out);
     }
 
     /// What the ring of a dead NSM's socket names is to be taken back by another, once nobody holds the socket.

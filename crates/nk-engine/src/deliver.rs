@@ -1,7 +1,7 @@
 //! From the NSM to guests: replies, events, accepted sockets.
 
 use nk_device::cell::{WATCH_EXCLUSIVE, WATCH_QSET_MASK};
-use nk_device::nqe::{FLAG_ERROR, Nqe};
+use nk_device::nqe::{FLAG_ERROR, Nqe, REFILL_LOW};
 use nk_device::sync::{Ordering, fence};
 use nk_device::{Addr, Op, STREAM_SLOTS, WATCH_SLOTS};
 
@@ -19,9 +19,6 @@ const FOR_READERS: u64 = EPOLLIN | EPOLLERR | EPOLLHUP | EPOLLRDHUP;
 const FOR_WRITERS: u64 = EPOLLOUT | EPOLLERR | EPOLLHUP;
 /// Every event.
 pub(crate) const ALL: u64 = FOR_READERS | FOR_WRITERS;
-
-/// Flag in `data` of [`Op::Refill`]: nobody waits.
-pub const LOW: u64 = 1;
 
 impl Guest {
     /// Forgets queued sockets that were claimed from a listener's ring meanwhile.
@@ -268,7 +265,7 @@ impl Parts<'_> {
         let mut refill = Nqe::new(Op::Refill, 0, 0);
         refill.guest = self.guest.id.0;
         refill.op_data = nqe.op_data;
-        refill.data = LOW;
+        refill.data = REFILL_LOW;
         self.nsm.push(&refill);
     }
 

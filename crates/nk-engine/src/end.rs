@@ -2,6 +2,7 @@
 
 use nk_device::cell::{CLAIMED_BY_HOST, SF_RX_STALLED, WATCH_QSET_MASK};
 use nk_device::header::QSETS_MAX;
+use nk_device::nqe::OWED;
 use nk_device::qset::{JOB_SLOTS, SEND_SLOTS};
 use nk_device::sync::Ordering;
 use nk_device::{Cell, Nqe, Op};
@@ -9,7 +10,6 @@ use nk_device::{Cell, Nqe, Op};
 use crate::engine::Parts;
 use crate::guest::{NONE, State};
 use crate::out::Out;
-use crate::outlived::OWED;
 
 /// Polls between two looks at a socket that nobody seems to hold, before it counts as lost.
 const SUSPICION: u64 = 4096;

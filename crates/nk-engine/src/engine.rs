@@ -1,10 +1,10 @@
 //! [`Engine`]: the tables, and the poll.
 
-use nk_device::header::Header;
+use nk_device::header::{Header, WANTS_ROOM};
 use nk_device::sync::{Ordering, fence};
 
 use crate::guest::Guest;
-use crate::nsm::{Nsm, WANTS_ROOM};
+use crate::nsm::Nsm;
 use crate::out::Out;
 use crate::ports::Ports;
 use crate::{ControlError, GuestId, Notify, NsmId, PollResult};

@@ -20,7 +20,7 @@
 //! | `guest`, `guest::ids` | what is known of a guest; the life of its socket ids |
 //! | `rows` | its rows and queue sets |
 //! | `limits` | rates, and turns by weight |
-//! | `moves` | from one NSM to another |
+//! | `moves`, `spread` | from one NSM to another, and on several at once |
 //! | `nsm`, `ports`, `out` | an NSM's device, port ownership, wake-ups due |
 //!
 //! Nothing a guest writes makes it panic or work without bound: elements are copied once, ids and generations are checked against
@@ -50,7 +50,4 @@ mod switch;
 mod turns;
 
 pub use api::*;
-pub use control::ROW_EXECED;
-pub use deliver::LOW;
 pub use engine::Engine;
-pub use outlived::{OWED, ROW_ADOPTED, ROWS_TOLD, SOCKET_RENEWED};

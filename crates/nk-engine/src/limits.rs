@@ -4,7 +4,7 @@
 //! they are consumed. What is over a limit is not lost and not refused: elements stay on the guest's rings, a connect waits here, and
 //! an accept waits for an id. The guest never has to ask again: [`crate::PollResult::due_ns`] says when to poll next.
 
-use nk_device::bucket::{Bucket, Rate};
+use nk_device::bucket::Bucket;
 use nk_device::cell::CONNECT_HELD;
 use nk_device::sync::Ordering;
 use nk_device::{Addr, Nqe, Op};
@@ -41,17 +41,6 @@ pub(crate) struct HeldConnect {
     after: Option<Nqe>,
 }
 
-fn change(bucket: &mut Option<Bucket>, rate: Option<Rate>) {
-    *bucket = match (bucket.take(), rate) {
-        (Some(mut b), Some(rate)) => {
-            b.set(rate);
-            Some(b)
-        }
-        (None, Some(rate)) => Some(Bucket::new(rate)),
-        (_, None) => None,
-    };
-}
-
 fn lot(b: &Bucket) -> u64 {
     (b.rate().per_s / LOTS_PER_S).clamp(1, b.rate().burst)
 }
@@ -64,8 +53,8 @@ impl Limiter {
     }
 
     fn set(&mut self, limits: &Limits) {
-        change(&mut self.nqes, limits.nqes);
-        change(&mut self.connections, limits.connections);
+        self.nqes = Bucket::changed(self.nqes, limits.nqes);
+        self.connections = Bucket::changed(self.connections, limits.connections);
         self.is_held &= self.nqes.is_some();
     }
 

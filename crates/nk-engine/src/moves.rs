@@ -77,6 +77,16 @@ impl Parts<'_> {
         self.guest.nsm_granted = 0;
     }
 
+    /// Answers the calls that this NSM will not.
+    pub(crate) fn end_calls_to(&mut self, nsm: NsmId, out: &mut Out<'_>) {
+        for q in 0..self.guest.qsets.len() as u16 {
+            for ticket in self.guest.calls_to(nsm, q) {
+                let nqe = Nqe { ticket, ..Nqe::default() };
+                self.refuse(q, &nqe, ECONNRESET, out);
+            }
+        }
+    }
+
     /// What was asked of the present NSM is its to answer also when another has its place.
     fn keep_calls(&mut self) {
         let nsm = self.guest.nsm;
@@ -167,13 +177,7 @@ impl Engine {
             if !p.guest.old.iter().any(|o| o.id == nsm && o.sockets == 0) {
                 return false;
             }
-            for q in 0..p.guest.qsets.len() as u16 {
-                for ticket in p.guest.calls_to(nsm, q) {
-                    let mut nqe = Nqe::new(nk_device::Op::Reply, 0, 0);
-                    nqe.ticket = ticket;
-                    p.refuse(q, &nqe, ECONNRESET, out);
-                }
-            }
+            p.end_calls_to(nsm, out);
             p.guest.old.retain(|o| o.id != nsm);
             p.guest.await_no_nsm();
             if !p.guest.is_split() && !p.nsm.up {

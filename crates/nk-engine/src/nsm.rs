@@ -10,9 +10,6 @@ use nk_device::{Device, Op};
 use crate::costly::{Ahead, is_costly};
 use crate::{GuestId, Notify, NsmId};
 
-/// `engine_sleeping` on an NSM's device while the engine waits for room on its rings: ring after popping.
-pub(crate) const WANTS_ROOM: u32 = 2;
-
 /// An NSM.
 #[derive(Debug)]
 pub(crate) struct Nsm {

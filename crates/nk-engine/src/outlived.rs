@@ -5,6 +5,7 @@ use nk_device::cell::{
     SF_CONNECTED, SF_CONNECTING, SF_DEAD, SF_EOF, SF_FAILED, SF_LISTENING, SF_RX_STALLED,
     SF_TX_BRAKED,
 };
+use nk_device::nqe::{ROW_ADOPTED, ROWS_TOLD, SOCKET_RENEWED};
 use nk_device::sync::Ordering;
 use nk_device::{Addr, Cell, Nqe, Op};
 
@@ -13,18 +14,6 @@ use crate::engine::Parts;
 use crate::guest::State;
 use crate::out::Out;
 use crate::switch::ECONNRESET;
-
-/// Flag in `data` of [`Op::RowLive`]: the row lived before; what stands on its chunk grants is its. In the upper half is how many such
-/// rows of this guest follow: none is leased anything new before the service knows what each of them has.
-pub const ROW_ADOPTED: u64 = 1;
-/// Flag in `data` of [`Op::RowDead`]: no row died, but there are no others than those told of by [`Op::RowLive`]: what is still leased to
-/// any other is a dead one's.
-pub const ROWS_TOLD: u64 = 1 << 33;
-/// Flag in `data` of [`Op::Socket`]: the socket lived before under another service; what its rings carry went with that one.
-pub const SOCKET_RENEWED: u64 = 1;
-/// Flag in `data` of [`Op::Socket`] and [`Op::Close`]: the NSM that had the socket is gone, and what the socket's ring names is leased
-/// still: the guest's present NSM, which shared its chunks, takes it back.
-pub const OWED: u64 = 2;
 
 /// Takes back what was received and not read; whether there was any. The next service leases the chunks to somebody else. The engine
 /// writes the service's field here: there is no service any more.

@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 
 use nk_device::Addr;
-use nk_device::addr::AF_INET6;
+use nk_device::addr::{AF_INET6, V4_MAPPED};
 
 use crate::{GuestId, Listen};
 
@@ -31,15 +31,13 @@ enum Covered {
     One([u8; 16]),
 }
 
-const MAPPED: [u8; 12] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff];
-
 impl Covered {
     fn of(a: &Addr, v6only: bool) -> Covered {
         if a.family == AF_INET6 {
             if a.ip == [0; 16] {
                 return if v6only { Covered::AnyV6 } else { Covered::Any };
             }
-            return if a.ip.starts_with(&MAPPED) && a.ip.ends_with(&[0; 4]) {
+            return if a.ip.starts_with(&V4_MAPPED) && a.ip.ends_with(&[0; 4]) {
                 Covered::AnyV4
             } else {
                 Covered::One(a.ip)
@@ -50,7 +48,7 @@ impl Covered {
             return Covered::AnyV4;
         }
         let mut ip = [0; 16];
-        for (to, from) in ip.iter_mut().zip(MAPPED.iter().chain(&[b0, b1, b2, b3])) {
+        for (to, from) in ip.iter_mut().zip(V4_MAPPED.iter().chain(&[b0, b1, b2, b3])) {
             *to = *from;
         }
         Covered::One(ip)
@@ -58,7 +56,7 @@ impl Covered {
 
     fn overlaps(self, other: Covered) -> bool {
         use Covered::{Any, AnyV4, AnyV6, One};
-        let is_v4 = |ip: [u8; 16]| ip.starts_with(&MAPPED);
+        let is_v4 = |ip: [u8; 16]| ip.starts_with(&V4_MAPPED);
         match (self, other) {
             (Any, _) | (_, Any) => true,
             (AnyV4, AnyV4) | (AnyV6, AnyV6) => true,

@@ -1,7 +1,7 @@
 //! From guests to the NSM: every element is checked against the engine's private tables before it goes on.
 
 use nk_device::cell::SOCK_DGRAM;
-use nk_device::nqe::{FLAG_AGAIN, FLAG_ERROR, Nqe, unpack_option};
+use nk_device::nqe::{FLAG_AGAIN, Nqe, unpack_option};
 use nk_device::sync::{Ordering, fence};
 use nk_device::{Addr, Op};
 
@@ -23,11 +23,6 @@ const IPV6_V6ONLY: u16 = 26;
 /// Whether a kind (family | type << 16 | protocol << 32) is one of datagrams.
 pub(crate) fn is_datagram(kind: u64) -> bool {
     (kind >> 16) as u8 == SOCK_DGRAM as u8
-}
-
-/// An error as `op_data` carries it.
-pub(crate) fn negative(errno: i32) -> u64 {
-    i64::from(-errno) as u64
 }
 
 impl Parts<'_> {
@@ -56,61 +51,17 @@ impl Parts<'_> {
         if self.guest.socket(nqe.socket).is_some_and(is_unheard) {
             self.hear_nsm(out);
         }
-        let Some(s) = self.guest.socket(nqe.socket) else { return self.guest.violation(q) };
-        if s.generation != nqe.generation {
-            self.guest.counters.engine.stale.add(1);
-            return self.refuse(q, &nqe, EBADF, out);
-        }
-        match s.state() {
-            State::Open => {}
-            State::GrantedRow => {
-                // Another process may use a socket before the element that made it is seen; the cell tells what it is.
-                let own = s.row == row;
-                if op == Op::Socket && !own {
-                    return self.guest.violation(q);
-                }
-                // Who makes one holds it first. By now its last holder may have been another process, or the host, neither of which pushes
-                // a close here: of a socket that was made after that, nobody would ever ask the end.
-                if self.guest.cell(nqe.socket).is_some_and(nk_device::Cell::is_unheld) {
-                    self.drop_granted(nqe.socket);
-                    self.guest.top_up_row(row);
-                    return self.refuse(q, &nqe, EBADF, out);
-                }
-                if op == Op::Close {
-                    return;
-                }
-                let kind =
-                    self.guest.cell(nqe.socket).map_or(0, |c| c.kind.load(Ordering::Relaxed));
-                let kind = if op == Op::Socket { nqe.op_data } else { u64::from(kind) };
-                self.make_socket(nqe.socket, kind);
-            }
-            // The NSM has not used it: nobody can have got it from there.
-            State::GrantedNsm => {
-                self.guest.violation(q);
-                return self.refuse(q, &nqe, EBADF, out);
-            }
-            State::Dead => {
-                if op == Op::Close {
-                    self.close_if_unheld(nqe.socket, out);
-                    return;
-                }
-                return self.refuse(q, &nqe, ECONNRESET, out);
-            }
-            // Pushed before the close, on the ring that is read after it: the stack sends what was queued anyway.
-            State::Closing if matches!(op, Op::Send | Op::RxRoom) => return,
-            State::Closing | State::Free => {
-                self.guest.counters.engine.stale.add(1);
-                return self.refuse(q, &nqe, EBADF, out);
-            }
-        }
-        if op == Op::Socket {
-            // Made above, or already by somebody who was faster.
-            self.guest.top_up_row(row);
+        if !self.has_socket(q, row, op, &nqe, out) {
             return;
         }
-        if op == Op::Close {
-            self.close_if_unheld(nqe.socket, out);
-            return;
+        match op {
+            Op::Socket => {
+                // Made above, or already by somebody who was faster.
+                self.guest.top_up_row(row);
+                return;
+            }
+            Op::Close => return self.close_if_unheld(nqe.socket, out),
+            _ => {}
         }
         if !self.nsm_of(nqe.socket).up {
             self.end_unasked_connect(&nqe, out);
@@ -119,69 +70,138 @@ impl Parts<'_> {
         if follows_connect(op) && self.waits_behind(q, &nqe, out) {
             return;
         }
-        match op {
-            Op::Bind => {
-                if let Err(errno) = self.claim(&nqe) {
-                    return self.refuse(q, &nqe, errno, out);
-                }
+        if matches!(op, Op::Send | Op::RxRoom) {
+            nqe.op_data = u64::from(row);
+        }
+        if self.may_go_on(q, op, &nqe, out) {
+            self.pass_on(q, &nqe);
+        }
+    }
+
+    /// Whether the element's socket is open, or was made of an id that was granted; else the element is answered or dropped.
+    fn has_socket(&mut self, q: u16, row: u16, op: Op, nqe: &Nqe, out: &mut Out<'_>) -> bool {
+        let Some(s) = self.guest.socket(nqe.socket) else {
+            self.guest.violation(q);
+            return false;
+        };
+        if s.generation != nqe.generation {
+            self.guest.counters.engine.stale.add(1);
+            self.refuse(q, nqe, EBADF, out);
+            return false;
+        }
+        match s.state() {
+            State::Open => return true,
+            State::GrantedRow => return self.uses_granted(q, row, op, nqe, out),
+            // The NSM has not used it: nobody can have got it from there.
+            State::GrantedNsm => {
+                self.guest.violation(q);
+                self.refuse(q, nqe, EBADF, out);
             }
-            Op::Connect => {
-                let g = &mut *self.guest;
-                if let Some(s) = g.sockets.get_mut(nqe.socket as usize)
-                    && s.datagram
-                {
-                    let to = Addr::from_words(s.family, nqe.size, nqe.op_data, nqe.data);
-                    s.peer = Some(to);
-                } else {
-                    if let Some(s) = g.sockets.get_mut(nqe.socket as usize)
-                        && !s.connection
-                        && s.listener.is_none()
-                    {
-                        s.connection = true;
-                        g.connections_open += 1;
-                        g.count_connection(nqe.socket);
-                        g.share_connection(nqe.socket);
-                    }
-                    self.tell_full(out);
-                    if !self.may_connect(q, &nqe, out) {
-                        return;
-                    }
-                }
+            State::Dead if op == Op::Close => self.close_if_unheld(nqe.socket, out),
+            State::Dead => self.refuse(q, nqe, ECONNRESET, out),
+            // Pushed before the close, on the ring that is read after it: the stack sends what was queued anyway.
+            State::Closing if matches!(op, Op::Send | Op::RxRoom) => {}
+            State::Closing | State::Free => {
+                self.guest.counters.engine.stale.add(1);
+                self.refuse(q, nqe, EBADF, out);
             }
+        }
+        false
+    }
+
+    /// An element names an id that was granted to a row: a socket is made of it, if it may be.
+    fn uses_granted(&mut self, q: u16, row: u16, op: Op, nqe: &Nqe, out: &mut Out<'_>) -> bool {
+        // Another process may use a socket before the element that made it is seen; the cell tells what it is.
+        let is_own = self.guest.socket(nqe.socket).is_some_and(|s| s.row == row);
+        if op == Op::Socket && !is_own {
+            self.guest.violation(q);
+            return false;
+        }
+        // Who makes one holds it first. By now its last holder may have been another process, or the host, neither of which pushes
+        // a close here: of a socket that was made after that, nobody would ever ask the end.
+        if self.guest.cell(nqe.socket).is_some_and(nk_device::Cell::is_unheld) {
+            self.drop_granted(nqe.socket);
+            self.guest.top_up_row(row);
+            self.refuse(q, nqe, EBADF, out);
+            return false;
+        }
+        if op == Op::Close {
+            return false;
+        }
+        let kind = self.guest.cell(nqe.socket).map_or(0, |c| c.kind.load(Ordering::Relaxed));
+        let kind = if op == Op::Socket { nqe.op_data } else { u64::from(kind) };
+        self.make_socket(nqe.socket, kind);
+        true
+    }
+
+    /// Notes what the engine keeps of an operation. `false`: it waits here, or was refused.
+    fn may_go_on(&mut self, q: u16, op: Op, nqe: &Nqe, out: &mut Out<'_>) -> bool {
+        let refused = match op {
+            Op::Bind => self.claim(nqe).err(),
+            Op::Connect => return self.connects(q, nqe, out),
+            Op::Listen => self.listens(nqe).err(),
             Op::Disconnect => {
                 if let Some(s) = self.guest.socket_mut(nqe.socket) {
                     s.peer = None;
                 }
-            }
-            Op::Listen => {
-                // Without an address it would be all of them, at a port that the stack chooses.
-                let (local, family, v6only) = self
-                    .guest
-                    .socket(nqe.socket)
-                    .map_or((None, 0, false), |s| (s.local, s.family, s.v6only));
-                let local = local.unwrap_or(Addr { family, ..Addr::default() });
-                if !self.guest.may_listen(&local, v6only) {
-                    return self.refuse(q, &nqe, EACCES, out);
-                }
-                if let Some(s) = self.guest.socket_mut(nqe.socket) {
-                    s.backlog = nqe.op_data as u32;
-                }
+                None
             }
             Op::SetSockOpt => {
-                let (level, name, length) = unpack_option(nqe.size);
-                if (level, name) == (SOL_IPV6, IPV6_V6ONLY)
-                    && let Some(s) = self.guest.socket_mut(nqe.socket)
-                    && s.local.is_none()
-                {
-                    // The stack takes it only before a bind and from four bytes on; longer values are not in the element. In
-                    // doubt the socket counts as one for both families.
-                    s.v6only = (4..=16).contains(&length) && nqe.op_data as u32 != 0;
-                }
+                self.note_v6only(nqe);
+                None
             }
-            Op::Send | Op::RxRoom => nqe.op_data = u64::from(row),
-            _ => {}
+            _ => None,
+        };
+        if let Some(errno) = refused {
+            self.refuse(q, nqe, errno, out);
         }
-        self.pass_on(q, &nqe);
+        refused.is_none()
+    }
+
+    /// Whether a connect goes on now.
+    fn connects(&mut self, q: u16, nqe: &Nqe, out: &mut Out<'_>) -> bool {
+        let g = &mut *self.guest;
+        let Some(s) = g.sockets.get_mut(nqe.socket as usize) else { return false };
+        if s.datagram {
+            s.peer = Some(Addr::from_words(s.family, nqe.size, nqe.op_data, nqe.data));
+            return true;
+        }
+        if !s.connection && s.listener.is_none() {
+            s.connection = true;
+            g.connections_open += 1;
+            g.count_connection(nqe.socket);
+            g.share_connection(nqe.socket);
+        }
+        self.tell_full(out);
+        self.may_connect(q, nqe, out)
+    }
+
+    /// Checks a listen.
+    fn listens(&mut self, nqe: &Nqe) -> Result<(), i32> {
+        let s = self.guest.socket(nqe.socket).ok_or(EBADF)?;
+        // Without an address it would be all of them, at a port that the stack chooses.
+        let local = s.local.unwrap_or(Addr { family: s.family, ..Addr::default() });
+        let v6only = s.v6only;
+        if !self.guest.may_listen(&local, v6only) {
+            return Err(EACCES);
+        }
+        if let Some(s) = self.guest.socket_mut(nqe.socket) {
+            s.backlog = nqe.op_data as u32;
+        }
+        Ok(())
+    }
+
+    /// An option that makes a socket one for IPv6 alone.
+    fn note_v6only(&mut self, nqe: &Nqe) {
+        let (level, name, length) = unpack_option(nqe.size);
+        if (level, name) == (SOL_IPV6, IPV6_V6ONLY)
+            && let Some(s) = self.guest.socket_mut(nqe.socket)
+            && s.local.is_none()
+        {
+            // The stack takes it only before a bind and from four bytes on; longer values are not in the element. In
+            // doubt the socket counts as one for both families.
+            s.v6only = (4..=16).contains(&length) && nqe.op_data as u32 != 0;
+        }
     }
 
     /// A process ended while there is no NSM, and what stands on its rings is read for the last time. Whoever inherited the socket would
@@ -219,8 +239,7 @@ impl Parts<'_> {
             let mut r = Nqe::new(Op::Reply, nqe.socket, nqe.generation);
             r.ticket = nqe.ticket;
             r.guest = self.guest.id.0;
-            r.flags = FLAG_ERROR;
-            r.op_data = negative(errno);
+            r.set_error(errno);
             self.guest.reply(q, &r, out);
         }
     }

@@ -3,10 +3,10 @@
 use nk_device::cell::SF_RX_STALLED;
 use nk_device::stream::{AcceptedSocket, Position, read_slot};
 use nk_device::sync::{Ordering, fence};
-use nk_device::{Cell, Device, STREAM_SLOTS};
+use nk_device::{Cell, Device};
 
-use crate::View;
 use crate::errno::EINVAL;
+use crate::{MAX_QUEUED, View};
 
 /// What accept gave.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,8 +75,6 @@ pub fn accept(device: &Device, listener: &Cell, row: u16) -> Accepted {
         }
     }
 }
-
-const MAX_QUEUED: u32 = STREAM_SLOTS as u32;
 
 #[cfg(test)]
 mod tests {

@@ -1,25 +1,22 @@
 //! Datagrams: whole ones, onto the tx ring and from the rx ring. What the stack finds out about one that was queued it tells as the socket's
 //! pending error, or, for one that is asked for ([`nk_device::datagram::DF_REPORT`]), by [`nk_device::Op::Report`].
 
-use core::ptr::NonNull;
-
-use nk_device::addr::AF_INET;
+use nk_device::addr::{AF_INET, V4_MAPPED};
 use nk_device::cell::SF_RX_STALLED;
-use nk_device::datagram::{DATAGRAM_MAX, DF_PEER, FIRST_BYTES, Header, MORE_MAX};
+use nk_device::datagram::{DATAGRAM_MAX, DF_PEER, Header, MORE_MAX};
 use nk_device::stream::{Position, Span, read_slot};
 use nk_device::sync::Ordering;
-use nk_device::{Addr, Cell, STREAM_SLOTS};
+use nk_device::{Addr, Cell};
 
 use crate::errno::{EDESTADDRREQ, EFAULT, EINVAL, EMSGSIZE, ENETDOWN, EPIPE};
 use crate::recv::{Sink, was_taken_back};
-use crate::send::{Chunks, SendError, Source};
-use crate::{Socket, View};
+use crate::send::{Chunks, SendError, Source, queued_spans};
+use crate::{MAX_QUEUED, Socket, View};
 
 /// What UDP's length field can say at all.
 const UDP_LENGTH_MAX: usize = 0xffff;
 /// The longest datagram over IPv4.
 const V4_MAX: usize = 65_507;
-const MAPPED: [u8; 12] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff];
 
 /// A datagram on the ring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,7 +28,7 @@ pub struct Queued {
 }
 
 fn is_v4(a: &Addr) -> bool {
-    a.family == AF_INET || a.ip.starts_with(&MAPPED)
+    a.family == AF_INET || a.ip.starts_with(&V4_MAPPED)
 }
 
 /// What Linux's `udp_sendmsg` refuses before anything is sent and GuestLib can know. The socket's pending error is among it.
@@ -124,7 +121,7 @@ pub fn send(
     header.more = rest;
     let mut fault = false;
     header.for_each_part(first, |chunk, at, n, before| {
-        let to = socket.device.chunk(chunk).and_then(|b| NonNull::new(b.as_ptr().wrapping_add(at)));
+        let to = socket.device.chunk_at(chunk, at, n);
         fault = n > 0 && to.is_none_or(|to| source.copy(before, to, n).is_err());
         !fault
     });
@@ -217,15 +214,9 @@ pub fn recv(socket: &Socket<'_>, sink: &mut impl Sink, len: usize, peek: bool) -
         }
         let stalled = cell.state.load(Ordering::SeqCst) & SF_RX_STALLED != 0;
         let left = tail.wrapping_sub(end.index);
-        return Received::Datagram {
-            header,
-            count,
-            rx_room: stalled && left <= STREAM_SLOTS as u32 / 2,
-        };
+        return Received::Datagram { header, count, rx_room: stalled && left <= MAX_QUEUED / 2 };
     }
 }
-
-const MAX_QUEUED: u32 = STREAM_SLOTS as u32;
 
 /// The datagram at an index. `None`: this reader is stale, or the host broke the ring.
 fn next_at(socket: &Socket<'_>, index: u32) -> Option<(Span, Header)> {
@@ -248,8 +239,7 @@ fn copy_out(
         if n == 0 {
             return false;
         }
-        let from =
-            socket.device.chunk(chunk).and_then(|b| NonNull::new(b.as_ptr().wrapping_add(at)));
+        let from = socket.device.chunk_at(chunk, at, n);
         fault = from.is_none_or(|from| sink.copy(before, from, n).is_err());
         count += n;
         !fault
@@ -277,24 +267,14 @@ pub fn available(socket: &Socket<'_>) -> usize {
 /// Bytes of datagrams that the stack has not taken.
 #[must_use]
 pub fn queued(socket: &Socket<'_>) -> usize {
-    let cell = socket.cell;
-    let tail = cell.tx_tail.load(Ordering::Acquire);
-    let mut index = cell.tx_head.load(Ordering::Acquire);
-    let mut sum = 0;
-    while index != tail && tail.wrapping_sub(index) <= MAX_QUEUED {
-        let header = read_slot(&cell.tx_slots, index)
-            .and_then(Span::from_payload)
-            .and_then(|s| socket.device.header_of(s.chunk));
-        sum += header.map_or(0, |h| (h.len as usize).min(DATAGRAM_MAX));
-        index = index.wrapping_add(1);
-    }
-    sum
+    let headers = queued_spans(socket.cell).filter_map(|s| socket.device.header_of(s.chunk));
+    headers.map(|h| (h.len as usize).min(DATAGRAM_MAX)).sum()
 }
 
-/// Whether this many bytes fit into a datagram's first chunk: then one leased chunk is enough.
+/// How many chunks a datagram of so many bytes needs; of one that is too long, as many as the longest.
 #[must_use]
 pub fn chunks_for(len: usize) -> usize {
-    1 + len.saturating_sub(FIRST_BYTES).div_ceil(nk_device::CHUNK_SIZE).min(MORE_MAX)
+    1 + Header::more_for(len).unwrap_or(MORE_MAX)
 }
 
 #[cfg(test)]
@@ -303,6 +283,7 @@ mod tests {
     use super::*;
     use crate::testing::Fixture;
     use nk_device::cell::*;
+    use nk_device::datagram::FIRST_BYTES;
 
     fn to(port: u16) -> Header {
         Header { flags: DF_PEER, peer: Addr::v4([127, 0, 0, 1], port), ..Header::default() }

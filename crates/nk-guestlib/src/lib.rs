@@ -34,6 +34,9 @@ use nk_device::cell::{
 use nk_device::sync::Ordering;
 use nk_device::{Cell, Device};
 
+/// Descriptors that a ring can have.
+pub(crate) const MAX_QUEUED: u32 = nk_device::STREAM_SLOTS as u32;
+
 /// A socket to work on: its cell, and the device that its chunks are in.
 #[derive(Clone, Copy, Debug)]
 pub struct Socket<'a> {

@@ -2,13 +2,13 @@
 
 use core::ptr::NonNull;
 
+use nk_device::Cell;
 use nk_device::cell::SF_RX_STALLED;
 use nk_device::stream::{Position, Span, read_slot};
 use nk_device::sync::{Ordering, fence};
-use nk_device::{Cell, STREAM_SLOTS};
 
 use crate::errno::{EFAULT, ENOTCONN};
-use crate::{Fault, Socket, View};
+use crate::{Fault, MAX_QUEUED, Socket, View};
 
 /// Where the bytes go.
 pub trait Sink {
@@ -60,7 +60,7 @@ pub fn recv(socket: &Socket<'_>, sink: &mut impl Sink, len: usize, peek: bool) -
         let word = cell.rx_pos.load(Ordering::Acquire);
         let start = Position::from_word(word);
         let tail = cell.rx_tail.load(Ordering::Acquire);
-        if start.index == tail || tail.wrapping_sub(start.index) > STREAM_SLOTS as u32 {
+        if start.index == tail || tail.wrapping_sub(start.index) > MAX_QUEUED {
             if cell.rx_pos.load(Ordering::Acquire) != word {
                 continue;
             }
@@ -100,7 +100,7 @@ pub fn recv(socket: &Socket<'_>, sink: &mut impl Sink, len: usize, peek: bool) -
         }
         let stalled = cell.state.load(Ordering::SeqCst) & SF_RX_STALLED != 0;
         let left = tail.wrapping_sub(end.index);
-        return Received::Bytes { count, rx_room: stalled && left <= STREAM_SLOTS as u32 / 2 };
+        return Received::Bytes { count, rx_room: stalled && left <= MAX_QUEUED / 2 };
     }
 }
 
@@ -142,19 +142,15 @@ fn copy_out(
     let mut count = 0;
     while count < len && at.index != tail {
         let span = read_slot(&socket.cell.rx_slots, at.index).and_then(Span::from_payload);
-        let Some((span, base)) = span.and_then(|s| Some((s, socket.device.chunk(s.chunk)?))) else {
-            // A slot of another lap: this reader is stale and its CAS will fail, or the host is broken.
-            break;
-        };
+        // A slot of another lap: this reader is stale and its CAS will fail, or the host is broken.
+        let Some(span) = span else { break };
         if at.offset >= span.len {
             at = Position { index: at.index.wrapping_add(1), offset: 0 };
             continue;
         }
         let n = ((span.len - at.offset) as usize).min(len - count);
         let first = (span.offset + at.offset) as usize;
-        // Within the chunk: Span::from_payload checked offset + len, and first + n stays below it.
-        let from = base.as_ptr().wrapping_add(first);
-        let Some(from) = NonNull::new(from) else { break };
+        let Some(from) = socket.device.chunk_at(span.chunk, first, n) else { break };
         if sink.copy(count, from, n).is_err() {
             return (at, count, true);
         }
@@ -182,7 +178,7 @@ pub fn has_at_least(cell: &Cell, bytes: usize) -> bool {
     let queued = cell.rx_tail.load(Ordering::Acquire).wrapping_sub(cell.position().index);
     // Readable even below SO_RCVLOWAT: a full ring, and one whose service waits for this reader. Neither grows.
     let stalled = cell.state.load(Ordering::Acquire) & SF_RX_STALLED != 0;
-    available(cell) >= bytes || queued >= STREAM_SLOTS as u32 || (stalled && queued > 0)
+    available(cell) >= bytes || queued >= MAX_QUEUED || (stalled && queued > 0)
 }
 
 /// Bytes that can be received now (FIONREAD).
@@ -194,7 +190,7 @@ pub fn available(cell: &Cell) -> usize {
         let tail = cell.rx_tail.load(Ordering::Acquire);
         let mut sum = 0usize;
         let mut index = start.index;
-        while index != tail && tail.wrapping_sub(index) <= STREAM_SLOTS as u32 {
+        while index != tail && tail.wrapping_sub(index) <= MAX_QUEUED {
             if let Some(s) = read_slot(&cell.rx_slots, index).and_then(Span::from_payload) {
                 sum += s.len as usize;
             }
@@ -210,6 +206,7 @@ pub fn available(cell: &Cell) -> usize {
 mod tests {
     use super::*;
     use crate::testing::Fixture;
+    use nk_device::STREAM_SLOTS;
     use nk_device::cell::*;
 
     fn bytes(count: usize) -> Received {

@@ -2,13 +2,13 @@
 
 use core::ptr::NonNull;
 
-use nk_device::CHUNK_SIZE;
 use nk_device::header::FEATURE_APPEND;
-use nk_device::stream::Span;
+use nk_device::stream::{Span, read_slot};
 use nk_device::sync::Ordering;
+use nk_device::{CHUNK_SIZE, Cell};
 
 use crate::errno::{EFAULT, EPIPE};
-use crate::{Fault, Socket, View};
+use crate::{Fault, MAX_QUEUED, Socket, View};
 
 /// Where the bytes come from: an iovec of the program, faulting copies in a kernel.
 pub trait Source {
@@ -37,7 +37,8 @@ pub trait Chunks {
 /// Why a send moved nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SendError {
-    /// No room on the ring, or the socket is to leave the pool to others: wait on `tx_wake` or return EAGAIN. [`nk_device::Cell::want_tx`] was called, so an event will come.
+    /// No room on the ring, or the socket is to leave the pool to others: wait on `tx_wake` or return EAGAIN. [`nk_device::Cell::want_tx`] was
+    /// called, so an event will come.
     WouldBlock,
     /// No chunk: ask for some ([`nk_device::Op::Refill`]), wait on the row's `grant_wake` or return EAGAIN.
     NoChunks,
@@ -183,19 +184,17 @@ pub fn send(
 /// Bytes on the tx ring that the stack has not taken (SIOCOUTQ's part on this side).
 #[must_use]
 pub fn queued(socket: &Socket<'_>) -> usize {
-    let cell = socket.cell;
+    queued_spans(socket.cell).map(|s| s.len as usize).sum()
+}
+
+/// What stands on the tx ring; nothing where the service's index is nonsense.
+pub(crate) fn queued_spans(cell: &Cell) -> impl Iterator<Item = Span> {
     let tail = cell.tx_tail.load(Ordering::Acquire);
-    let mut index = cell.tx_head.load(Ordering::Acquire);
-    let mut sum = 0;
-    while index != tail && tail.wrapping_sub(index) <= nk_device::STREAM_SLOTS as u32 {
-        if let Some(s) =
-            nk_device::stream::read_slot(&cell.tx_slots, index).and_then(Span::from_payload)
-        {
-            sum += s.len as usize;
-        }
-        index = index.wrapping_add(1);
-    }
-    sum
+    let head = cell.tx_head.load(Ordering::Acquire);
+    let n = tail.wrapping_sub(head);
+    let n = if n > MAX_QUEUED { 0 } else { n };
+    let slots = (0..n).filter_map(move |i| read_slot(&cell.tx_slots, head.wrapping_add(i)));
+    slots.filter_map(Span::from_payload)
 }
 
 #[cfg(test)]

@@ -70,10 +70,7 @@ impl<S: Stack> Ctx<'_, S> {
         }
         s.open_error = libc::ECONNRESET;
         s.tx_broken = true;
-        // Whatever the guest's tail says, everything counts as taken.
-        s.tx_next = cell.tx_tail.load(Ordering::Acquire);
-        s.tx_head = s.tx_next;
-        cell.tx_head.store(s.tx_head, Ordering::SeqCst);
+        s.pass_published(cell);
         if !s.closing {
             s.post_error(cell, libc::ECONNRESET);
             s.change(cell, SF_DEAD, SF_CONNECTING);
@@ -130,19 +127,14 @@ impl<S: Stack> Ctx<'_, S> {
                 self.free_tx(cell, &mut s);
                 continue;
             }
-            match self.guest.pool.begin_tx(span.chunk) {
-                Some(row) => {
-                    cell.tx_head.store(index.wrapping_add(1), Ordering::SeqCst);
-                    if taken.appending {
-                        self.share(key, span.chunk);
-                    }
-                    self.guest.pool.free(span.chunk);
-                    if let Some(row) = row {
-                        self.guest.spent(row);
-                    }
-                }
-                None => break,
+            if self.guest.begin_tx(span.chunk).is_none() {
+                break;
             }
+            cell.tx_head.store(index.wrapping_add(1), Ordering::SeqCst);
+            if taken.appending {
+                self.share(key, span.chunk);
+            }
+            self.guest.pool.free(span.chunk);
         }
         self.guest.leave_reap(key.socket, &s);
         self.guest.leave_blocked(key, &s);

@@ -27,7 +27,7 @@ struct Out<S: Stack> {
 }
 
 /// Bytes of the socket's next send.
-fn queued<T>(s: &Socket<T>, most: u64) -> u64 {
+pub(crate) fn queued<T>(s: &Socket<T>, most: u64) -> u64 {
     s.tx.iter().map(|span| u64::from(span.len)).sum::<u64>().min(most)
 }
 
@@ -45,13 +45,6 @@ impl<S: Stack> Ctx<'_, S> {
         s.charged = queued(s, self.company.most(self.now_ms));
         self.guest.turns.charge(s.charged);
         self.gathered.push(key);
-    }
-
-    /// The guest's rate lets nothing be sent now: the socket has a turn when it does.
-    pub(crate) fn wait_out(&mut self, key: Key, s: &mut Socket<S::Socket>) {
-        s.waits_out = true;
-        let counters = self.guest.counters;
-        self.guest.out.wait(key, &counters.service.out);
     }
 }
 
@@ -113,8 +106,7 @@ impl<S: Stack> Service<S> {
         let leave = if socket.waits_out { 0 } else { guest.out.take(queued(&socket, most)) };
         if leave == 0 {
             if !socket.waits_out {
-                socket.waits_out = true;
-                guest.out.wait(key, &guest.counters.service.out);
+                guest.wait_out(key, &mut socket);
             }
             guest.turns.give_back(unspent);
             guest.put(key.socket, socket);

@@ -143,6 +143,18 @@ impl<T> Guest<T> {
         }
     }
 
+    /// The guest's rate lets nothing be sent now: the socket has a turn when it does.
+    pub(crate) fn wait_out(&mut self, key: Key, s: &mut Socket<T>) {
+        s.waits_out = true;
+        self.out.wait(key, &self.counters.service.out);
+    }
+
+    /// The guest's rate lets nothing be received now: the socket is read when it does.
+    pub(crate) fn wait_in(&mut self, key: Key, s: &mut Socket<T>) {
+        s.waits_in = true;
+        self.input.wait(key, &self.counters.service.input);
+    }
+
     // ---- received chunks ----
 
     /// Frees what was read of a socket: as far as the guest's position says, which is checked against what is there.

@@ -448,9 +448,13 @@ impl<T> Guest<T> {
         }
     }
 
-    /// A row sent a chunk of its lease.
-    pub(crate) fn spent(&mut self, row: u16) {
-        self.add_leased(row, -1);
+    /// Takes a chunk that a descriptor of the guest's names ([`crate::pool::Pool::begin_tx`]): the row that had it has one less.
+    pub(crate) fn begin_tx(&mut self, chunk: u32) -> Option<Option<u16>> {
+        let row = self.pool.begin_tx(chunk)?;
+        if let Some(row) = row {
+            self.add_leased(row, -1);
+        }
+        Some(row)
     }
 
     // ---- chunks that somebody may still write into ----

@@ -50,13 +50,7 @@ fn lot(b: &Bucket) -> u64 {
 
 impl Gate {
     pub(crate) fn set(&mut self, rate: Option<Rate>) {
-        self.bucket = match (self.bucket.take(), rate) {
-            (Some(mut b), Some(rate)) => {
-                b.set(rate);
-                Some(b)
-            }
-            (_, rate) => rate.map(Bucket::new),
-        };
+        self.bucket = Bucket::changed(self.bucket, rate);
     }
 
     /// What a socket may take at once.

@@ -248,12 +248,8 @@ impl<S: Stack> Ctx<'_, S> {
         let mut s: Taken<S> = Box::new(Socket::left(key.generation, local.family, &at));
         s.is_v6only = self.is_v6only(&handle, local.family);
         if at.datagram {
-            let set = |name| {
-                let mut value = [0; 4];
-                let r = self.stack.get_option(&handle, libc::SOL_SOCKET, name, &mut value);
-                r.is_ok() && value != [0; 4]
-            };
-            let mut d = Datagrams::moved(local.port != 0, set);
+            let is_set = |name| self.is_set(&handle, libc::SOL_SOCKET, name);
+            let mut d = Datagrams::moved(local.port != 0, is_set);
             s.rx_freed = at.rx_tail.wrapping_sub(m.unread.len() as u32);
             for (n, chunks) in (0u32..).zip(&m.unread) {
                 let Some((first, more)) = chunks.split_first() else { continue };
@@ -294,14 +290,11 @@ impl<S: Stack> Ctx<'_, S> {
             let more = header.iter().filter_map(|(s, h)| h.chunks_of(*s)).flatten();
             cell.tx_head.store(index.wrapping_add(1), Ordering::SeqCst);
             for chunk in span.iter().map(|s| &s.chunk).chain(more) {
-                if let Some(row) = self.guest.pool.begin_tx(*chunk) {
+                if self.guest.begin_tx(*chunk).is_some() {
                     if taken.is_some_and(|t| t.appending) {
                         self.share(key, *chunk);
                     }
                     self.guest.pool.free(*chunk);
-                    if let Some(row) = row {
-                        self.guest.spent(row);
-                    }
                 }
             }
             index = index.wrapping_add(1);

@@ -2,12 +2,10 @@
 
 use std::collections::VecDeque;
 
+use nk_device::header::WANTS_ROOM;
 use nk_device::ring::Consumer;
 use nk_device::sync::{Ordering, fence};
 use nk_device::{Device, Nqe, Op};
-
-/// The engine waits for room on the job or send ring (see `nk-engine`).
-const WANTS_ROOM: u32 = 2;
 
 #[derive(Debug)]
 pub(crate) struct Port {

@@ -35,7 +35,7 @@ impl<S: Stack> Ctx<'_, S> {
             let wanted = room.min(s.rx_want).min(most as usize / CHUNK_SIZE) * CHUNK_SIZE;
             let limit = self.guest.input.take(wanted as u64);
             if limit == 0 {
-                self.wait_in(key, s);
+                self.guest.wait_in(key, s);
                 break;
             }
             let mut chunks = [0u32; CHUNKS];
@@ -50,14 +50,22 @@ impl<S: Stack> Ctx<'_, S> {
             got += bytes;
         }
         if got > 0 {
-            s.rx_bytes = s.rx_bytes.wrapping_add(got);
-            self.count_received(got);
-            self.guest.turns.charge(got);
-            cell.rx_bytes.store(s.rx_bytes, Ordering::Relaxed);
-            self.guest.enter_reap(key.socket, s);
-            self.tell(key, cell, IN);
+            self.received(key, cell, s, got);
         }
         self.ask_while_short(key, cell, s);
+    }
+
+    /// What a turn got of the stack stands on the ring.
+    pub(crate) fn received(&mut self, key: Key, cell: &Cell, s: &mut Taken<S>, bytes: u64) {
+        s.rx_bytes = s.rx_bytes.wrapping_add(bytes);
+        self.guest.counters.service.bytes_received.add(bytes);
+        if let Some(t) = self.totals {
+            t.bytes_received.add(bytes);
+        }
+        self.guest.turns.charge(bytes);
+        cell.rx_bytes.store(s.rx_bytes, Ordering::Relaxed);
+        self.guest.enter_reap(key.socket, s);
+        self.tell(key, cell, IN);
     }
 
     /// While some socket waits for chunks, every socket that has some is asked to tell when they were read: nothing else would
@@ -85,17 +93,10 @@ impl<S: Stack> Ctx<'_, S> {
     }
 
     /// Gives back chunks that nothing was received into.
-    fn untake(&mut self, chunks: &[u32]) {
+    pub(crate) fn untake(&mut self, chunks: &[u32]) {
         for chunk in chunks.iter().rev() {
             self.guest.pool.untake_rx(*chunk);
         }
-    }
-
-    /// The guest's rate lets nothing be received now: the socket is read when it does.
-    pub(crate) fn wait_in(&mut self, key: Key, s: &mut Taken<S>) {
-        s.waits_in = true;
-        let counters = self.guest.counters;
-        self.guest.input.wait(key, &counters.service.input);
     }
 
     /// One call of the stack into these chunks, for `limit` bytes at most; bytes got. What was not filled goes back.

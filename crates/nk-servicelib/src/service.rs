@@ -75,7 +75,7 @@ pub(crate) struct Ctx<'a, S: Stack> {
     pub(crate) timers: &'a mut BinaryHeap<Reverse<(u64, u64, Due)>>,
     pub(crate) now_ms: u64,
     pub(crate) now_ns: u64,
-    totals: Option<SharedTotals>,
+    pub(crate) totals: Option<SharedTotals>,
 }
 
 /// A socket being worked on.
@@ -104,22 +104,6 @@ impl<S: Stack> Ctx<'_, S> {
             if self.guest.turns.push(key) {
                 self.active.push_back(key.guest);
             }
-        }
-    }
-
-    /// The stack took so many bytes.
-    pub(crate) fn count_sent(&self, bytes: u64) {
-        self.guest.counters.service.bytes_sent.add(bytes);
-        if let Some(t) = self.totals {
-            t.bytes_sent.add(bytes);
-        }
-    }
-
-    /// The stack gave so many.
-    pub(crate) fn count_received(&self, bytes: u64) {
-        self.guest.counters.service.bytes_received.add(bytes);
-        if let Some(t) = self.totals {
-            t.bytes_received.add(bytes);
         }
     }
 
@@ -247,9 +231,9 @@ impl<S: Stack> Service<S> {
             .unwrap_or(Err(Errno(libc::ENOENT)))
     }
 
-    /// Handles NQEs, then stack events. `now_ns` is the time on any clock that does not go back. Events are waited for at most `wait_ms` (-1: for ever; only after
-    /// [`Service::prepare_sleep`] or, inline, `Engine::prepare_sleep`; `None`: the stack is not asked). `engine_doorbell` is called when the engine sleeps and must wake (never
-    /// when one thread polls both).
+    /// Handles NQEs, then stack events. `now_ns` is the time on any clock that does not go back. Events are waited for at most `wait_ms`
+    /// (-1: for ever; only after [`Service::prepare_sleep`] or, inline, `Engine::prepare_sleep`; `None`: the stack is not asked).
+    /// `engine_doorbell` is called when the engine sleeps and must wake (never when one thread polls both).
     pub fn poll(
         &mut self,
         now_ns: u64,
@@ -343,21 +327,18 @@ impl<S: Stack> Service<S> {
 
     /// Limits of a guest from now on.
     pub fn set_limits(&mut self, guest: u16, limits: &GuestLimits) {
-        if let Some(g) = self.guests.get_mut(usize::from(guest)).and_then(Option::as_deref_mut) {
-            g.set_limits(limits);
-            if !core::mem::replace(&mut g.in_recovery, true) {
-                self.recovering.push(guest);
-            }
-            let has_rate = g.out.is_limited() || g.input.is_limited();
-            if !self.limited.contains(&guest) {
-                self.limited.push(guest);
-            }
-            // Who waited for a rate that is no more goes on.
-            let at = g.out.now_ns();
-            self.release(at);
-            if !has_rate {
-                self.limited.retain(|g| *g != guest);
-            }
+        let set = self.ctx(guest, 0, |c| {
+            c.guest.set_limits(limits);
+            (c.guest.out.is_limited() || c.guest.input.is_limited(), c.guest.out.now_ns())
+        });
+        let Some((has_rate, at)) = set else { return };
+        if !self.limited.contains(&guest) {
+            self.limited.push(guest);
+        }
+        // Who waited for a rate that is no more goes on.
+        self.release(at);
+        if !has_rate {
+            self.limited.retain(|g| *g != guest);
         }
     }
 

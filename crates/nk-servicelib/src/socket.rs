@@ -179,6 +179,13 @@ impl<T> Socket<T> {
         cell.stall_rx(self.state)
     }
 
+    /// Whatever the guest's tail says, everything counts as taken.
+    pub(crate) fn pass_published(&mut self, cell: &Cell) {
+        self.tx_next = cell.tx_tail.load(Ordering::Acquire);
+        self.tx_head = self.tx_next;
+        cell.tx_head.store(self.tx_head, Ordering::SeqCst);
+    }
+
     /// Lets it send again; whether somebody waits for that.
     pub(crate) fn release_brake(&mut self, cell: &Cell) -> bool {
         let braked = self.state;

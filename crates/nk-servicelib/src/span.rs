@@ -5,13 +5,11 @@ use nk_device::stream::Span;
 
 use crate::RawSpan;
 
-/// The bytes of a descriptor. `None` when the chunk is outside the device.
+/// The bytes of a descriptor. `None` when they are not within a chunk of the device.
 pub(crate) fn span(device: &Device, s: Span) -> Option<RawSpan> {
-    if (s.offset + s.len) as usize > nk_device::CHUNK_SIZE {
-        return None;
-    }
-    let base = device.chunk(s.chunk)?;
-    // SAFETY: offset + len is within the chunk (checked above, on a private copy), the chunk within the mapping, which lives until
-    // the guest is removed. The guest can change the bytes, never where they are; nothing forms a reference to them.
-    Some(unsafe { RawSpan::new(base.add(s.offset as usize), s.len as usize) })
+    let (offset, len) = (s.offset as usize, s.len as usize);
+    let base = device.chunk_at(s.chunk, offset, len)?;
+    // SAFETY: the bytes are within a chunk, by a private copy of the descriptor, and so within the mapping, which lives until the guest is
+    // removed. The guest can change the bytes, never where they are; nothing forms a reference to them.
+    Some(unsafe { RawSpan::new(base, len) })
 }

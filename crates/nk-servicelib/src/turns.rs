@@ -4,6 +4,7 @@
 
 use std::collections::VecDeque;
 
+use crate::gather::queued;
 use crate::service::{Ctx, NS_PER_MS};
 use crate::{Key, Service, Stack};
 
@@ -11,7 +12,7 @@ use crate::{Key, Service, Stack};
 pub(crate) const TURN: i64 = 64 * 1024;
 /// What a guest of weight 1 may spend each time round.
 const QUANTUM: i64 = TURN;
-/// What all may spend in one poll, and a socket send at once, while one socket alone has turns: the more at once, the seldomer its program sleeps.
+/// What all may spend in one poll, and a socket send or receive at once, while one socket alone has turns: the more at once, the seldomer its program sleeps.
 const ALONE: u64 = 1024 * 1024;
 /// The same while several have turns: so long does one wait for the others' bytes.
 const TOGETHER: u64 = 256 * 1024;
@@ -146,8 +147,7 @@ impl<S: Stack> Ctx<'_, S> {
         let mut taken = 0;
         while let Some(key) = self.guest.out.next(taken) {
             self.with(key, |c, key, _, mut s| {
-                let queued = s.tx.iter().map(|span| u64::from(span.len)).sum::<u64>();
-                taken += queued.min(c.guest.out.share());
+                taken += queued(&s, c.guest.out.share());
                 s.waits_out = false;
                 c.enqueue(key, &mut s);
                 n += 1;

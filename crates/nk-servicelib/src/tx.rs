@@ -5,6 +5,7 @@ use nk_device::stream::{Span, take_slot};
 use nk_device::sync::Ordering;
 use nk_device::{Cell, Nqe, STREAM_SLOTS};
 
+use crate::jobs::key_of;
 use crate::service::{ALL, Ctx, Due, HUP, OUT, RETRY_MS, Taken};
 use crate::{Errno, How, Key, Stack};
 
@@ -19,8 +20,7 @@ struct Violation;
 impl<S: Stack> Ctx<'_, S> {
     /// A SEND NQE: the ring went from idle to active.
     pub(crate) fn kicked(&mut self, nqe: &Nqe) {
-        let key = Key { guest: nqe.guest, socket: nqe.socket, generation: nqe.generation };
-        self.with(key, |c, key, _, mut s| {
+        self.with(key_of(nqe), |c, key, _, mut s| {
             c.enqueue(key, &mut s);
             Some(s)
         });
@@ -110,16 +110,13 @@ impl<S: Stack> Ctx<'_, S> {
                 continue;
             }
             let span = span.ok_or(Violation)?;
-            let row = self.guest.pool.begin_tx(span.chunk).ok_or(Violation)?;
+            let row = self.guest.begin_tx(span.chunk).ok_or(Violation)?;
             if taken.is_some_and(|t| t.appending) {
                 self.share(key, span.chunk);
             }
             s.tx.push_back(span);
             s.tx_next = s.tx_next.wrapping_add(1);
-            if let Some(row) = row {
-                self.guest.spent(row);
-                last_row = Some(row);
-            }
+            last_row = row.or(last_row);
         }
         if let Some(row) = last_row {
             let asked = self.guest.wanting.contains(&row);
@@ -194,6 +191,16 @@ impl<S: Stack> Ctx<'_, S> {
         }
     }
 
+    /// The stack took so many bytes.
+    pub(crate) fn count_sent(&self, cell: &Cell, s: &mut Taken<S>, bytes: u64) {
+        s.tx_bytes = s.tx_bytes.wrapping_add(bytes);
+        cell.tx_bytes.store(s.tx_bytes, Ordering::Relaxed);
+        self.guest.counters.service.bytes_sent.add(bytes);
+        if let Some(t) = self.totals {
+            t.bytes_sent.add(bytes);
+        }
+    }
+
     fn consumed(&mut self, key: Key, cell: &Cell, s: &mut Taken<S>, bytes: usize) {
         let mut left = bytes;
         let mut done = 0;
@@ -208,9 +215,7 @@ impl<S: Stack> Ctx<'_, S> {
             done += 1;
         }
         s.tx_head = s.tx_head.wrapping_add(done);
-        s.tx_bytes = s.tx_bytes.wrapping_add(bytes as u64);
-        self.count_sent(bytes as u64);
-        cell.tx_bytes.store(s.tx_bytes, Ordering::Relaxed);
+        self.count_sent(cell, s, bytes as u64);
         self.release_if_few(cell, s, s.tx.len() - done as usize);
         let has_room = cell.consume_tx(s.tx_head, s.state(), &mut s.tx_served);
         for _ in 0..done {

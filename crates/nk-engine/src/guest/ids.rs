@@ -183,13 +183,7 @@ impl Guest {
             s.nsm = nsm.id;
             let generation = s.generation;
             self.nsm_granted += 1;
-            let op_data = u64::from(id);
-            nsm.push(&Nqe {
-                guest: self.id.0,
-                op_data,
-                data: 1,
-                ..Nqe::new(Op::GrantId, id, generation)
-            });
+            nsm.push(&Nqe { guest: self.id.0, ..Nqe::new(Op::GrantId, id, generation) });
         }
     }
 

@@ -1,10 +1,11 @@
 //! Single cases of what the control thread does when something ends in the middle of it.
 
 use nk_device::datagram::{DF_PEER, Header};
+use nk_device::nqe::ROW_ADOPTED;
 use nk_device::nqe::{Nqe, Op};
 use nk_device::ring::Producer;
 use nk_device::{Addr, CHUNK_SIZE, Layout};
-use nk_engine::{NsmId, ROW_ADOPTED};
+use nk_engine::NsmId;
 use nk_host::control::moves::{self, Host};
 use nk_host::control::place::Place;
 use nk_host::keeper::CLASS_LISTENER;

@@ -218,7 +218,7 @@ fn of_a_guest_on_two_nsms_each_has_its_own_bound() {
     }
     assert!(case.engine.prepare_sleep(), "who waits for an NSM is not looked at");
     let asks = |nsm: &Region| nsm.device.header().engine_sleeping.load(Ordering::Relaxed);
-    // nk_engine's WANTS_ROOM: each rings when it took something.
+    // WANTS_ROOM: each rings when it took something.
     assert_eq!(case.nsms.iter().map(asks).collect::<Vec<u32>>(), [2, 2]);
     case.engine.finish_sleep();
     let first = case.take(0, 100);

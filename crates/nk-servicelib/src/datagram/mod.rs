@@ -104,9 +104,7 @@ impl<S: Stack> Ctx<'_, S> {
         s.datagram = Some(Box::default());
         s.writable = true;
         if renewed {
-            s.tx_next = cell.tx_tail.load(Ordering::Acquire);
-            s.tx_head = s.tx_next;
-            cell.tx_head.store(s.tx_head, Ordering::SeqCst);
+            s.pass_published(cell);
             // Even, and later than any that a kick was pushed for.
             s.tx_seq = (cell.tx_seq.load(Ordering::Relaxed) | 1).wrapping_add(1);
             cell.tx_seq.store(s.tx_seq, Ordering::SeqCst);

@@ -3,11 +3,10 @@
 use nk_device::cell::SF_DEAD;
 use nk_device::datagram::{DATAGRAM_MAX, FIRST_BYTES, HEADER_BYTES, Header};
 use nk_device::stream::{Span, publish_single};
-use nk_device::sync::Ordering;
 use nk_device::{CHUNK_SIZE, Cell, STREAM_SLOTS};
 
 use super::{CHUNKS, more_of};
-use crate::service::{ALL, Ctx, Due, IN, RETRY_MS, Taken};
+use crate::service::{ALL, Ctx, Due, RETRY_MS, Taken};
 use crate::span::span;
 use crate::{Datagram, Errno, Key, RawSpan, Stack};
 
@@ -33,7 +32,7 @@ impl<S: Stack> Ctx<'_, S> {
             // How long they are is known when they are there: what is beyond this is owed.
             let leave = self.guest.input.take(LEAVE);
             if leave == 0 {
-                self.wait_in(key, s);
+                self.guest.wait_in(key, s);
                 break;
             }
             self.guest.input.settle(leave, 0);
@@ -54,12 +53,7 @@ impl<S: Stack> Ctx<'_, S> {
             bytes += more;
         }
         if count > 0 {
-            s.rx_bytes = s.rx_bytes.wrapping_add(bytes);
-            self.count_received(bytes);
-            self.guest.turns.charge(bytes);
-            cell.rx_bytes.store(s.rx_bytes, Ordering::Relaxed);
-            self.guest.enter_reap(key.socket, s);
-            self.tell(key, cell, IN);
+            self.received(key, cell, s, bytes);
         }
         self.ask_while_short(key, cell, s);
     }
@@ -76,9 +70,7 @@ impl<S: Stack> Ctx<'_, S> {
             for i in 0..CHUNKS {
                 // Most of them go back at once: what the socket has for good is one for each.
                 let Some(chunk) = self.guest.pool.take_rx(s.rx.len() + n) else {
-                    for chunk in chunks.iter().take(i).rev() {
-                        self.guest.pool.untake_rx(*chunk);
-                    }
+                    self.untake(chunks.get(..i).unwrap_or_default());
                     return n;
                 };
                 if let Some(slot) = chunks.get_mut(i) {
@@ -115,9 +107,7 @@ impl<S: Stack> Ctx<'_, S> {
             bytes += self.publish_datagram(cell, s, datagram, *chunks);
         }
         for chunks in chunks.iter().skip(got).rev() {
-            for chunk in chunks.iter().rev() {
-                self.guest.pool.untake_rx(*chunk);
-            }
+            self.untake(chunks);
         }
         match result {
             Ok(_) if got == chunks.len() => s.rx_want = (s.rx_want * 2).min(BATCH),
@@ -154,9 +144,7 @@ impl<S: Stack> Ctx<'_, S> {
         header.len = header.len.min(DATAGRAM_MAX as u32);
         header.more = rest;
         let more = more_of(&header).to_vec();
-        for chunk in rest.iter().skip(more.len()).rev() {
-            self.guest.pool.untake_rx(*chunk);
-        }
+        self.untake(rest.get(more.len()..).unwrap_or_default());
         self.guest.device.put_header(first, &header);
         let payload = Header::span_for(first, header.len as usize).to_payload();
         let index = s.rx_tail;
@@ -164,9 +152,7 @@ impl<S: Stack> Ctx<'_, S> {
         let _ = publish_single(&cell.rx_tail, &cell.rx_slots, &mut s.rx_tail, s.rx_freed, payload);
         s.rx.push_back(first);
         if let Some(d) = &mut s.datagram {
-            if !more.is_empty() {
-                d.rx_more.push_back((index, more));
-            }
+            d.received(index, more);
             let news = header.dropped.wrapping_sub(d.dropped);
             if header.dropped != 0 && news < u32::MAX / 2 {
                 d.dropped = header.dropped;

@@ -53,14 +53,9 @@ impl<S: Stack> Ctx<'_, S> {
             *to = *from;
         }
         for (n, chunk) in chunks.iter().take(1 + more.len()).enumerate() {
-            match self.guest.pool.begin_tx(*chunk) {
-                Some(row) => {
-                    if let Some(row) = row {
-                        self.guest.spent(row);
-                    }
-                }
+            if self.guest.begin_tx(*chunk).is_none() {
                 // The row's account is right: these are no more its. Free they are when the ring names them no more.
-                None => return Err(nothing(chunks.get(..n).unwrap_or_default())),
+                return Err(nothing(chunks.get(..n).unwrap_or_default()));
             }
         }
         Ok(header)
@@ -115,7 +110,7 @@ impl<S: Stack> Ctx<'_, S> {
             if first.len > 0 {
                 let leave = u64::from(header.len);
                 if !self.guest.out.take_whole(leave) {
-                    self.wait_out(key, s);
+                    self.guest.wait_out(key, s);
                     break;
                 }
                 match self.send_one(key, cell, s, first, &header) {
@@ -137,12 +132,9 @@ impl<S: Stack> Ctx<'_, S> {
             self.refresh_local(key, cell, s);
         }
         self.answer_reports(s);
-        s.tx_bytes = s.tx_bytes.wrapping_add(bytes);
-        self.count_sent(bytes);
+        self.count_sent(cell, s, bytes);
         self.guest.turns.charge(bytes);
-        cell.tx_bytes.store(s.tx_bytes, Ordering::Relaxed);
-        let head = s.tx_head;
-        if cell.consume_tx(head, s.state(), &mut s.tx_served) {
+        if cell.consume_tx(s.tx_head, s.state(), &mut s.tx_served) {
             self.tell(key, cell, OUT);
         }
         !is_over

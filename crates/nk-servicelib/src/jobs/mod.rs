@@ -5,33 +5,19 @@ mod ends;
 mod options;
 
 use nk_device::cell::{SF_CONNECTED, SF_DEAD, SF_EOF, SF_RX_STALLED};
-use nk_device::nqe::FLAG_ERROR;
+use nk_device::nqe::{
+    FLAG_ERROR, OWED, REFILL_LOW, ROW_ADOPTED, ROW_EXECED, ROWS_TOLD, SOCKET_RENEWED,
+};
 use nk_device::{Addr, Cell, Nqe, Op};
 
 use crate::service::{ALL, Ctx, HUP, RDHUP, Taken};
 use crate::socket::Socket;
 use crate::{Errno, Key, Kind, Stack};
 
-/// Flag in `data` of [`Op::RowDead`] (`nk_engine::ROW_EXECED`).
-const ROW_EXECED: u64 = 1 << 32;
-/// Flag in `data` of [`Op::RowDead`] (`nk_engine::ROWS_TOLD`).
-const ROWS_TOLD: u64 = 1 << 33;
-/// Flag in `data` of [`Op::Refill`] (`nk_engine::LOW`).
-const LOW: u64 = 1;
-/// Flag in `data` of [`Op::RowLive`] (`nk_engine::ROW_ADOPTED`).
-const ROW_ADOPTED: u64 = 1;
-/// Flag in `data` of [`Op::Socket`] (`nk_engine::SOCKET_RENEWED`).
-const SOCKET_RENEWED: u64 = 1;
-/// Flag in `data` of [`Op::Socket`] and [`Op::Close`] (`nk_engine::OWED`).
-const OWED: u64 = 2;
 const TCP: u32 = libc::IPPROTO_TCP as u32;
 const UDP: u32 = libc::IPPROTO_UDP as u32;
 
-fn negative(errno: i32) -> u64 {
-    i64::from(-errno) as u64
-}
-
-fn key_of(nqe: &Nqe) -> Key {
+pub(crate) fn key_of(nqe: &Nqe) -> Key {
     Key { guest: nqe.guest, socket: nqe.socket, generation: nqe.generation }
 }
 
@@ -51,7 +37,7 @@ impl<S: Stack> Ctx<'_, S> {
                 let below = (nqe.data & ROW_EXECED != 0).then_some(nqe.data as u32);
                 self.guest.row_dead(row, below, nqe.size);
             }
-            Some(Op::Refill) => self.guest.top_up(row, nqe.data & LOW == 0, self.port),
+            Some(Op::Refill) => self.guest.top_up(row, nqe.data & REFILL_LOW == 0, self.port),
             Some(Op::GrantId) => {
                 self.guest.ids.push_back((nqe.socket, nqe.generation));
                 for key in core::mem::take(&mut self.guest.id_starved) {
@@ -107,10 +93,7 @@ impl<S: Stack> Ctx<'_, S> {
         out.ticket = ticket;
         match r {
             Ok(v) => out.op_data = v,
-            Err(e) => {
-                out.flags = FLAG_ERROR;
-                out.op_data = negative(e.0);
-            }
+            Err(e) => out.set_error(e.0),
         }
         self.port.push(&out);
     }

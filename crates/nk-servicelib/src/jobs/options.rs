@@ -70,23 +70,25 @@ impl<S: Stack> Ctx<'_, S> {
     /// Whether a socket that another service had is one for IPv6 alone.
     pub(crate) fn is_v6only(&mut self, handle: &S::Socket, family: u16) -> bool {
         let (level, name) = (libc::IPPROTO_IPV6, libc::IPV6_V6ONLY);
+        i32::from(family) == libc::AF_INET6 && self.is_set(handle, level, name)
+    }
+
+    /// Whether an option that is a switch is on.
+    pub(crate) fn is_set(&mut self, handle: &S::Socket, level: i32, name: i32) -> bool {
         let mut value = [0; 4];
-        i32::from(family) == libc::AF_INET6
-            && self.stack.get_option(handle, level, name, &mut value).is_ok()
-            && value != [0; 4]
+        self.stack.get_option(handle, level, name, &mut value).is_ok() && value != [0; 4]
     }
 
     /// Copies an option's value out of the leased chunk that it came in. ENETDOWN where it is not leased: a service that started
     /// meanwhile has taken it back.
     fn take_value(&mut self, chunk: u32, value: &mut [u8; 256]) -> Result<(), Errno> {
-        let Some(row) = self.guest.pool.begin_tx(chunk) else {
+        let Some(row) = self.guest.begin_tx(chunk) else {
             self.guest.counters.service.violations.add(1);
             return Err(Errno(libc::ENETDOWN));
         };
         self.guest.device.copy_from_chunk(chunk, value);
         self.guest.pool.free(chunk);
         if let Some(row) = row {
-            self.guest.spent(row);
             self.guest.top_up(row, false, self.port);
         }
         Ok(())

@@ -47,7 +47,7 @@ impl Case {
         );
         assert!(self.engine.prepare_sleep());
         let asks = self.nsms[0].device.header().engine_sleeping.load(Ordering::Relaxed);
-        assert_eq!(asks, 2, "nk_engine's WANTS_ROOM: the NSM rings when it took something");
+        assert_eq!(asks, 2, "WANTS_ROOM: the NSM rings when it took something");
         self.engine.finish_sleep();
         let mut went = count(&self.take(0, 1), Op::Connect);
         assert!(!self.engine.prepare_sleep(), "there is room for one");
