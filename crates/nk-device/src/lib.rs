@@ -14,6 +14,7 @@
 //! | [`row`] | one guest process |
 //! | [`qset`] | one queue set |
 //! | [`addr`] | socket addresses |
+//! | [`errno`] | Linux's numbers |
 //! | [`bucket`] | token buckets, by which rates are kept |
 //! | [`header`] | version, geometry, doorbells |
 //! | [`kept`] | what a service that outlived its engine tells the next one |
@@ -35,6 +36,7 @@ pub mod cell;
 pub mod counters;
 pub mod datagram;
 pub mod device;
+pub mod errno;
 pub mod grant;
 pub mod header;
 pub mod kept;

@@ -47,7 +47,7 @@ pub enum Op {
     Send = 32,
     /// Completion: the reply of the job NQE with this ticket.
     Reply = 64,
-    /// Receive: something changed on the socket; `op_data` = hint of `EPOLL*` bits, never trusted for anything but speed.
+    /// Receive: something changed on the socket; `op_data` = hint of bits ([`EPOLLIN`] and so on), never trusted for anything but speed.
     Event = 96,
     /// Receive: the row's grants were topped up.
     Granted = 97,
@@ -127,6 +127,16 @@ pub const SOCKET_RENEWED: u64 = 1;
 /// In `data` of [`Op::Socket`] and [`Op::Close`]: the NSM that had the socket is gone, and what the socket's ring names is leased
 /// still: the guest's present NSM, which shared its chunks, takes it back.
 pub const OWED: u64 = 2;
+/// Event: readable.
+pub const EPOLLIN: u32 = 0x001;
+/// Event: writable.
+pub const EPOLLOUT: u32 = 0x004;
+/// Event: an error is pending.
+pub const EPOLLERR: u32 = 0x008;
+/// Event: both directions are shut.
+pub const EPOLLHUP: u32 = 0x010;
+/// Event: the peer shut its writing half.
+pub const EPOLLRDHUP: u32 = 0x2000;
 /// Tickets run from 1 to this; 0 asks for no reply.
 pub const TICKET_MAX: u8 = 63;
 

@@ -1,7 +1,9 @@
 //! From the NSM to guests: replies, events, accepted sockets.
 
 use nk_device::cell::{WATCH_EXCLUSIVE, WATCH_QSET_MASK};
-use nk_device::nqe::{FLAG_ERROR, Nqe, REFILL_LOW};
+use nk_device::nqe::{
+    EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLRDHUP, FLAG_ERROR, Nqe, REFILL_LOW,
+};
 use nk_device::sync::{Ordering, fence};
 use nk_device::{Addr, Op, STREAM_SLOTS, WATCH_SLOTS};
 
@@ -10,13 +12,8 @@ use crate::engine::Parts;
 use crate::guest::{Guest, Listener, NONE, Socket, State};
 use crate::out::Out;
 
-const EPOLLIN: u64 = 0x001;
-const EPOLLOUT: u64 = 0x004;
-const EPOLLERR: u64 = 0x008;
-const EPOLLHUP: u64 = 0x010;
-const EPOLLRDHUP: u64 = 0x2000;
-const FOR_READERS: u64 = EPOLLIN | EPOLLERR | EPOLLHUP | EPOLLRDHUP;
-const FOR_WRITERS: u64 = EPOLLOUT | EPOLLERR | EPOLLHUP;
+const FOR_READERS: u64 = (EPOLLIN | EPOLLERR | EPOLLHUP | EPOLLRDHUP) as u64;
+const FOR_WRITERS: u64 = (EPOLLOUT | EPOLLERR | EPOLLHUP) as u64;
 /// Every event.
 pub(crate) const ALL: u64 = FOR_READERS | FOR_WRITERS;
 
@@ -73,7 +70,7 @@ impl Parts<'_> {
         match op {
             Some(Op::Event) => {
                 // A listener's event for readers alone is one connection.
-                let accept = nqe.op_data == EPOLLIN
+                let accept = nqe.op_data == u64::from(EPOLLIN)
                     && self.guest.socket(nqe.socket).is_some_and(|s| s.listener.is_some());
                 self.deliver(nqe.socket, nqe.generation, nqe.op_data, accept, out);
             }

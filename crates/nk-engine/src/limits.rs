@@ -6,6 +6,7 @@
 
 use nk_device::bucket::Bucket;
 use nk_device::cell::CONNECT_HELD;
+use nk_device::errno::{EALREADY, ECONNRESET};
 use nk_device::sync::Ordering;
 use nk_device::{Addr, Nqe, Op};
 
@@ -13,10 +14,8 @@ use crate::costly;
 use crate::engine::{Engine, Parts};
 use crate::guest::{Guest, State};
 use crate::out::Out;
-use crate::switch::ECONNRESET;
 use crate::{ControlError, GuestId, Limits, Listen, NsmId};
 
-const EALREADY: i32 = 114;
 /// Who ran out of elements is served again when a thousandth of a second's are there, so that they are taken in lots.
 const LOTS_PER_S: u64 = 1000;
 

@@ -1,11 +1,11 @@
 //! A guest moves from one NSM to another: what is new goes to the next at once, and what is connected stays where it is.
 
 use nk_device::Nqe;
+use nk_device::errno::ECONNRESET;
 
 use crate::engine::{Engine, Parts};
 use crate::guest::{Guest, OldCall, OldNsm, State};
 use crate::out::Out;
-use crate::switch::ECONNRESET;
 use crate::{ControlError, GuestId, Notify, NsmId};
 
 impl Guest {

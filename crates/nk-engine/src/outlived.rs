@@ -5,6 +5,7 @@ use nk_device::cell::{
     SF_CONNECTED, SF_CONNECTING, SF_DEAD, SF_EOF, SF_FAILED, SF_LISTENING, SF_RX_STALLED,
     SF_TX_BRAKED,
 };
+use nk_device::errno::ECONNRESET;
 use nk_device::nqe::{ROW_ADOPTED, ROWS_TOLD, SOCKET_RENEWED};
 use nk_device::sync::Ordering;
 use nk_device::{Addr, Cell, Nqe, Op};
@@ -13,7 +14,6 @@ use crate::deliver::ALL;
 use crate::engine::Parts;
 use crate::guest::State;
 use crate::out::Out;
-use crate::switch::ECONNRESET;
 
 /// Takes back what was received and not read; whether there was any. The next service leases the chunks to somebody else. The engine
 /// writes the service's field here: there is no service any more.

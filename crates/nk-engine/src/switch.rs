@@ -1,6 +1,7 @@
 //! From guests to the NSM: every element is checked against the engine's private tables before it goes on.
 
 use nk_device::cell::SOCK_DGRAM;
+use nk_device::errno::{EACCES, EADDRINUSE, EBADF, ECONNRESET, EINVAL, ENETDOWN};
 use nk_device::nqe::{FLAG_AGAIN, Nqe, unpack_option};
 use nk_device::sync::{Ordering, fence};
 use nk_device::{Addr, Op};
@@ -10,13 +11,6 @@ use crate::guest::{Socket, State};
 use crate::limits::follows_connect;
 use crate::out::Out;
 
-// Linux's numbers (this crate does no system calls and links no libc).
-const EACCES: i32 = 13;
-const EBADF: i32 = 9;
-const EINVAL: i32 = 22;
-const EADDRINUSE: i32 = 98;
-const ENETDOWN: i32 = 100;
-pub(crate) const ECONNRESET: i32 = 104;
 const SOL_IPV6: u8 = 41;
 const IPV6_V6ONLY: u16 = 26;
 

@@ -21,11 +21,12 @@
 pub mod accept;
 pub mod connect;
 pub mod datagram;
-pub mod errno;
 pub mod options;
 pub mod readiness;
 pub mod recv;
 pub mod send;
+
+pub use nk_device::errno;
 
 use nk_device::cell::{
     GF_CONNECT_CALLED, GF_SHUT_RD, GF_SHUT_WR, SF_CONNECTED, SF_CONNECTING, SF_DEAD, SF_EOF,

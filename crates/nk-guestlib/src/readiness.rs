@@ -5,23 +5,14 @@ use nk_device::sync::Ordering;
 
 use crate::{View, recv};
 
-/// Readable.
-pub const EPOLLIN: u32 = 0x001;
-/// Writable.
-pub const EPOLLOUT: u32 = 0x004;
-/// Error pending.
-pub const EPOLLERR: u32 = 0x008;
-/// Both directions are shut.
-pub const EPOLLHUP: u32 = 0x010;
+pub use nk_device::nqe::{EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLRDHUP};
+
 /// Normal data readable.
 pub const EPOLLRDNORM: u32 = 0x040;
 /// Normal data writable.
 pub const EPOLLWRNORM: u32 = 0x100;
 /// Priority data writable; Linux says so of datagram sockets.
 pub const EPOLLWRBAND: u32 = 0x200;
-/// The peer shut its writing half.
-pub const EPOLLRDHUP: u32 = 0x2000;
-
 pub use nk_device::stream::WRITABLE_SLOTS;
 
 /// The mask of a socket now. `can_send`: the process has chunks to send with ([`nk_device::Row::chunk_grants`]); without one

@@ -5,6 +5,7 @@ use std::collections::{BinaryHeap, VecDeque};
 use std::os::fd::OwnedFd;
 
 use nk_device::cell::SF_RX_STALLED;
+use nk_device::nqe::{EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLRDHUP};
 use nk_device::sync::{Ordering, fence};
 use nk_device::{Cell, Device, Nqe, Op, SharedTotals};
 
@@ -21,12 +22,12 @@ const NQES: u32 = 512;
 pub(crate) const RETRY_MS: u64 = 20;
 pub(crate) const NS_PER_MS: u64 = 1_000_000;
 
-/// Event hints, Linux's numbers.
-pub(crate) const IN: u64 = 0x001;
-pub(crate) const OUT: u64 = 0x004;
-pub(crate) const ERR: u64 = 0x008;
-pub(crate) const HUP: u64 = 0x010;
-pub(crate) const RDHUP: u64 = 0x2000;
+/// Event hints.
+pub(crate) const IN: u64 = EPOLLIN as u64;
+pub(crate) const OUT: u64 = EPOLLOUT as u64;
+pub(crate) const ERR: u64 = EPOLLERR as u64;
+pub(crate) const HUP: u64 = EPOLLHUP as u64;
+pub(crate) const RDHUP: u64 = EPOLLRDHUP as u64;
 pub(crate) const ALL: u64 = IN | OUT | ERR | HUP | RDHUP;
 
 /// What a timer is for. Late ones find nothing to do.

@@ -1,9 +1,11 @@
-//! Linux errno values that the core returns (the numbers are the same on x86-64 and aarch64).
+//! Linux errno values, as cells and replies carry them and GuestLib returns them (the numbers are the same on x86-64 and aarch64).
 
 /// Operation not permitted.
 pub const EPERM: i32 = 1;
 /// No such file or directory (an unknown congestion control).
 pub const ENOENT: i32 = 2;
+/// Bad file descriptor: no such socket.
+pub const EBADF: i32 = 9;
 /// Try again.
 pub const EAGAIN: i32 = 11;
 /// Permission denied.
@@ -18,6 +20,8 @@ pub const EPIPE: i32 = 32;
 pub const ENOPROTOOPT: i32 = 92;
 /// Operation not supported.
 pub const EOPNOTSUPP: i32 = 95;
+/// The address is in use.
+pub const EADDRINUSE: i32 = 98;
 /// No such address here.
 pub const EADDRNOTAVAIL: i32 = 99;
 /// Connection reset by peer.
