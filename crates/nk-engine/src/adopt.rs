@@ -9,7 +9,7 @@ use nk_device::cell::{
 use nk_device::header::ENGINE_UP;
 use nk_device::nqe::OWED;
 use nk_device::sync::Ordering;
-use nk_device::{Cell, Nqe, Op};
+use nk_device::{Cell, Op};
 
 use crate::deliver::ALL;
 use crate::engine::{Engine, Parts};
@@ -195,8 +195,7 @@ impl Parts<'_> {
             cell.claim(generation, CLAIMED_BY_HOST);
             s.is_owed = true;
             self.guest.insert_adopted(id, s, State::Closing);
-            let mut nqe = Nqe::new(Op::Close, id, generation);
-            nqe.guest = self.guest.id.0;
+            let mut nqe = self.guest.nqe(Op::Close, id, generation);
             nqe.data = OWED;
             self.nsm.push(&nqe);
         } else {
@@ -229,8 +228,7 @@ impl Parts<'_> {
             reset_cell(cell, s.is_owed);
             return self.guest.insert_adopted(id, s, State::Dead);
         }
-        let mut nqe = Nqe::new(Op::Socket, id, s.generation);
-        nqe.guest = self.guest.id.0;
+        let mut nqe = self.guest.nqe(Op::Socket, id, s.generation);
         nqe.op_data = kind;
         let (local, peer) = (cell.local.load(), cell.peer.load());
         // Else it was an NSM's that died, and the next one, which lives, was not yet told of it.

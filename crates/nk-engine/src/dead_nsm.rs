@@ -2,7 +2,7 @@
 
 use nk_device::cell::{SOCK_DGRAM, SOCK_STREAM};
 use nk_device::nqe::OWED;
-use nk_device::{Device, Nqe, Op};
+use nk_device::{Device, Op};
 
 use crate::engine::{Engine, Parts};
 use crate::guest::{OldNsm, State};
@@ -208,8 +208,7 @@ impl Parts<'_> {
         for id in 0..self.guest.sockets.len() as u32 {
             let Some(s) = self.guest.socket(id) else { break };
             if s.state() == State::Closing && s.is_owed && s.nsm == self.nsm.id {
-                let mut nqe = Nqe::new(Op::Close, id, s.generation);
-                nqe.guest = self.guest.id.0;
+                let mut nqe = self.guest.nqe(Op::Close, id, s.generation);
                 nqe.data = OWED;
                 self.nsm.push(&nqe);
             }
@@ -243,8 +242,7 @@ impl Parts<'_> {
             // The next service counts from 0.
             self.guest.count_cell(id);
             let Some(s) = self.guest.socket(id) else { break };
-            let mut nqe = Nqe::new(Op::Socket, id, generation);
-            nqe.guest = guest.0;
+            let mut nqe = self.guest.nqe(Op::Socket, id, generation);
             // By what the engine knows, not by the cell's word: its port is claimed among those of this type.
             let kind = if s.datagram { SOCK_DGRAM } else { SOCK_STREAM };
             nqe.op_data = u64::from(s.family) | u64::from(kind) << 16;

@@ -119,8 +119,7 @@ impl Parts<'_> {
         if hint & FOR_WRITERS != 0 && cell.tx_sleepers.load(Ordering::SeqCst) != 0 {
             out.notify.futex_wake(&cell.tx_wake, u32::MAX);
         }
-        let mut nqe = Nqe::new(Op::Event, id, generation);
-        nqe.guest = self.guest.id.0;
+        let mut nqe = self.guest.nqe(Op::Event, id, generation);
         nqe.op_data = hint;
         if cell.watch_overflow.load(Ordering::SeqCst) != 0 {
             for q in 0..self.guest.qsets.len() as u16 {
@@ -259,8 +258,7 @@ impl Parts<'_> {
 
     /// A row has few chunks left, says an NSM that leases none any more.
     fn low_chunks(&mut self, nqe: &Nqe) {
-        let mut refill = Nqe::new(Op::Refill, 0, 0);
-        refill.guest = self.guest.id.0;
+        let mut refill = self.guest.nqe(Op::Refill, 0, 0);
         refill.op_data = nqe.op_data;
         refill.data = REFILL_LOW;
         self.nsm.push(&refill);
@@ -294,8 +292,7 @@ impl Parts<'_> {
         }
         // The stack chose a port that is another guest's: it lets sockets that ask for SO_REUSEADDR share one.
         g.counters.engine.ports_refused.add(1);
-        let mut close = Nqe::new(Op::Close, nqe.socket, nqe.generation);
-        close.guest = g.id.0;
+        let mut close = g.nqe(Op::Close, nqe.socket, nqe.generation);
         close.op_data = 1;
         self.nsm_of(nqe.socket).push(&close);
         self.bury(nqe.socket, out);

@@ -5,7 +5,7 @@ use nk_device::header::QSETS_MAX;
 use nk_device::nqe::OWED;
 use nk_device::qset::{JOB_SLOTS, SEND_SLOTS};
 use nk_device::sync::Ordering;
-use nk_device::{Cell, Nqe, Op};
+use nk_device::{Cell, Op};
 
 use crate::engine::Parts;
 use crate::guest::{NONE, State};
@@ -57,8 +57,7 @@ impl QsetSet {
 #[allow(clippy::missing_errors_doc, reason = "ControlError's variants say it")]
 impl Parts<'_> {
     pub(crate) fn row_job(&mut self, row: u16, data: u64) {
-        let mut nqe = Nqe::new(Op::RowDead, 0, 0);
-        nqe.guest = self.guest.id.0;
+        let mut nqe = self.guest.nqe(Op::RowDead, 0, 0);
         nqe.op_data = u64::from(row);
         nqe.data = data;
         // As far as there are sockets: the rings of those that other NSMs have may name what was leased to the row.
@@ -141,8 +140,7 @@ impl Parts<'_> {
     }
 
     fn push_for(&mut self, op: Op, id: u32, generation: u16, row: u16) {
-        let mut nqe = Nqe::new(op, id, generation);
-        nqe.guest = self.guest.id.0;
+        let mut nqe = self.guest.nqe(op, id, generation);
         nqe.op_data = u64::from(row);
         self.nsm_of(id).push(&nqe);
     }
@@ -200,7 +198,7 @@ impl Parts<'_> {
     }
 
     fn close(&mut self, id: u32, abort: bool, when: Closes, out: &mut Out<'_>) {
-        let (guest, present) = (self.guest.id.0, self.guest.nsm);
+        let present = self.guest.nsm;
         let Some(s) = self.guest.socket_mut(id) else { return };
         let is_owed = s.is_owed;
         let on_stack = s.state() == State::Open || is_owed;
@@ -215,8 +213,7 @@ impl Parts<'_> {
         }
         if on_stack && self.nsm_of(id).up {
             self.guest.set_state(id, State::Closing);
-            let mut nqe = Nqe::new(Op::Close, id, generation);
-            nqe.guest = guest;
+            let mut nqe = self.guest.nqe(Op::Close, id, generation);
             nqe.op_data = u64::from(abort);
             nqe.data = if is_owed { OWED } else { 0 };
             match when {

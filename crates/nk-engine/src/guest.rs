@@ -5,7 +5,7 @@ mod ids;
 use std::collections::VecDeque;
 
 use nk_device::ring::{Consumer, Producer};
-use nk_device::{Addr, Cell, Device, HOLDER_WORDS, SharedCounters};
+use nk_device::{Addr, Cell, Device, HOLDER_WORDS, Nqe, Op, SharedCounters};
 
 use crate::limits::{HeldConnect, Limiter};
 use crate::ports::Space;
@@ -258,6 +258,11 @@ impl Guest {
             connections_open: 0,
             open: 0,
         }
+    }
+
+    /// An element about one of its sockets; about none with 0.
+    pub(crate) fn nqe(&self, op: Op, id: u32, generation: u16) -> Nqe {
+        Nqe { guest: self.id.0, ..Nqe::new(op, id, generation) }
     }
 
     pub(crate) fn cell(&self, id: u32) -> Option<&Cell> {

@@ -94,8 +94,7 @@ impl Parts<'_> {
         }
         for row in 0..self.guest.rows.len() as u16 {
             if self.guest.is_live(row) && !kept.rows.contains(&row) {
-                let mut nqe = Nqe::new(Op::RowLive, 0, 0);
-                nqe.guest = self.guest.id.0;
+                let mut nqe = self.guest.nqe(Op::RowLive, 0, 0);
                 nqe.op_data = u64::from(row);
                 self.nsm.push(&nqe);
             }
@@ -166,8 +165,7 @@ impl Parts<'_> {
     }
 
     fn close_kept(&mut self, k: &KeptSocket) {
-        let mut close = Nqe::new(Op::Close, k.socket, k.generation);
-        close.guest = self.guest.id.0;
+        let mut close = self.guest.nqe(Op::Close, k.socket, k.generation);
         close.op_data = 1;
         self.nsm.push(&close);
     }
@@ -257,9 +255,8 @@ impl Parts<'_> {
         }
         let row = cell_holder(cell);
         let push = |p: &mut Self, op: Op, op_data: u64| {
-            let mut nqe = Nqe::new(op, id, generation);
-            (nqe.guest, nqe.op_data) = (p.guest.id.0, op_data);
-            p.nsm.push(&nqe);
+            let nqe = p.guest.nqe(op, id, generation);
+            p.nsm.push(&Nqe { op_data, ..nqe });
         };
         if cell.tx_tail.load(Ordering::Acquire) != cell.tx_head.load(Ordering::Acquire) {
             push(self, Op::Send, row);

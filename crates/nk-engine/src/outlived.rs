@@ -62,8 +62,7 @@ impl Parts<'_> {
         let rows = self.guest.rows.iter().enumerate().filter(|(_, r)| r.in_use);
         let rows: Vec<u64> = rows.map(|(row, _)| row as u64).collect();
         for (row, follow) in rows.iter().zip((0..rows.len() as u64).rev()) {
-            let mut nqe = Nqe::new(Op::RowLive, 0, 0);
-            nqe.guest = self.guest.id.0;
+            let mut nqe = self.guest.nqe(Op::RowLive, 0, 0);
             nqe.op_data = *row;
             nqe.data = ROW_ADOPTED | follow << 32;
             self.nsm.push(&nqe);

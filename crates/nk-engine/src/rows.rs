@@ -72,12 +72,7 @@ impl Guest {
         self.set_live(row, true);
         shared.in_use.store(1, Ordering::SeqCst);
         self.top_up_row(row);
-        nsm.push(&Nqe {
-            guest: self.id.0,
-            qset,
-            op_data: u64::from(row),
-            ..Nqe::new(Op::RowLive, 0, 0)
-        });
+        nsm.push(&Nqe { qset, op_data: u64::from(row), ..self.nqe(Op::RowLive, 0, 0) });
         Ok(NewRow { row, qset })
     }
 

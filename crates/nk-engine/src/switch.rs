@@ -230,9 +230,8 @@ impl Parts<'_> {
     /// Answers a synchronous call with an error.
     pub(crate) fn refuse(&mut self, q: u16, nqe: &Nqe, errno: i32, out: &mut Out<'_>) {
         if nqe.ticket != 0 {
-            let mut r = Nqe::new(Op::Reply, nqe.socket, nqe.generation);
+            let mut r = self.guest.nqe(Op::Reply, nqe.socket, nqe.generation);
             r.ticket = nqe.ticket;
-            r.guest = self.guest.id.0;
             r.set_error(errno);
             self.guest.reply(q, &r, out);
         }
@@ -240,7 +239,7 @@ impl Parts<'_> {
 
     /// A granted id becomes a socket of the kind that the guest says: family | type << 16 | protocol << 32.
     pub(crate) fn make_socket(&mut self, id: u32, kind: u64) {
-        let (guest, nsm) = (self.guest.id.0, self.guest.nsm);
+        let nsm = self.guest.nsm;
         if let Some(s) = self.guest.socket_mut(id) {
             s.nsm = nsm;
         }
@@ -248,8 +247,8 @@ impl Parts<'_> {
         let Some(s) = self.guest.socket_mut(id) else { return };
         s.family = kind as u16;
         s.datagram = is_datagram(kind);
-        let mut nqe = Nqe::new(Op::Socket, id, s.generation);
-        nqe.guest = guest;
+        let generation = s.generation;
+        let mut nqe = self.guest.nqe(Op::Socket, id, generation);
         nqe.op_data = kind;
         self.nsm.push(&nqe);
     }
@@ -323,8 +322,7 @@ impl Parts<'_> {
         };
         shared.grant_wake.fetch_add(1, Ordering::SeqCst);
         out.notify.futex_wake(&shared.grant_wake, u32::MAX);
-        let mut nqe = Nqe::new(Op::Granted, 0, 0);
-        nqe.guest = self.guest.id.0;
+        let mut nqe = self.guest.nqe(Op::Granted, 0, 0);
         nqe.op_data = added;
         self.guest.push_event(q, &nqe);
         fence(Ordering::SeqCst);

@@ -154,8 +154,7 @@ impl<S: Stack> Ctx<'_, S> {
     }
 
     pub(crate) fn tell_closed(&mut self, key: Key, sent: u64, received: u64) {
-        let mut nqe = Nqe::new(Op::Closed, key.socket, key.generation);
-        nqe.guest = key.guest;
+        let mut nqe = key.nqe(Op::Closed);
         nqe.op_data = sent;
         nqe.data = received;
         self.port.push(&nqe);

@@ -182,7 +182,7 @@ impl<T> Guest<T> {
         shared.grant_wake.fetch_add(1, Ordering::SeqCst);
         fence(Ordering::SeqCst);
         if asked || shared.want.load(Ordering::SeqCst) != 0 {
-            self.tell_granted(row, port);
+            self.tell_of_row(Op::Granted, row, port);
         }
     }
 
@@ -193,10 +193,7 @@ impl<T> Guest<T> {
         let Some(r) = self.rows.get_mut(usize::from(row)) else { return };
         let was_told = core::mem::replace(&mut r.is_low_told, is_low);
         if is_low && !was_told {
-            let mut nqe = Nqe::new(Op::LowChunks, 0, 0);
-            nqe.guest = self.id;
-            nqe.op_data = u64::from(row);
-            port.push(&nqe);
+            self.tell_of_row(Op::LowChunks, row, port);
         }
     }
 
@@ -243,11 +240,8 @@ impl<T> Guest<T> {
         }
     }
 
-    fn tell_granted(&self, row: u16, port: &mut Port) {
-        let mut nqe = Nqe::new(Op::Granted, 0, 0);
-        nqe.guest = self.id;
-        nqe.op_data = u64::from(row);
-        port.push(&nqe);
+    fn tell_of_row(&self, op: Op, row: u16, port: &mut Port) {
+        port.push(&Nqe { guest: self.id, op_data: u64::from(row), ..Nqe::new(op, 0, 0) });
     }
 
     /// Rows that wait, after chunks were freed.

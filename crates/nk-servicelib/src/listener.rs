@@ -7,7 +7,7 @@ use nk_device::cell::{
 };
 use nk_device::stream::{AcceptedSocket, publish_single};
 use nk_device::sync::Ordering;
-use nk_device::{Addr, Cell, Nqe, Op, STREAM_SLOTS};
+use nk_device::{Addr, Cell, Op, STREAM_SLOTS};
 
 use crate::service::{Ctx, Due, IN, Taken};
 use crate::socket::{Listener, PAUSE_MS_MIN, Socket};
@@ -224,12 +224,11 @@ impl<S: Stack> Ctx<'_, S> {
             to.store(from.load(Ordering::Relaxed), Ordering::Relaxed);
         }
         new.change(new_cell, SF_BOUND | SF_CONNECTED, 0);
-        let mut nqe = Nqe::new(Op::Accepted, socket, generation);
-        nqe.guest = key.guest;
+        let new_key = Key { guest: key.guest, socket, generation };
+        let mut nqe = new_key.nqe(Op::Accepted);
         nqe.size = s.rx_tail;
         nqe.op_data = u64::from(key.socket) | u64::from(key.generation) << 32;
         self.port.push(&nqe);
-        let new_key = Key { guest: key.guest, socket, generation };
         if let Some(h) = &new.handle
             && self.stack.watch(h, new_key).is_err()
         {

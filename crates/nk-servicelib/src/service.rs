@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 use nk_device::cell::SF_RX_STALLED;
 use nk_device::nqe::{EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLRDHUP};
 use nk_device::sync::{Ordering, fence};
-use nk_device::{Cell, Device, Nqe, Op, SharedTotals};
+use nk_device::{Cell, Device, Op, SharedTotals};
 
 use crate::guest::Guest;
 use crate::limits::GuestLimits;
@@ -122,8 +122,7 @@ impl<S: Stack> Ctx<'_, S> {
         }
         fence(Ordering::SeqCst);
         if cell.has_audience() {
-            let mut nqe = Nqe::new(Op::Event, key.socket, key.generation);
-            nqe.guest = key.guest;
+            let mut nqe = key.nqe(Op::Event);
             nqe.op_data = hint;
             self.port.push(&nqe);
         }

@@ -1,9 +1,9 @@
 //! The life of a guest's socket ids: taken, granted ahead of need, made sockets of, counted, given back.
 
+use nk_device::Op;
 use nk_device::cell::IN_USE;
 use nk_device::grant::GRANT_SLOTS;
 use nk_device::sync::Ordering;
-use nk_device::{Nqe, Op};
 
 use super::{Guest, Socket, State};
 use crate::nsm::Nsm;
@@ -183,7 +183,7 @@ impl Guest {
             s.nsm = nsm.id;
             let generation = s.generation;
             self.nsm_granted += 1;
-            nsm.push(&Nqe { guest: self.id.0, ..Nqe::new(Op::GrantId, id, generation) });
+            nsm.push(&self.nqe(Op::GrantId, id, generation));
         }
     }
 

@@ -21,6 +21,13 @@ pub(crate) fn key_of(nqe: &Nqe) -> Key {
     Key { guest: nqe.guest, socket: nqe.socket, generation: nqe.generation }
 }
 
+impl Key {
+    /// An element about the socket.
+    pub(crate) fn nqe(self, op: Op) -> Nqe {
+        Nqe { guest: self.guest, ..Nqe::new(op, self.socket, self.generation) }
+    }
+}
+
 impl<S: Stack> Ctx<'_, S> {
     pub(crate) fn job(&mut self, nqe: &Nqe) {
         let row = nqe.op_data as u16;
@@ -87,8 +94,7 @@ impl<S: Stack> Ctx<'_, S> {
     }
 
     fn reply_to(&mut self, qset: u16, ticket: u8, key: Key, r: Result<u64, Errno>) {
-        let mut out = Nqe::new(Op::Reply, key.socket, key.generation);
-        out.guest = key.guest;
+        let mut out = key.nqe(Op::Reply);
         out.qset = qset;
         out.ticket = ticket;
         match r {
@@ -147,8 +153,7 @@ impl<S: Stack> Ctx<'_, S> {
 
     /// Tells the engine which address a socket has (after an error: was asked for).
     pub(crate) fn tell_bound(&mut self, op: Op, key: Key, addr: &Addr, failed: bool) {
-        let mut nqe = Nqe::new(op, key.socket, key.generation);
-        nqe.guest = key.guest;
+        let mut nqe = key.nqe(op);
         nqe.flags = u8::from(failed) * FLAG_ERROR;
         (nqe.size, nqe.op_data, nqe.data) = addr.to_words();
         self.port.push(&nqe);

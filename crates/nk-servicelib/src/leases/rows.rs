@@ -2,11 +2,11 @@
 
 use std::collections::BTreeSet;
 
-use nk_device::STREAM_SLOTS;
 use nk_device::cell::SF_DEAD;
 use nk_device::grant::GRANT_SLOTS;
 use nk_device::stream::{Span, is_taken, read_slot};
 use nk_device::sync::Ordering;
+use nk_device::{Op, STREAM_SLOTS};
 
 use super::Row;
 use crate::guest::Guest;
@@ -48,7 +48,7 @@ impl<T> Guest<T> {
             if let Some(shared) = device.row(row) {
                 // Whoever waited for chunks of the last service looks again.
                 shared.grant_wake.fetch_add(1, Ordering::SeqCst);
-                self.tell_granted(row, port);
+                self.tell_of_row(Op::Granted, row, port);
             }
         }
     }
