@@ -73,16 +73,18 @@ pub fn serve(control: &OwnedFd, counters: &Arc<Counters>) -> io::Result<()> {
 fn take(control: &OwnedFd, shared: &Arc<Shared>, counters: &Arc<Counters>) -> io::Result<()> {
     loop {
         let was_idle = lock(shared).is_idle();
-        if !wait(control, if was_idle { IDLE_MAX } else { LOOK_EVERY }) {
-            let state = lock(shared);
+        let is_asked = wait(control, if was_idle { IDLE_MAX } else { LOOK_EVERY });
+        let state = lock(shared);
+        if state.busy_since.iter().flatten().any(|t| t.elapsed() > LOOKUP_MAX) {
+            return Err(io::Error::other("a lookup hangs"));
+        }
+        if !is_asked {
             if was_idle && state.is_idle() {
                 return Ok(());
             }
-            if state.busy_since.iter().flatten().any(|t| t.elapsed() > LOOKUP_MAX) {
-                return Err(io::Error::other("a lookup hangs"));
-            }
             continue;
         }
+        drop(state);
         match nk_attach::recv(control.as_raw_fd(), true) {
             Ok((m, mut fds, _)) if Kind::from_u32(m.kind) == Some(Kind::Names) => {
                 if let Some(fd) = fds.take(0).map(sys::own) {
@@ -201,4 +203,21 @@ fn talk(connection: &OwnedFd, answer: &mut [u8], counters: &Counters) -> Option<
 fn send(connection: &OwnedFd, packet: &[u8]) {
     let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
     let _ = rustix::net::send(connection, packet, flags);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nk_attach::Message;
+
+    #[test]
+    fn a_lookup_that_hangs_is_seen_while_others_ask() {
+        let (control, theirs) = sys::seqpacket_pair().expect("pair");
+        let shared = Arc::new(Shared::default());
+        let counters = Arc::new(Counters::new().expect("memory"));
+        lock(&shared).busy_since.push(Instant::now().checked_sub(2 * LOOKUP_MAX));
+        nk_attach::send(control.as_raw_fd(), &Message::new(Kind::Names), &[]).expect("send");
+        drop(control);
+        assert!(take(&theirs, &shared, &counters).is_err(), "it was not looked for");
+    }
 }
