@@ -20,13 +20,14 @@ pub struct Credentials {
 pub struct Fds {
     fds: [i32; FDS_MAX],
     len: usize,
+    is_cut: bool,
 }
 
 impl Fds {
     /// None.
     #[must_use]
     pub fn none() -> Fds {
-        Fds { fds: [-1; FDS_MAX], len: 0 }
+        Fds { fds: [-1; FDS_MAX], len: 0, is_cut: false }
     }
     /// How many came.
     #[must_use]
@@ -37,6 +38,11 @@ impl Fds {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len == 0
+    }
+    /// Whether more were sent than came: too many, or the receiver had no number left for them.
+    #[must_use]
+    pub fn is_cut(&self) -> bool {
+        self.is_cut
     }
     /// Takes descriptor `i`: it is the caller's to close. `None` when there was none or it was taken.
     pub fn take(&mut self, i: usize) -> Option<i32> {
@@ -220,6 +226,7 @@ fn recv_flags(socket: i32, flags: i32) -> Result<(Message, Fds, Option<Credentia
                 return Err(RecvError::Os(e));
             }
         };
+        fds.is_cut = msg.msg_flags & libc::MSG_CTRUNC != 0;
         let mut c = libc::CMSG_FIRSTHDR(&raw const msg);
         while !c.is_null() {
             let data = libc::CMSG_DATA(c);

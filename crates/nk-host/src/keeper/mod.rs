@@ -316,6 +316,10 @@ fn take_back(
         if m.a == 0 {
             return Ok((entries, who.map(|c| c.pid)));
         }
+        // Who took the rest for all would end what it stands for, in the keeper as well.
+        if fds.is_cut() {
+            return Err(os(libc::EMFILE));
+        }
         let fds: Vec<OwnedFd> =
             (0..nk_attach::FDS_MAX).map_while(|i| fds.take(i)).map(sys::own).collect();
         copies.keep(m, fds.iter().map(OwnedFd::try_clone).collect::<io::Result<_>>()?);
@@ -359,6 +363,28 @@ fn spawn(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_cannot_take_every_descriptor_takes_over_nothing() {
+        let (daemon, keeper) = sys::seqpacket_pair().expect("pair");
+        let mut m = Message::new(Kind::Keep);
+        m.a = CLASS_QSET;
+        nk_attach::send(keeper.as_raw_fd(), &m, &[keeper.as_raw_fd()]).expect("an entry");
+        // More than there is room for, as where the receiver has no numbers left.
+        let many = [keeper.as_fd(); 40];
+        let mut room = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(40))];
+        let mut control = rustix::net::SendAncillaryBuffer::new(&mut room);
+        assert!(control.push(rustix::net::SendAncillaryMessage::ScmRights(&many)));
+        let mut bytes = [m.protocol, m.kind, 0, 0, 0, 0].map(u32::to_ne_bytes).concat();
+        bytes.extend(m.a.to_ne_bytes());
+        bytes.resize(size_of::<Message>(), 0);
+        let flags = rustix::net::SendFlags::empty();
+        rustix::net::sendmsg(&keeper, &[io::IoSlice::new(&bytes)], &mut control, flags)
+            .expect("another");
+        nk_attach::send(keeper.as_raw_fd(), &Message::new(Kind::Kept), &[]).expect("all");
+        let taken = take_back(&daemon, &mut Entries::default()).map(|(entries, _)| entries.len());
+        assert_eq!(taken.expect_err("not all of it").raw_os_error(), Some(libc::EMFILE));
+    }
 
     #[test]
     fn a_keeper_that_ends_is_told_from_one_that_has_a_daemon() {
