@@ -58,15 +58,20 @@ impl Server {
             return Ok(());
         }
         let text = options_to_text(&all);
-        let memfd = sys::memfd_with(text.as_bytes())?;
+        let without = |error: io::Error| tracing::error!(guest = id.0, %error, "an NSM did not take the options of UDP sockets");
+        // Not worth anybody's end.
+        let memfd = match sys::memfd_with(text.as_bytes()) {
+            Ok(memfd) => memfd,
+            Err(e) => {
+                without(e);
+                return Ok(());
+            }
+        };
         let mut m = Message::new(Kind::Nsm);
         (m.a, m.b, m.d) = (command::OPTIONS, id.0.into(), text.len() as u64);
         match self.nsm_command(nsm, &m, &[memfd.as_raw_fd()]).map(|r| r.status) {
             Ok(0) => {}
-            Ok(e) => {
-                let error = io::Error::from_raw_os_error(e);
-                tracing::error!(guest = id.0, %error, "an NSM did not take the options of UDP sockets");
-            }
+            Ok(e) => without(io::Error::from_raw_os_error(e)),
             // It died, and its end is in the queue: the next one is told of every guest.
             Err(e) => tracing::debug!(error = %e, "the NSM was not told of options"),
         }
@@ -103,12 +108,9 @@ impl Server {
         }
         let mut m = Message::new(Kind::Nsm).with_text(&limits.to_text());
         (m.a, m.b) = (command::LIMITS, id.0.into());
-        match self.nsm_command(nsm, &m, &[]).map(|r| r.status) {
-            Ok(0) => Ok(()),
-            Ok(e) => Err(io::Error::from_raw_os_error(e)),
-            // It died, and its end is in the queue: the next one is told of every guest.
-            Err(_) => Ok(()),
-        }
+        // One that died has its end in the queue: the next one is told of every guest.
+        self.nsm_order(nsm, &m);
+        Ok(())
     }
 
     /// Tells an NSM process of a guest, before the engine is told.

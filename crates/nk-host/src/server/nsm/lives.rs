@@ -12,7 +12,7 @@ use rustix::event::epoll::EventFlags;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::WaitStatus;
 
-use super::{Child, Nsm, Part, Server, Source};
+use super::{Child, Nsm, Part, Server, Source, Token};
 use crate::control::moves;
 use crate::control::restarts::Restarts;
 use crate::guest::Region;
@@ -54,13 +54,15 @@ impl Server {
         drop(theirs);
         let started = nsm.greet(&control, [nsm_bell.as_raw_fd(), engine_bell], &their_broker);
         nsm.engine_bell = Some(bell);
-        if let Err(e) = started {
+        let (name, leave) = (nsm.name.clone(), nsm.leave.clone());
+        let serves = started
+            .and_then(|()| crate::nsm::serve_broker(server_broker, leave, broker))
+            .and_then(|()| sys::pidfd(pid))
+            .and_then(|pidfd| self.nsm_serves(id, pid, true, control, pidfd, nsm_bell));
+        if let Err(e) = serves {
             sys::end_child(pid);
             return Err(e);
         }
-        crate::nsm::serve_broker(server_broker, nsm.leave.clone(), broker)?;
-        let name = nsm.name.clone();
-        self.nsm_serves(id, pid, true, control, sys::pidfd(pid)?, nsm_bell)?;
         tracing::info!(nsm = name, pid, "NSM process started");
         Ok(())
     }
@@ -87,9 +89,13 @@ impl Server {
         bell: OwnedFd,
     ) -> io::Result<()> {
         let control_token = self.sources.insert(Source::Nsm(id, Part::Control));
-        self.epoll.add(&control, EventFlags::IN, control_token.word())?;
         let pidfd_token = self.sources.insert(Source::Nsm(id, Part::End));
-        self.epoll.add(&pidfd, EventFlags::IN, pidfd_token.word())?;
+        let both = [(&control, control_token), (&pidfd, pidfd_token)];
+        let add = |(fd, token): (&OwnedFd, Token)| self.epoll.add(fd, EventFlags::IN, token.word());
+        if let Err(e) = both.into_iter().try_for_each(add) {
+            self.forget_sources(both);
+            return Err(e);
+        }
         self.ask(move |s| s.notify.set_nsm(id, Some(bell)))?;
         if let Some(nsm) = self.nsm_mut(id) {
             let child = Child { pid, is_ours, control, control_token, pidfd, pidfd_token };
@@ -126,12 +132,16 @@ impl Server {
         self.rest(id, Restarts::died)
     }
 
-    /// Ends a process, if it lives, and all that is known of it; how it ended. Of one that another daemon started nobody here can learn that.
-    pub(in crate::server) fn forget_child(&mut self, c: &Child) -> Option<WaitStatus> {
-        for (fd, token) in [(&c.control, c.control_token), (&c.pidfd, c.pidfd_token)] {
+    fn forget_sources(&mut self, both: [(&OwnedFd, Token); 2]) {
+        for (fd, token) in both {
             self.epoll.remove(fd);
             self.sources.remove(token);
         }
+    }
+
+    /// Ends a process, if it lives, and all that is known of it; how it ended. Of one that another daemon started nobody here can learn that.
+    pub(in crate::server) fn forget_child(&mut self, c: &Child) -> Option<WaitStatus> {
+        self.forget_sources([(&c.control, c.control_token), (&c.pidfd, c.pidfd_token)]);
         if let Some(k) = &self.keeper {
             k.drop_entry(CLASS_NSM, c.pid as u64);
         }
@@ -177,22 +187,32 @@ impl Server {
     }
 
     fn restart_nsm(&mut self, id: NsmId) -> io::Result<()> {
+        let Some(nsm) = self.nsm_mut(id) else { return Ok(()) };
+        nsm.counts.restarts += 1;
+        let Err(e) = self.begin_again(id) else { return Ok(()) };
+        let Some(nsm) = self.nsm_mut(id) else { return Ok(()) };
+        tracing::error!(nsm = nsm.name, error = %e, "an NSM cannot be started");
+        if let Some(c) = nsm.child.take() {
+            self.forget_child(&c);
+            self.ask(move |s| s.notify.set_nsm(id, None))?;
+        }
+        self.rest(id, Restarts::failed)
+    }
+
+    /// Another process with another device, which knows of its guests. An error: the engine still has the old device.
+    fn begin_again(&mut self, id: NsmId) -> io::Result<()> {
         let region = Region::new("nsm", Layout::NSM, 0)?;
         let device = region.device;
         let Some(nsm) = self.nsm_mut(id) else { return Ok(()) };
-        nsm.counts.restarts += 1;
         let old = std::mem::replace(&mut nsm.region, region);
-        if let Err(e) = self.start_nsm(id) {
-            let Some(nsm) = self.nsm_mut(id) else { return Ok(()) };
-            // The engine still has the old one.
-            nsm.region = old;
-            tracing::error!(nsm = nsm.name, error = %e, "an NSM cannot be started");
-            return self.rest(id, Restarts::failed);
-        }
+        let begun = self.start_nsm(id).and_then(|()| moves::nsm_back(self, id, device));
         // Until the engine has the new device it does not look at the old one; the old one goes when it has.
-        moves::nsm_back(self, id, device)?;
-        drop(old);
-        Ok(())
+        if begun.is_err()
+            && let Some(nsm) = self.nsm_mut(id)
+        {
+            nsm.region = old;
+        }
+        begun
     }
 }
 

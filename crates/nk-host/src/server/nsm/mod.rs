@@ -11,6 +11,7 @@ use std::time::Instant;
 use nk_attach::{Message, RecvError};
 use nk_engine::{GuestId, NsmId};
 use nk_servicelib::Key;
+use rustix::net::sockopt::{Timeout, socket_timeout};
 
 pub(super) use lives::end_stranger;
 
@@ -135,8 +136,8 @@ fn gone() -> io::Error {
     io::Error::other("the NSM process is gone")
 }
 
-/// Sends a command to an NSM process and waits for its answer; returns it and what the NSM reported meanwhile. Answers to other
-/// commands, which a dead daemon gave, are dropped.
+/// Sends a command to an NSM process and waits for its answer, as long as its socket waits for a message; returns it and what the NSM reported
+/// meanwhile. Answers to other commands, which a dead daemon gave, are dropped.
 pub(super) fn exchange(
     control: &OwnedFd,
     m: &Message,
@@ -144,9 +145,14 @@ pub(super) fn exchange(
     is_answer: impl Fn(&Message) -> bool,
 ) -> io::Result<(Message, Vec<Note>)> {
     let raw = control.as_raw_fd();
+    let (begun, most) = (Instant::now(), socket_timeout(control, Timeout::Recv)?);
     nk_attach::send(raw, m, fds).map_err(io::Error::from_raw_os_error)?;
     let mut notes = Vec::new();
     loop {
+        // One that reports without end, and answers nothing, is silent too.
+        if most.is_some_and(|most| begun.elapsed() > most) {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
         let (reply, mut fds, _) = nk_attach::recv(raw, false).map_err(|e| match e {
             RecvError::Closed | RecvError::Os(libc::ECONNRESET) => gone(),
             // Nothing, or nothing that it could mean.
@@ -219,6 +225,22 @@ impl Server {
             self.nsm_note(id, &m, fd);
         }
         Ok(reply)
+    }
+
+    /// Tells an NSM what none has a reason to refuse. One that does is ended, as it would be if it were silent: nobody knows what it has done.
+    pub(super) fn nsm_order(&mut self, id: NsmId, m: &Message) {
+        let status = match self.nsm_command(id, m, &[]) {
+            Ok(reply) => reply.status,
+            Err(e) => return tracing::debug!(error = %e, "an NSM was not told of a guest"),
+        };
+        if status != 0
+            && let Some(nsm) = self.nsm(id)
+            && let Some(child) = &nsm.child
+        {
+            let (nsm, pid, what) = (&nsm.name, child.pid, m.a);
+            tracing::error!(nsm, pid, what, status, "an NSM refuses an order: it is ended");
+            sys::kill(&child.pidfd);
+        }
     }
 
     /// What an NSM reports, done to its end.
@@ -298,16 +320,27 @@ mod tests {
     /// How an NSM answers whose process is played by the end of the connection.
     fn asked(nsm: impl FnOnce(OwnedFd) -> Option<OwnedFd>) -> io::Error {
         let (ours, its) = sys::seqpacket_pair().expect("pair");
-        rustix::net::sockopt::set_socket_timeout(
-            &ours,
-            rustix::net::sockopt::Timeout::Recv,
-            Some(std::time::Duration::from_millis(5)),
-        )
-        .expect("a time-out");
+        let most = Some(std::time::Duration::from_millis(5));
+        rustix::net::sockopt::set_socket_timeout(&ours, Timeout::Recv, most).expect("a time-out");
         let kept = nsm(its);
-        let e = exchange(&ours, &Message::new(Kind::Nsm), &[], |_| true).expect_err("no answer");
+        let e = exchange(&ours, &Message::new(Kind::Nsm), &[], |reply| reply.a < note::LISTENER)
+            .expect_err("no answer");
         drop(kept);
         e
+    }
+
+    #[test]
+    fn who_reports_without_end_does_not_answer() {
+        let (sender, over) = std::sync::mpsc::channel();
+        let reports = |its: OwnedFd| {
+            let mut m = Message::new(Kind::Nsm);
+            m.a = note::LISTENER_GONE;
+            std::thread::spawn(move || while nk_attach::send(its.as_raw_fd(), &m, &[]).is_ok() {});
+            None
+        };
+        std::thread::spawn(move || sender.send(asked(reports)));
+        let e = over.recv_timeout(std::time::Duration::from_secs(20)).expect("it is waited for");
+        assert!(is_silent(&e), "{e}");
     }
 
     #[test]
