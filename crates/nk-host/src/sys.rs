@@ -29,11 +29,11 @@ pub(crate) use process::{
 pub use process::{
     drain_signals, group, has_ended, name_thread, pidfd, raise_fd_limit, random, signals,
 };
-pub(crate) use socket::set_send_timeout;
 pub use socket::{
     accept, is_hung_up, listen_at, pass_credentials, peer_credentials, peer_groups, seqpacket_pair,
     set_receive_timeout,
 };
+pub(crate) use socket::{peek_at_start, set_send_timeout};
 pub use wake::{drain, eventfd, futex_wake, futex_wake_all, is_eventfd, ring};
 
 pub(crate) fn check(r: libc::c_int) -> io::Result<libc::c_int> {

@@ -103,7 +103,12 @@ pub fn attach_again<H: Host>(
     connection: H::Token,
     guest: GuestId,
     row: u16,
+    bell: Option<H::Fd>,
 ) -> Answer<Attached> {
+    // The one that it has is known: but without one it is no request.
+    if bell.is_none() {
+        return Ok(Err(Refused::new(libc::EINVAL, NO_DOORBELL)));
+    }
     let process = h.members(guest).and_then(|m| m.processes.get(&row));
     let qset = process.filter(|p| p.control == Some(connection)).and_then(|p| p.qsets.first());
     Ok(match qset {
@@ -259,9 +264,10 @@ pub fn is_embryo<H: Host>(h: &mut H, guest: GuestId, row: u16) -> bool {
 /// # Errors
 /// Those of the host.
 pub fn hello<H: Host>(h: &mut H, guest: GuestId, row: u16, pid: i32) -> io::Result<()> {
-    let fresh = h.members(guest).and_then(|m| m.processes.get_mut(&row)).filter(|p| p.pid == 0);
-    let Some(p) = fresh else { return Ok(()) };
+    let Some(m) = h.members(guest) else { return Ok(()) };
+    let Some(p) = m.processes.get_mut(&row).filter(|p| p.pid == 0) else { return Ok(()) };
     p.pid = pid;
+    m.empty_since = None;
     match h.pidfd(pid) {
         Ok(fd) => {
             let pidfd = watch_pidfd(h, fd, guest, row);

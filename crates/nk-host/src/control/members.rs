@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 /// How long a guest without processes stays: a program that was spawned may not have attached yet.
 pub const LINGER: Duration = Duration::from_secs(1);
-/// How long a guest without processes may take to send what its last one left.
+/// How long a guest without processes may take to send what its last one left; or a child, of whose guest nobody else is left, to say hello.
 pub const DRAIN_MAX: Duration = Duration::from_secs(60);
 /// How long after its exec a command may take until it attaches.
 pub const ATTACH_MAX: Duration = Duration::from_secs(5);
@@ -152,10 +152,11 @@ impl<T: Copy + Ord> Members<T> {
         Err(Refused::new(libc::EEXIST, "this process is attached already"))
     }
 
-    /// Whether nobody is there who could still make use of it.
+    /// Whether nobody is there, as far as is known, who could still make use of it. Of a child that has not said hello nothing is known but a
+    /// socket, whose other end anybody may have, the daemon itself among them.
     #[must_use]
     pub fn is_deserted(&self) -> bool {
-        self.processes.is_empty() && self.creator.is_none()
+        self.processes.values().all(|p| p.pid == 0) && self.creator.is_none()
     }
 
     /// Starts the clock of a guest that nobody is left to use.
@@ -171,6 +172,7 @@ impl<T: Copy + Ord> Members<T> {
         match self.empty_since {
             None => Life::Lives,
             Some(t) if t + DRAIN_MAX <= now => Life::Over,
+            Some(t) if !self.processes.is_empty() => Life::Lingers(t + DRAIN_MAX),
             Some(t) if t + LINGER <= now => Life::Drains(t + DRAIN_MAX),
             Some(t) => Life::Lingers(t + LINGER),
         }
@@ -262,6 +264,9 @@ mod tests {
         assert_eq!(m.life(now), Life::Lingers(now + LINGER));
         assert_eq!(m.life(now + LINGER), Life::Drains(now + DRAIN_MAX));
         assert_eq!(m.life(now + DRAIN_MAX), Life::Over);
+        m.processes.insert(1, process(0));
+        assert_eq!(m.life(now + LINGER), Life::Lingers(now + DRAIN_MAX), "a child may say hello");
+        assert_eq!(m.life(now + DRAIN_MAX), Life::Over, "it is none");
         m.processes.insert(1, process(70));
         assert_eq!(m.make_room("g", 70).expect_err("it runs").errno, libc::EEXIST);
         assert_eq!(m.watched().collect::<Vec<_>>(), [7]);

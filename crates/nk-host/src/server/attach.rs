@@ -55,8 +55,10 @@ impl Server {
         token: Token,
         id: GuestId,
         row: u16,
+        mut fds: Fds,
     ) -> io::Result<Reply> {
-        let attached = attach::attach_again(self, token, id, row)?;
+        let bell = doorbell(&mut fds, 0);
+        let attached = attach::attach_again(self, token, id, row, bell)?;
         Ok(reply(attached, |attached| self.attached(attached)))
     }
 

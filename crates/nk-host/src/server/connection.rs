@@ -62,10 +62,18 @@ impl Server {
             let is_embryo =
                 matches!(role, Role::Process(g, row) if attach::is_embryo(self, g, row));
             let received = match is_embryo {
-                true => nk_attach::peek(raw),
+                true => {
+                    // The guest has the socket, too, and may have said that a peek is to skip something: it would find nothing for ever.
+                    sys::peek_at_start(raw);
+                    nk_attach::peek(raw)
+                }
                 false => nk_attach::recv(raw, true),
             };
             match received {
+                // No request, but an answer of a daemon's: a guest gave the two ends of one connection as those of two.
+                Ok((message, ..)) if message.status != 0 => {
+                    return self.connection_closed(token);
+                }
                 Ok((message, fds, credentials)) => {
                     self.message(token, raw, role, &message, fds, credentials)?;
                     if is_embryo && self.sources.get(token).is_some() {
@@ -116,7 +124,7 @@ impl Server {
                 Some(self.attach(token, message, fds, credentials)?)
             }
             (Kind::Attach, Role::Process(g, row)) if row != 0 => {
-                Some(self.attach_again(token, g, row)?)
+                Some(self.attach_again(token, g, row, fds)?)
             }
             (Kind::Order, Role::Stranger) => Some(self.order(message, credentials)?),
             (Kind::Query, Role::Stranger) => Some(self.query(message, credentials)?),
@@ -135,7 +143,9 @@ impl Server {
                 None
             }
             (Kind::Hold, Role::Process(g, _)) => Some(self.hold(g, message, fds)?),
-            (Kind::Names, Role::Process(g, row)) if row != 0 => Some(self.names(g)),
+            (Kind::Names, Role::Process(g, row)) if row != 0 && fds.is_empty() => {
+                Some(self.names(g))
+            }
             _ => Some(Reply::refused(libc::EINVAL, "not a request that this connection may make")),
         };
         if let Some(r) = reply {

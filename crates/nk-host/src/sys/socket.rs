@@ -96,6 +96,17 @@ pub fn peer_groups(fd: RawFd) -> Vec<u32> {
     groups
 }
 
+/// A peek begins at the first message, whatever somebody said who has the socket, too.
+pub(crate) fn peek_at_start(fd: RawFd) {
+    let none = -1i32;
+    // SAFETY: the kernel reads a number of ours.
+    unsafe {
+        let from = (&raw const none).cast();
+        let len = size_of::<i32>() as u32;
+        libc::setsockopt(fd, libc::SOL_SOCKET, libc::SO_PEEK_OFF, from, len);
+    }
+}
+
 /// Lets a send fail with EAGAIN after that time.
 ///
 /// # Errors

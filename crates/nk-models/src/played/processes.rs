@@ -66,7 +66,7 @@ impl Simulation {
             let bell = has_bell.then_some(Fd::Still);
             if let Role::Process(guest, row) = role {
                 last.set(Some(row));
-                return attach::attach_again(s, of, guest, row);
+                return attach::attach_again(s, of, guest, row, bell);
             }
             attach::attach(s, of, who, token, bell)
         });
