@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::time::Instant;
 
 use nk_attach::CREATE_VM;
@@ -157,7 +158,7 @@ pub(crate) struct Guest {
     pub(crate) members: Members<Token>,
     pub(crate) region: Region,
     /// The engine's doorbell.
-    pub(crate) engine_bell: OwnedFd,
+    pub(crate) engine_bell: Arc<OwnedFd>,
     pub(crate) netns: OwnedFd,
     pub(crate) namespace: u64,
     /// On which NSMs it is.

@@ -54,7 +54,8 @@ impl PollState {
         Ok(PollState { engine, notify, service, sleeper, end: false })
     }
 
-    /// From now on the descriptor (an eventfd that is never read) ends the thread's sleep; a guest's also rouses the guest.
+    /// From now on the descriptor (an eventfd that is never read) ends the thread's sleep; a guest's also rouses the guest. It stays open until
+    /// [`PollState::remove_waker`]: another one of the same eventfd takes nothing away, and a guest has one.
     ///
     /// # Errors
     /// Those of epoll_ctl.

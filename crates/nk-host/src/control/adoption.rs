@@ -24,8 +24,6 @@ pub trait Host: moves::Host + attach::Host {
     fn give_listener(&mut self, nsm: NsmId, listener: OfListener<Self::Fd>) -> io::Result<bool>;
     /// A listener is kept no more.
     fn forget_listener(&mut self, key: Key);
-    /// A hold is kept no more by this key.
-    fn forget_hold(&mut self, key: u64);
 }
 
 /// What NSM processes tell of guests, sorted.
@@ -75,14 +73,12 @@ pub fn go_on<H: moves::Host, K>(
 
 /// A guest of which the control thread knows again, and the engine not yet.
 #[derive(Debug)]
-pub struct Prepared<F, T> {
+pub struct Prepared<F> {
     /// Which.
     pub guest: GuestId,
     adoption: Adoption,
     /// Doorbells of queue sets.
     pub bells: Vec<(u16, F)>,
-    /// Old key, new token, socket, generation.
-    holds: Vec<(u64, T, u32, u16)>,
     /// Listeners.
     pub listeners: Vec<OfListener<F>>,
     /// Rows whose process ended meanwhile.
@@ -98,7 +94,7 @@ pub fn prepare<H: Host>(
     h: &mut H,
     kept: OfGuest<H::Fd>,
     stays: bool,
-) -> io::Result<Prepared<H::Fd, H::Token>> {
+) -> io::Result<Prepared<H::Fd>> {
     let adoption = kept.adoption();
     let OfGuest { id: guest, processes, dead, holds, listeners, .. } = kept;
     dead.iter().for_each(|row| h.keep_counted(guest, *row));
@@ -107,18 +103,21 @@ pub fn prepare<H: Host>(
         let numbers = qsets.iter().map(|q| q.0).collect();
         bells.extend(qsets);
         let control = control.map(|fd| h.watch_control(fd, guest, row)).transpose()?;
-        let pidfd = pidfd.map(|fd| h.watch_pidfd(fd, guest, row)).transpose()?;
+        // At once: where a step fails, it is by who is in the guest that all which is watched is found, and let go of.
         if let Some(m) = h.members(guest) {
-            m.processes.insert(row, Process { pid, control, pidfd, qsets: numbers, parent: None });
+            let p = Process { pid, control, pidfd: None, qsets: numbers, parent: None };
+            m.processes.insert(row, p);
+        }
+        let pidfd = pidfd.map(|fd| h.watch_pidfd(fd, guest, row)).transpose()?;
+        if let Some(p) = h.members(guest).and_then(|m| m.processes.get_mut(&row)) {
+            p.pidfd = pidfd;
         }
     }
-    let mut held = Vec::new();
-    for OfHold { key, fd, socket, generation } in holds {
+    for OfHold { fd, hold } in holds {
         let token = h.watch_hold(fd, guest)?;
         if let Some(m) = h.members(guest) {
-            m.holds.insert(token, (socket, generation));
+            m.adopt_hold(token, hold);
         }
-        held.push((key, token, socket, generation));
     }
     let now = h.now();
     if let Some(m) = h.members(guest) {
@@ -127,19 +126,15 @@ pub fn prepare<H: Host>(
     if !stays {
         h.note(guest);
     }
-    Ok(Prepared { guest, adoption, bells, holds: held, listeners, dead })
+    Ok(Prepared { guest, adoption, bells, listeners, dead })
 }
 
 /// A prepared guest goes on. `kept`: what its NSM says, where that lives on.
 ///
 /// # Errors
 /// Those of the host.
-pub fn enter<H: Host>(
-    h: &mut H,
-    p: Prepared<H::Fd, H::Token>,
-    kept: Option<KeptGuest>,
-) -> io::Result<()> {
-    let Prepared { guest, mut adoption, holds, listeners, dead, .. } = p;
+pub fn enter<H: Host>(h: &mut H, p: Prepared<H::Fd>, kept: Option<KeptGuest>) -> io::Result<()> {
+    let Prepared { guest, mut adoption, listeners, dead, .. } = p;
     let Some(nsm) = h.place(guest).map(|p| p.nsm()) else { return Ok(()) };
     // Listeners that are where they were; an NSM that was just started may lack some, if the last daemon died before it gave them all.
     let (there, lacking): (Vec<_>, Vec<_>) = listeners
@@ -175,11 +170,6 @@ pub fn enter<H: Host>(
         } else if !h.give_listener(nsm, l)? {
             lost(h, key)?;
         }
-    }
-    // Tokens are new ones, and with them the holds' keys.
-    for (old, token, socket, generation) in holds {
-        h.forget_hold(old);
-        h.note_hold(guest, token, socket, generation);
     }
     dead.into_iter().for_each(|row| h.note_process_gone(guest, row));
     Ok(())

@@ -402,10 +402,9 @@ pub fn hold<H: Host>(
             return Ok(Err(Refused::failed("cannot watch the stand-in pair", &e)));
         }
     };
-    if let Some(m) = h.members(guest) {
-        m.holds.insert(token, (socket, generation));
+    if let Some(hold) = h.members(guest).map(|m| m.add_hold(token, socket, generation)) {
+        h.note_hold(guest, token, hold);
     }
-    h.note_hold(guest, token, socket, generation);
     Ok(Ok(()))
 }
 
@@ -415,8 +414,8 @@ pub fn hold<H: Host>(
 /// Those of the host.
 pub fn hold_ended<H: Host>(h: &mut H, guest: GuestId, token: H::Token) -> io::Result<()> {
     h.forget(token);
-    h.note_hold_gone(guest, token);
     let held = h.members(guest).and_then(|m| m.holds.remove(&token));
-    let Some((socket, generation)) = held else { return Ok(()) };
-    h.unhold(guest, socket, generation)
+    let Some(hold) = held else { return Ok(()) };
+    h.note_hold_gone(guest, hold);
+    h.unhold(guest, hold.socket, hold.generation)
 }

@@ -55,6 +55,17 @@ pub struct Process<T> {
     pub parent: Option<u16>,
 }
 
+/// A socket that travels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hold {
+    /// The keeper has it by this number, which no other of the guest's has or had, whichever daemon serves.
+    pub serial: u64,
+    /// The socket.
+    pub socket: u32,
+    /// Its generation.
+    pub generation: u16,
+}
+
 /// The process that made a guest and is about to become its first process.
 #[derive(Clone, Debug)]
 pub struct Creator<T> {
@@ -77,12 +88,14 @@ pub struct Members<T> {
     pub uid: u32,
     /// By row.
     pub processes: BTreeMap<u16, Process<T>>,
-    /// Holds: token of the far end → socket and generation.
-    pub holds: BTreeMap<T, (u32, u16)>,
+    /// Holds, by the token of the far end.
+    pub holds: BTreeMap<T, Hold>,
     /// The `nk run` that made it, until it attached or ended.
     pub creator: Option<Creator<T>>,
     /// Since when it has had no process.
     pub empty_since: Option<Instant>,
+    /// Of its last hold.
+    last_serial: u64,
 }
 
 /// Whether a guest without processes goes on.
@@ -117,7 +130,21 @@ impl<T: Copy + Ord> Members<T> {
     #[must_use]
     pub fn new(token: (u64, u64), uid: u32) -> Members<T> {
         let (processes, holds) = (BTreeMap::new(), BTreeMap::new());
-        Members { token, uid, processes, holds, creator: None, empty_since: None }
+        let (creator, empty_since) = (None, None);
+        Members { token, uid, processes, holds, creator, empty_since, last_serial: 0 }
+    }
+
+    /// A socket travels from now on.
+    pub fn add_hold(&mut self, far: T, socket: u32, generation: u16) -> Hold {
+        let hold = Hold { serial: self.last_serial + 1, socket, generation };
+        self.adopt_hold(far, hold);
+        hold
+    }
+
+    /// A socket travels as it did with the last daemon.
+    pub fn adopt_hold(&mut self, far: T, hold: Hold) {
+        self.last_serial = self.last_serial.max(hold.serial);
+        self.holds.insert(far, hold);
     }
 
     /// Whether somebody may attach.

@@ -12,6 +12,7 @@ use super::{
     HAS_CONTROL, HAS_PIDFD, format_addr, parse_addr,
 };
 use crate::control::adoption::process_goes_on;
+use crate::control::members::Hold;
 use crate::limits::GuestLimits;
 
 /// An entry.
@@ -96,16 +97,20 @@ pub fn qset(guest: GuestId, row: u16, qset: u16, is_primary: bool) -> Message {
     entry(CLASS_QSET, qset_key(guest, row, qset), (is_primary.into(), 0), "")
 }
 
-/// The key of a hold that is named by a token: by the low bits of its generation and its index, which are unique among living ones.
+/// Of a hold's key, its serial.
+const SERIAL: u64 = (1 << 48) - 1;
+
+/// A hold's key.
 #[must_use]
-pub fn hold_key(guest: GuestId, token: u64) -> u64 {
-    u64::from(guest.0) << 48 | (token & 0xffff_ffff_ffff)
+pub fn hold_key(guest: GuestId, hold: Hold) -> u64 {
+    u64::from(guest.0) << 48 | (hold.serial & SERIAL)
 }
 
 /// A hold's entry. With it goes the far end.
 #[must_use]
-pub fn hold(key: u64, socket: u32, generation: u16) -> Message {
-    entry(CLASS_HOLD, key, (socket.into(), generation.into()), "")
+pub fn hold(guest: GuestId, hold: Hold) -> Message {
+    let words = (hold.socket.into(), hold.generation.into());
+    entry(CLASS_HOLD, hold_key(guest, hold), words, "")
 }
 
 /// A listener's entry. With it goes the socket.
@@ -178,14 +183,10 @@ pub struct OfProcess<D> {
 /// A hold.
 #[derive(Debug)]
 pub struct OfHold<D> {
-    /// By which the keeper has it.
-    pub key: u64,
     /// The far end.
     pub fd: D,
-    /// The socket.
-    pub socket: u32,
-    /// Its generation.
-    pub generation: u16,
+    /// What is held.
+    pub hold: Hold,
 }
 
 /// A listener.
@@ -218,7 +219,7 @@ impl<D> OfGuest<D> {
         Adoption {
             rows: self.processes.iter().map(row).collect(),
             listeners: self.listeners.iter().map(listener).collect(),
-            holds: self.holds.iter().map(|h| (h.socket, h.generation)).collect(),
+            holds: self.holds.iter().map(|h| (h.hold.socket, h.hold.generation)).collect(),
             kept: None,
         }
     }
@@ -296,8 +297,8 @@ impl<D> Sorted<D> {
             processes.push(OfProcess { row, pid: e.c as i32, control, pidfd, qsets });
         }
         let hold = |mut e: Entry<D>| {
-            let (socket, generation) = (e.c as u32, e.d as u16);
-            Some(OfHold { key: e.key, fd: e.fds.pop()?, socket, generation })
+            let (serial, socket, generation) = (e.key & SERIAL, e.c as u32, e.d as u16);
+            Some(OfHold { fd: e.fds.pop()?, hold: Hold { serial, socket, generation } })
         };
         let listener = |mut e: Entry<D>| {
             let (key, local) = (Key::from_word(e.key), parse_addr(&e.text)?);
@@ -336,7 +337,7 @@ mod tests {
             // In the middle of an exec.
             (process(id, 2, 71, false, true), vec!["ended"]),
             (qset(id, 2, 5, true), vec!["bell of 5"]),
-            (hold(hold_key(id, 9), 3, 2), vec!["far end"]),
+            (hold(id, Hold { serial: 9, socket: 3, generation: 2 }), vec!["far end"]),
             (guest(id, (1, 2), &said), vec!["memfd"]),
             (entry(CLASS_QSET, qset_key(GuestId(6), 1, 1), (1, 0), ""), vec!["bell"]),
         ];
@@ -349,6 +350,7 @@ mod tests {
         assert_eq!((p.row, p.pid, p.control, p.pidfd), (1, 70, Some("control"), Some("pidfd")));
         assert_eq!(p.qsets, [(6, "bell of 6"), (4, "bell of 4")], "the primary one first");
         assert_eq!(g.dead, [2]);
+        assert_eq!(g.holds[0].hold.serial, 9);
         assert_eq!(flags_and_nsm(&said.to_text()), (1, "web"));
         assert_eq!(flags_and_nsm("7 1 words-of-a-later-version web shop"), (1, "web"));
         let adoption = g.adoption();

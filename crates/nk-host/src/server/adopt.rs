@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 use nk_device::sync::Ordering;
 use nk_engine::{Adoption, GuestId, GuestSetup, KeptGuest, NsmId};
@@ -16,7 +17,7 @@ use crate::control::members::Members;
 use crate::control::place::Place;
 use crate::guest::{Guest, GuestCounters, Names, Region, layout};
 use crate::keeper::book::{self, OfGuest, OfListener, Said};
-use crate::keeper::{CLASS_HOLD, CLASS_LISTENER, CLASS_NSM, Entry};
+use crate::keeper::{CLASS_LISTENER, CLASS_NSM, Entry};
 use crate::names::Counters as NameCounters;
 use crate::sys;
 
@@ -31,7 +32,7 @@ fn kept_counters(guest: &str, memfd: Option<OwnedFd>) -> io::Result<GuestCounter
     GuestCounters::new(guest)
 }
 
-type Prepared = adoption::Prepared<OwnedFd, Token>;
+type Prepared = adoption::Prepared<OwnedFd>;
 
 fn incomplete() -> io::Error {
     io::Error::other("its entry is incomplete")
@@ -48,7 +49,7 @@ impl Server {
             self.next_guest = self.next_guest.max(id.0.wrapping_add(1));
             match kept.ok_or_else(incomplete).and_then(|kept| self.prepare_guest(kept)) {
                 Ok(p) => drop(prepared.insert(id, p)),
-                Err(e) => self.not_adopted(id, &e),
+                Err(e) => self.not_adopted(id, &e)?,
             }
         }
         // After the guests' namespaces are known: an NSM may be waiting for a socket there.
@@ -58,7 +59,7 @@ impl Server {
             if let Some(p) = prepared.remove(&id)
                 && let Err(e) = server.enter_guest(p, kept)
             {
-                server.not_adopted(id, &e);
+                server.not_adopted(id, &e)?;
             }
             Ok(())
         })?;
@@ -68,13 +69,15 @@ impl Server {
         all.into_iter().try_for_each(|id| self.spread(id))
     }
 
-    fn not_adopted(&mut self, id: GuestId, e: &io::Error) {
+    fn not_adopted(&mut self, id: GuestId, e: &io::Error) -> io::Result<()> {
         tracing::error!(guest = id.0, error = %e, "a guest could not be adopted");
-        if let Some(g) = self.guests.remove(&id.0) {
-            g.members.watched().for_each(|t| self.drop_source(t));
-            self.nsm_remove_guest(g.place.nsm(), id);
+        match self.guests.remove(&id.0) {
+            Some(guest) => self.forget_guest(guest),
+            None => {
+                self.note_guest_gone(id);
+                Ok(())
+            }
         }
-        self.note_guest_gone(id);
     }
 
     fn prepare_guest(&mut self, mut kept: OfGuest<OwnedFd>) -> io::Result<Prepared> {
@@ -95,13 +98,13 @@ impl Server {
         }
         let counters = kept_counters(&name, take().ok())?;
         let names = take().ok().and_then(|fd| NameCounters::map(fd).ok());
-        let namespace = self.broker.register(&netns)?;
         // Where it was, if there still is such an NSM.
         let named = self.nsm_named(&nsm);
         let nsm = match named {
             Some(id) => id,
             None => self.choose_nsm(&self.config.guest(&name))?,
         };
+        let namespace = self.broker.register(&netns)?;
         if let Some(n) = self.nsm(nsm).filter(|n| !n.is_inline()) {
             n.leave.give(id.0, namespace);
         }
@@ -110,7 +113,7 @@ impl Server {
             name,
             members: Members::new(token, uid),
             region,
-            engine_bell,
+            engine_bell: Arc::new(engine_bell),
             netns,
             namespace,
             place: Place::new(nsm),
@@ -172,7 +175,7 @@ impl adoption::Host for Server {
             vm: g.is_vm(),
             counters: g.counters.shared,
         };
-        let bell = g.engine_bell.try_clone()?;
+        let bell = g.engine_bell.clone();
         let is_inline = self.nsm(nsm).is_some_and(Nsm::is_inline);
         let options = self.keeper.as_ref().map(|k| k.options_of(id.0)).unwrap_or_default();
         self.ask(move |s| {
@@ -198,10 +201,5 @@ impl adoption::Host for Server {
     }
     fn forget_listener(&mut self, key: Key) {
         self.note_listener_gone(key);
-    }
-    fn forget_hold(&mut self, key: u64) {
-        if let Some(k) = &self.keeper {
-            k.drop_entry(CLASS_HOLD, key);
-        }
     }
 }

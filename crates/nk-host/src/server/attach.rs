@@ -10,7 +10,7 @@ use rustix::event::epoll::EventFlags;
 
 use super::{Reply, Role, Server, Source, Token};
 use crate::control::attach::{self, Attached, Host};
-use crate::control::members::{Members, Refused, Who};
+use crate::control::members::{Hold, Members, Refused, Who};
 use crate::poll::PollState;
 use crate::sys;
 
@@ -68,7 +68,7 @@ impl Server {
             return Reply::refused(libc::ENOENT, "the guest has ended");
         };
         tracing::debug!(guest = g.name, row, kept, "attached");
-        let fds = [&g.region.memfd, &g.engine_bell].into_iter().map(OwnedFd::try_clone);
+        let fds = [&g.region.memfd, &*g.engine_bell].into_iter().map(OwnedFd::try_clone);
         match fds.collect() {
             Ok(fds) => {
                 Reply::ok(row.into(), qset.into(), g.region.len() as u64, kept.into()).with_fds(fds)
@@ -252,11 +252,11 @@ impl Host for Server {
     fn note_qset_gone(&mut self, guest: GuestId, row: u16, qset: u16) {
         Server::note_qset_gone(self, guest, row, qset);
     }
-    fn note_hold(&mut self, guest: GuestId, token: Token, socket: u32, generation: u16) {
-        Server::note_hold(self, guest, token, socket, generation);
+    fn note_hold(&mut self, guest: GuestId, far: Token, hold: Hold) {
+        Server::note_hold(self, guest, far, hold);
     }
-    fn note_hold_gone(&mut self, guest: GuestId, token: Token) {
-        Server::note_hold_gone(self, guest, token);
+    fn note_hold_gone(&mut self, guest: GuestId, hold: Hold) {
+        Server::note_hold_gone(self, guest, hold);
     }
     fn keep_counted(&mut self, guest: GuestId, row: u16) {
         if let Some(g) = self.guests.get(&guest.0) {

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 use nk_attach::{CREATE_SHARE_NET, CREATE_VM, Credentials, Fds, Message};
 use nk_engine::{GuestId, GuestSetup};
@@ -198,8 +199,8 @@ impl Server {
         let flags = flags & (CREATE_SHARE_NET | CREATE_VM);
         let region = Region::new(name, layout(flags), id.0)?;
         let counters = GuestCounters::new(name)?;
-        let engine_bell = sys::eventfd()?;
-        let bell = engine_bell.try_clone()?;
+        let engine_bell = Arc::new(sys::eventfd()?);
+        let bell = engine_bell.clone();
         let limits = rules.limits(who.uid);
         let nsm = self.choose_nsm(rules)?;
         let mut members = Members::new(sys::random()?, who.uid);
@@ -263,13 +264,21 @@ impl Server {
     /// Ends a guest: nobody is left who could use it.
     pub(super) fn remove_guest(&mut self, id: GuestId) -> io::Result<()> {
         let Some(guest) = self.guests.remove(&id.0) else { return Ok(()) };
+        let name = guest.name.clone();
+        self.forget_guest(guest)?;
+        tracing::info!(guest = name, id = id.0, "guest ended");
+        self.remove_networks();
+        Ok(())
+    }
+
+    /// Whoever knows of a guest knows of it no more, and then its memory goes. Of one that could not be adopted some never did.
+    pub(super) fn forget_guest(&mut self, guest: Guest) -> io::Result<()> {
+        let id = guest.id;
         guest.members.watched().for_each(|t| self.drop_source(t));
-        let bell = guest.engine_bell.try_clone()?;
+        let bell = guest.engine_bell.clone();
         self.ask(move |s| {
             s.remove_waker(&bell);
-            if let Err(e) = s.engine.remove_guest(id) {
-                tracing::error!(id = id.0, error = %e, "the engine did not know a guest");
-            }
+            let _ = s.engine.remove_guest(id);
             if let Some(service) = &mut s.service {
                 service.remove_guest(id.0);
             }
@@ -281,8 +290,6 @@ impl Server {
         end_resolver(&guest.names);
         self.note_guest_gone(id);
         self.broker.release(guest.namespace);
-        tracing::info!(guest = guest.name, id = id.0, "guest ended");
-        self.remove_networks();
         Ok(())
     }
 

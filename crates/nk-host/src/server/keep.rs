@@ -9,6 +9,7 @@ use nk_engine::{GuestId, NsmId};
 use rustix::event::epoll::EventFlags;
 
 use super::{Server, Source, Token};
+use crate::control::members::Hold;
 use crate::keeper::book::{self, Said};
 use crate::keeper::{CLASS_GUEST, CLASS_HOLD, CLASS_PROCESS, CLASS_QSET, CLASS_TOTALS};
 use crate::notify::News;
@@ -150,16 +151,15 @@ impl Server {
         }
     }
 
-    pub(super) fn note_hold(&self, id: GuestId, token: Token, socket: u32, generation: u16) {
-        if let (Some(k), Some(fd)) = (&self.keeper, self.raw(Some(token))) {
-            let key = book::hold_key(id, token.word());
-            k.keep(book::hold(key, socket, generation), &[fd]);
+    pub(super) fn note_hold(&self, id: GuestId, far: Token, hold: Hold) {
+        if let (Some(k), Some(fd)) = (&self.keeper, self.raw(Some(far))) {
+            k.keep(book::hold(id, hold), &[fd]);
         }
     }
 
-    pub(super) fn note_hold_gone(&self, id: GuestId, token: Token) {
+    pub(super) fn note_hold_gone(&self, id: GuestId, hold: Hold) {
         if let Some(k) = &self.keeper {
-            k.drop_entry(CLASS_HOLD, book::hold_key(id, token.word()));
+            k.drop_entry(CLASS_HOLD, book::hold_key(id, hold));
         }
     }
 }

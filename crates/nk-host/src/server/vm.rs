@@ -25,7 +25,18 @@ impl Server {
         connection: Token,
         bell: OwnedFd,
     ) -> io::Result<Reply> {
-        let noted = bell.try_clone()?;
+        let Some(guest) = self.guests.get(&id.0) else {
+            return Ok(Reply::refused(libc::ENOENT, "the guest has ended"));
+        };
+        let fds = [&guest.region.memfd, &*guest.engine_bell, &bell].into_iter();
+        let mut fds = match fds.map(OwnedFd::try_clone).collect::<io::Result<Vec<OwnedFd>>>() {
+            Ok(fds) => fds,
+            Err(e) => {
+                self.remove_guest(id)?;
+                return Ok(Reply::failed("the daemon has no descriptor left", &e));
+            }
+        };
+        let noted = fds.pop();
         self.ask(move |s| s.notify.set_doorbell(id, QSET, Some(bell)))?;
         self.set_role(connection, Role::Process(id, ROW));
         let Some(guest) = self.guests.get_mut(&id.0) else {
@@ -41,14 +52,15 @@ impl Server {
             parent: None,
         };
         guest.members.processes.insert(ROW, kernel);
-        let reply = Reply::ok(u64::from(id.0), 0, guest.region.len() as u64, 0)
-            .with_fds(vec![guest.region.memfd.try_clone()?, guest.engine_bell.try_clone()?]);
+        let reply = Reply::ok(u64::from(id.0), 0, guest.region.len() as u64, 0).with_fds(fds);
         tracing::info!(guest = guest.name, id = id.0, pid, "VM guest made");
         if let Some(t) = creator.and_then(|c| c.pidfd) {
             self.drop_source(t);
         }
         self.note_process(id, ROW);
-        self.note_qset(id, ROW, QSET, true, noted.as_raw_fd());
+        if let Some(noted) = noted {
+            self.note_qset(id, ROW, QSET, true, noted.as_raw_fd());
+        }
         Ok(reply)
     }
 }

@@ -17,7 +17,7 @@ use nk_host::control::restarts::{self, Restarts};
 use nk_host::keeper::book::{self, OfGuest, OfListener, Said};
 use nk_host::keeper::entries::Entries;
 use nk_host::keeper::link::Link;
-use nk_host::keeper::{CLASS_GUEST, CLASS_HOLD, CLASS_NSM, Entry};
+use nk_host::keeper::{CLASS_GUEST, CLASS_NSM, Entry};
 use nk_servicelib::Key;
 
 use super::daemon::{Daemon, nsm_named};
@@ -28,7 +28,7 @@ use super::stack::NOBODY;
 use super::tenant::Part;
 use super::world::World;
 
-type Prepared = adoption::Prepared<Fd, u32>;
+type Prepared = adoption::Prepared<Fd>;
 
 impl Simulation {
     /// The daemon takes over what the keeper has. `elsewhere`: connections that are not to live on.
@@ -110,6 +110,7 @@ impl Simulation {
         for guest in self.guests() {
             self.spread(guest).expect("nothing is refused");
         }
+        self.assert_holds();
     }
 
     /// As `Keeper::find`: everything that the keeper has, and a copy of it.
@@ -270,8 +271,5 @@ impl Host for Simulation {
     }
     fn forget_listener(&mut self, key: Key) {
         self.note_listener_gone(key);
-    }
-    fn forget_hold(&mut self, key: u64) {
-        self.drop_entry(CLASS_HOLD, key);
     }
 }

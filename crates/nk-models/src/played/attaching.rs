@@ -5,7 +5,7 @@ use nk_device::sync::Ordering;
 use nk_engine::GuestId;
 use nk_host::control::attach;
 use nk_host::control::members::Who;
-use nk_host::keeper::CLASS_LISTENER;
+use nk_host::keeper::{CLASS_HOLD, CLASS_LISTENER};
 
 use super::deaths::Victim;
 use super::kernel::{Fd, Said};
@@ -24,6 +24,29 @@ fn embryo(sim: &mut Simulation, id: GuestId, parent: &Shell) -> (u16, u32) {
     let far = sim.kernel.connect(parent.pid);
     let given = attach::fork(sim, id, parent.row, Some(Fd::Still), Some(Fd::Control(far)));
     (given.expect("a daemon").expect("a row").row, far)
+}
+
+/// What each daemon watches it numbers anew: the keeper's numbers are its own.
+#[test]
+fn what_travels_is_kept_from_daemon_to_daemon() {
+    let (mut sim, ..) = quiet();
+    let at = sim.tenants.len() - 1;
+    let (id, p) = (sim.tenants[at].id, sim.tenants[at].processes[0].clone());
+    let socket = sim.w.listen(&p, 80);
+    let cell = p.device.cell(socket).expect("a cell");
+    let generation = cell.generation.load(Ordering::SeqCst);
+    for _ in 0..3 {
+        let far = Some(Fd::FarEnd(sim.kernel.pair()));
+        let held = attach::hold(&mut sim, id, (socket.into(), generation.into()), far);
+        held.expect("a daemon").expect("a hold");
+    }
+    // It is watched before them from the next daemon on.
+    sim.spawn(at);
+    for _ in 0..3 {
+        sim.next_daemon();
+        let kept = sim.keeper.has(|entries| entries.of(CLASS_HOLD).count());
+        assert_eq!((kept, sim.tenants[at].members.holds.len()), (3, 3));
+    }
 }
 
 /// The daemon reads a child's hello, and ends at each moment of that; the child execs.

@@ -2,7 +2,7 @@
 
 use nk_device::CHUNK_SIZE;
 use nk_device::cell::{SF_CONNECTED, SF_DEAD, SF_EOF, SF_FAILED};
-use nk_host::keeper::CLASS_PROCESS;
+use nk_host::keeper::{CLASS_HOLD, CLASS_PROCESS};
 use nk_host::limits::GuestLimits;
 
 use super::simulation::{LAYOUT, NSMS, Simulation, State};
@@ -69,6 +69,20 @@ impl Simulation {
     fn end_travels(&mut self) {
         for pair in std::mem::take(&mut self.travelling) {
             self.kernel.pairs.remove(&pair);
+        }
+    }
+
+    /// The keeper has what travels.
+    pub(super) fn assert_holds(&self) {
+        if !self.keeper.lives() {
+            return;
+        }
+        for t in &self.tenants {
+            let kept = self.keeper.has(|entries| {
+                let its = entries.of(CLASS_HOLD).filter(|(k, _)| k >> 48 == u64::from(t.id.0));
+                its.count()
+            });
+            assert_eq!(kept, t.members.holds.len(), "guest {}", t.id.0);
         }
     }
 

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use nk_engine::{ControlError, GuestId, NewRow};
 
-use crate::control::members::Members;
+use crate::control::members::{Hold, Members};
 
 /// Who carries it out.
 #[allow(clippy::missing_errors_doc, reason = "those of the host end the daemon")]
@@ -92,9 +92,9 @@ pub trait Host {
     /// The keeper is told that it is no more.
     fn note_qset_gone(&mut self, guest: GuestId, row: u16, qset: u16);
     /// The keeper is told of a hold.
-    fn note_hold(&mut self, guest: GuestId, token: Self::Token, socket: u32, generation: u16);
+    fn note_hold(&mut self, guest: GuestId, far: Self::Token, hold: Hold);
     /// The keeper is told that it is no more.
-    fn note_hold_gone(&mut self, guest: GuestId, token: Self::Token);
+    fn note_hold_gone(&mut self, guest: GuestId, hold: Hold);
     /// What a process that ended had counted is its guest's.
     fn keep_counted(&mut self, guest: GuestId, row: u16);
 }

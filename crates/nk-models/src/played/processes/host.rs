@@ -7,7 +7,7 @@ use nk_device::row::ROW_EXECING;
 use nk_device::sync::Ordering;
 use nk_engine::{ControlError, GuestId, NewRow};
 use nk_host::control::attach::Host;
-use nk_host::control::members::Members;
+use nk_host::control::members::{Hold, Members};
 use nk_host::control::moves::Host as _;
 use nk_host::keeper::{CLASS_HOLD, CLASS_PROCESS, CLASS_QSET, book};
 
@@ -140,13 +140,12 @@ impl Host for Simulation {
     fn note_qset_gone(&mut self, guest: GuestId, row: u16, qset: u16) {
         self.drop_entry(CLASS_QSET, book::qset_key(guest, row, qset));
     }
-    fn note_hold(&mut self, guest: GuestId, token: u32, socket: u32, generation: u16) {
-        let Some((fd, _)) = self.daemon.sources.get(&token).copied() else { return };
-        let key = book::hold_key(guest, token.into());
-        self.keep(book::hold(key, socket, generation), &[fd]);
+    fn note_hold(&mut self, guest: GuestId, far: u32, hold: Hold) {
+        let Some((fd, _)) = self.daemon.sources.get(&far).copied() else { return };
+        self.keep(book::hold(guest, hold), &[fd]);
     }
-    fn note_hold_gone(&mut self, guest: GuestId, token: u32) {
-        self.drop_entry(CLASS_HOLD, book::hold_key(guest, token.into()));
+    fn note_hold_gone(&mut self, guest: GuestId, hold: Hold) {
+        self.drop_entry(CLASS_HOLD, book::hold_key(guest, hold));
     }
     fn keep_counted(&mut self, _: GuestId, _: u16) {}
 }

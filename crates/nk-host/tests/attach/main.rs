@@ -1,5 +1,7 @@
 //! The attach server against played processes: real sockets, real regions, no GuestLib.
 
+mod hostile;
+
 use std::ffi::{CStr, CString};
 use std::fs::Permissions;
 use std::io;
@@ -16,7 +18,7 @@ use nk_device::row::ROW_EXECING;
 use nk_device::{Device, Layout, Nqe, Op};
 use nk_host::config::Config;
 use nk_host::guest::Region;
-use nk_host::keeper::Keeper;
+use nk_host::keeper::{Entry, Keeper};
 use nk_host::server::{Server, Setup};
 use nk_host::sys;
 
@@ -34,6 +36,10 @@ impl Host {
     }
 
     fn start_with(config: Config, keeper: Option<Keeper>) -> Host {
+        Host::adopting(config, keeper, Vec::new())
+    }
+
+    fn adopting(config: Config, keeper: Option<Keeper>, entries: Vec<Entry>) -> Host {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let n = NUMBER.fetch_add(1, Ordering::Relaxed);
         let path = std::env::temp_dir().join(format!("nk-attach-{}-{n}", std::process::id()));
@@ -43,7 +49,7 @@ impl Host {
             config,
             private: true,
             keeper,
-            entries: Vec::new(),
+            entries,
             // One that ends without answering anybody.
             resolver: c"/bin/false",
         };
