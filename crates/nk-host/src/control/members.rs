@@ -96,6 +96,8 @@ pub struct Members<T> {
     pub empty_since: Option<Instant>,
     /// Of its last hold.
     last_serial: u64,
+    /// Deserted since then, it was asked for whether its sockets are done.
+    asked: Option<Instant>,
 }
 
 /// Whether a guest without processes goes on.
@@ -131,7 +133,8 @@ impl<T: Copy + Ord> Members<T> {
     pub fn new(token: (u64, u64), uid: u32) -> Members<T> {
         let (processes, holds) = (BTreeMap::new(), BTreeMap::new());
         let (creator, empty_since) = (None, None);
-        Members { token, uid, processes, holds, creator, empty_since, last_serial: 0 }
+        let (last_serial, asked) = (0, None);
+        Members { token, uid, processes, holds, creator, empty_since, last_serial, asked }
     }
 
     /// A socket travels from now on.
@@ -203,6 +206,11 @@ impl<T: Copy + Ord> Members<T> {
             Some(t) if t + LINGER <= now => Life::Drains(t + DRAIN_MAX),
             Some(t) => Life::Lingers(t + LINGER),
         }
+    }
+
+    /// Whether the engine is to be asked if the sockets of a guest that drains are done. Once: it tells of the end of the last one by itself.
+    pub fn is_to_be_asked_for(&mut self) -> bool {
+        std::mem::replace(&mut self.asked, self.empty_since) != self.empty_since
     }
 
     /// Whether its command came, and if not, whether that is to be said; it is said once.
@@ -290,6 +298,10 @@ mod tests {
         m.mark_if_deserted(now + LINGER);
         assert_eq!(m.life(now), Life::Lingers(now + LINGER));
         assert_eq!(m.life(now + LINGER), Life::Drains(now + DRAIN_MAX));
+        assert!(m.is_to_be_asked_for() && !m.is_to_be_asked_for(), "once");
+        m.empty_since = Some(now + LINGER);
+        assert!(m.is_to_be_asked_for(), "somebody was there in between");
+        m.empty_since = Some(now);
         assert_eq!(m.life(now + DRAIN_MAX), Life::Over);
         m.processes.insert(1, process(0));
         assert_eq!(m.life(now + LINGER), Life::Lingers(now + DRAIN_MAX), "a child may say hello");

@@ -44,8 +44,10 @@ impl Server {
             }
         };
         let text = answer.to_string();
-        let fd = sys::memfd_with(text.as_bytes())?;
-        Ok(Reply::ok(text.len() as u64, 0, 0, 0).with_fds(vec![fd]))
+        Ok(match sys::memfd_with(text.as_bytes()) {
+            Ok(fd) => Reply::ok(text.len() as u64, 0, 0, 0).with_fds(vec![fd]),
+            Err(e) => Reply::failed("no memory for the answer", &e),
+        })
     }
 
     /// A user sees its own guests, root and the daemon's user all of them.

@@ -39,8 +39,8 @@ impl Server {
                 Life::Lives => {}
                 Life::Lingers(t) => at(t),
                 Life::Over => ended.push(g.id),
+                Life::Drains(t) if !g.members.is_to_be_asked_for() => at(t),
                 Life::Drains(t) => {
-                    // The poll thread tells when the last socket is done; asked once, at the linger's end.
                     let id = g.id;
                     let left = self.poll.call(move |s| s.engine.guest_sockets(id));
                     match left.map_err(io::Error::other)? {

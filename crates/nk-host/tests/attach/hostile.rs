@@ -174,12 +174,17 @@ fn a_daemon_without_descriptors_refuses_and_serves() {
         // It is the daemon's, too, once it has answered.
         let (r, _) = ask(&stranger, &Message::new(Kind::Query).with_text("what"), &[]);
         assert_eq!(r.status, libc::EINVAL);
+        let asks = g.host.connect();
+        let (r, _) = ask(&asks, &Message::new(Kind::Query).with_text("what"), &[]);
+        assert_eq!(r.status, libc::EINVAL);
         let mut all: Vec<OwnedFd> = std::iter::from_fn(|| netns.try_clone().ok()).collect();
         all.truncate(all.len() - free);
         let mut m = Message::new(Kind::CreateGuest).with_text(&format!("vm-{free}"));
         m.a = nk_attach::CREATE_VM;
         let (r, _) = ask(&stranger, &m, &[netns.as_raw_fd(), bell.as_raw_fd()]);
         made += u32::from(r.status == 0);
+        let (of, _) = ask(&asks, &Message::new(Kind::Query).with_text("guests"), &[]);
+        assert!([0, libc::EMFILE].contains(&of.status), "with {free}: {:?}", of.text());
         // Its connection was all that it lived by; and its end needs none either.
         drop(stranger);
         std::thread::sleep(Duration::from_millis(20));
