@@ -36,17 +36,19 @@ impl Server {
                     }
                 },
             };
-            if self.strangers >= STRANGERS_MAX {
-                tracing::warn!("too many connections that say nothing; one more is refused");
-                continue;
-            }
             if sys::pass_credentials(&fd).is_err() {
                 continue;
             }
-            self.strangers += 1;
+            // Who has something to say has said it long before so many others came. Were the next one refused, silent ones would keep all others out.
+            let oldest = self.strangers.front().copied();
+            if let Some(oldest) = oldest.filter(|_| self.strangers.len() >= STRANGERS_MAX) {
+                tracing::warn!("too many connections that say nothing: the oldest is closed");
+                self.drop_source(oldest);
+            }
             let stranger = Source::Connection { fd, role: Role::Stranger };
-            if let Err(e) = self.watch(stranger, EventFlags::IN) {
-                tracing::error!(error = %e, "cannot watch a connection");
+            match self.watch(stranger, EventFlags::IN) {
+                Ok(token) => self.strangers.push_back(token),
+                Err(e) => tracing::error!(error = %e, "cannot watch a connection"),
             }
         }
     }

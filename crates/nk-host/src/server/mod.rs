@@ -24,7 +24,7 @@ mod survive;
 mod timers;
 mod vm;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ffi::CStr;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -81,7 +81,8 @@ pub struct Setup {
 pub struct Server {
     epoll: Epoll,
     sources: Slab<Source>,
-    strangers: usize,
+    /// Connections that have not said what they are, in the order in which they came.
+    strangers: VecDeque<Token>,
     poll: PollHandle,
     broker: Broker,
     bell: Arc<OwnedFd>,
@@ -161,7 +162,7 @@ impl Server {
         let mut server = Server {
             epoll,
             sources,
-            strangers: 0,
+            strangers: VecDeque::new(),
             poll,
             broker,
             bell,

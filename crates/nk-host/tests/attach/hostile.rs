@@ -148,6 +148,16 @@ fn of_a_guest_that_is_not_adopted_nothing_is_left() {
     });
 }
 
+#[test]
+fn who_says_nothing_keeps_nobody_out() {
+    sys::raise_fd_limit();
+    let g = Played::create();
+    let silent: Vec<OwnedFd> = (0..600).map(|_| g.host.connect()).collect();
+    let p = g.attach().expect("attach");
+    assert!(p.row_in_use(p.row));
+    assert!(silent.iter().any(|s| !sys::is_hung_up(s)), "they may be silent");
+}
+
 /// Runs in a process of its own: it leaves ever fewer descriptors for daemon and guest, from none to enough.
 #[test]
 fn a_daemon_without_descriptors_refuses_and_serves() {
