@@ -23,11 +23,19 @@ pub enum News {
     Full(GuestId),
 }
 
+/// A guest's doorbells.
+#[derive(Debug, Default)]
+struct Doorbells {
+    by_qset: Vec<Option<OwnedFd>>,
+    /// One has blocked: this guest means harm, and none of its is rung any more. It could have as many as it likes, one after another.
+    is_mute: bool,
+}
+
 /// The poll thread's way to reach guests, NSMs and the control thread.
 #[derive(Debug)]
 pub struct Notifier {
-    /// Doorbells by guest, then queue set.
-    guests: Vec<Vec<Option<OwnedFd>>>,
+    /// By guest.
+    guests: Vec<Doorbells>,
     nsms: HashMap<u8, OwnedFd>,
     news: Sender<News>,
     control: Arc<OwnedFd>,
@@ -50,9 +58,10 @@ impl Notifier {
     pub fn set_doorbell(&mut self, guest: GuestId, qset: u16, fd: Option<OwnedFd>) {
         let (guest, qset) = (usize::from(guest.0), usize::from(qset));
         if self.guests.len() <= guest {
-            self.guests.resize_with(guest + 1, Vec::new);
+            self.guests.resize_with(guest + 1, Doorbells::default);
         }
-        let Some(doorbells) = self.guests.get_mut(guest) else { return };
+        let Some(doorbells) = self.guests.get_mut(guest).filter(|d| !d.is_mute) else { return };
+        let doorbells = &mut doorbells.by_qset;
         if doorbells.len() <= qset {
             doorbells.resize_with(qset + 1, || None);
         }
@@ -64,14 +73,14 @@ impl Notifier {
     /// Forgets a guest's doorbells.
     pub fn remove_guest(&mut self, guest: GuestId) {
         if let Some(doorbells) = self.guests.get_mut(usize::from(guest.0)) {
-            *doorbells = Vec::new();
+            *doorbells = Doorbells::default();
         }
     }
 
     /// Rings the doorbells of all queue sets of all guests.
     pub fn ring_all(&mut self) {
         for guest in 0..self.guests.len() {
-            for qset in 0..self.guests.get(guest).map_or(0, Vec::len) {
+            for qset in 0..self.guests.get(guest).map_or(0, |d| d.by_qset.len()) {
                 self.doorbell(GuestId(guest as u16), qset as u16);
             }
         }
@@ -88,14 +97,16 @@ impl Notifier {
 
 impl Notify for Notifier {
     fn doorbell(&mut self, guest: GuestId, qset: u16) {
-        let slot =
-            self.guests.get_mut(usize::from(guest.0)).and_then(|g| g.get_mut(usize::from(qset)));
-        let Some(slot) = slot else { return };
-        let Some(fd) = slot else { return };
+        let Some(doorbells) = self.guests.get_mut(usize::from(guest.0)) else { return };
+        let Some(Some(fd)) = doorbells.by_qset.get(usize::from(qset)) else { return };
         watchdog::watch();
-        if !sys::ring(&*fd) {
-            tracing::warn!(guest = guest.0, qset, "a doorbell blocks: it is not rung again");
-            *slot = None;
+        if !sys::ring(fd) {
+            tracing::warn!(
+                guest = guest.0,
+                qset,
+                "a doorbell blocks: the guest has none from now on"
+            );
+            *doorbells = Doorbells { by_qset: Vec::new(), is_mute: true };
         }
     }
     fn futex_wake(&mut self, word: &AtomicU32, count: u32) {
@@ -114,5 +125,43 @@ impl Notify for Notifier {
     }
     fn nsm_full(&mut self, guest: GuestId) {
         self.tell(News::Full(guest));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// One that blocks, as a guest can make it at any time.
+    fn blocking() -> OwnedFd {
+        let fd = sys::eventfd().expect("eventfd");
+        sys::set_blocking(&fd).expect("fcntl");
+        assert_eq!(rustix::io::write(&fd, &(u64::MAX - 1).to_ne_bytes()), Ok(8));
+        fd
+    }
+
+    #[test]
+    fn a_guest_blocks_once() {
+        std::thread::spawn(|| {
+            watchdog::install().expect("timer");
+            let (sender, _news) = std::sync::mpsc::channel();
+            let mut n = Notifier::new(sender, Arc::new(sys::eventfd().expect("eventfd")));
+            let (bad, other) = (GuestId(1), GuestId(2));
+            (0..9).for_each(|q| n.set_doorbell(bad, q, Some(blocking())));
+            let bell = sys::eventfd().expect("eventfd");
+            n.set_doorbell(other, 0, Some(bell.try_clone().expect("a copy")));
+            n.ring_all();
+            assert!(sys::has_ended(&bell), "another guest's was not rung");
+            n.set_doorbell(bad, 0, Some(blocking()));
+            assert!(n.guests[1].by_qset.is_empty(), "it would block again");
+            // The next of its number is another.
+            n.remove_guest(bad);
+            let bell = sys::eventfd().expect("eventfd");
+            n.set_doorbell(bad, 0, Some(bell.try_clone().expect("a copy")));
+            n.doorbell(bad, 0);
+            assert!(sys::has_ended(&bell), "it was not rung");
+        })
+        .join()
+        .expect("thread");
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! A doorbell is an eventfd that the guest has too, with the same open file description: it can clear O_NONBLOCK and fill the counter,
 //! and a write then sleeps. While its thread is busy, a timer interrupts such a write (EINTR) after a second at most; the
-//! caller drops that doorbell. When the thread was idle for a whole period the timer stops itself, so idle costs nothing.
+//! caller rings none of that guest any more. When the thread was idle for a whole period the timer stops itself, so idle costs nothing.
 
 use std::cell::Cell;
 use std::io;
