@@ -44,7 +44,9 @@ pub struct Qset {
     pub completion_head: AtomicU32,
     /// Consumed events.
     pub receive_head: AtomicU32,
-    guest_pad: [Pad32; 11],
+    /// The CPU on which somebody went to sleep last, plus one; 0: not said. A hint.
+    pub sleeps_on: AtomicU32,
+    guest_pad: [Pad32; 10],
     // ---- engine ----
     /// Consumed jobs.
     pub job_head: AtomicU32,
@@ -128,6 +130,7 @@ impl Qset {
         for w in [
             &self.in_use,
             &self.sleeping,
+            &self.sleeps_on,
             &self.job_tail,
             &self.send_tail,
             &self.completion_head,

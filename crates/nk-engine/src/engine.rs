@@ -37,6 +37,8 @@ pub struct Engine {
     /// Whose turn it is to be swept while work does not end.
     sweep_next: usize,
     bells: Vec<(GuestId, u16)>,
+    /// Whose doorbell was rung last.
+    rung_last: Option<(GuestId, u16)>,
 }
 
 /// A guest, the NSM that serves it, the others, and the ports of all.
@@ -146,6 +148,7 @@ impl Engine {
         for nsm in &mut self.nsms {
             nsm.wake(out.notify);
         }
+        self.rung_last = out.bells.last().copied().or(self.rung_last);
         self.bells = out.flush();
         PollResult { worked, pending: self.has_work(), due_ns: self.due_ns() }
     }
@@ -283,6 +286,15 @@ impl Engine {
         }
         fence(Ordering::SeqCst);
         idle && !self.has_work()
+    }
+
+    /// The CPU on which the thread waits to run that was rung last and has not read what it was rung for. Only where no more than one guest is
+    /// awake: what it says of itself then concerns nobody else.
+    #[must_use]
+    pub fn awaited_on(&self) -> Option<u32> {
+        let (id, q) = self.rung_last.filter(|(id, _)| matches!(self.awake[..], [a] if a == *id))?;
+        let guest = self.guest(id).filter(|g| g.is_roused(q))?;
+        guest.device.qset(q)?.sleeps_on.load(Ordering::Relaxed).checked_sub(1)
     }
 
     /// After the sleep (or instead of it). Who has not rung for long goes on asleep, until [`Engine::rouse`].

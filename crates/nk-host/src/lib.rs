@@ -20,6 +20,7 @@
 //! | [`sys`] | syscalls |
 #![warn(missing_docs)]
 
+mod beside;
 pub mod broker;
 pub mod config;
 pub mod control;

@@ -14,6 +14,7 @@ use nk_servicelib::{Service, Stack};
 use nk_stack_kernel::KernelStack;
 use rustix::event::epoll::EventFlags;
 
+use crate::beside::Beside;
 use crate::notify::Notifier;
 use crate::pace::{Pace, now_ns, wait_ms};
 use crate::sys;
@@ -80,6 +81,16 @@ impl PollState {
         }
         if let Some(s) = &self.sleeper {
             s.epoll.remove(fd);
+        }
+    }
+
+    /// Before a sleep: moves to where the thread waits that was rung last. Where NSMs are processes, those do what a guest waits for.
+    fn go_beside(&self, beside: &mut Beside, now_ns: u64) {
+        if self.service.is_some()
+            && let Some(cpu) = beside.sleeps(now_ns, sys::cpu(), self.engine.awaited_on())
+            && let Err(e) = sys::move_to(cpu)
+        {
+            tracing::debug!(cpu, "the poll thread cannot move there: {e}");
         }
     }
 
@@ -189,6 +200,7 @@ fn run(state: &mut PollState, commands: &Receiver<Command>) {
     let mut polls = 0u32;
     let patience = Patience::new();
     let mut pace = Pace::new(&patience);
+    let mut beside = Beside::default();
     while !state.end {
         let now = now_ns();
         let e = state.engine.poll(now, BUDGET, &mut state.notify);
@@ -229,6 +241,7 @@ fn run(state: &mut PollState, commands: &Receiver<Command>) {
             },
             |state| {
                 if state.engine.prepare_sleep() {
+                    state.go_beside(&mut beside, now);
                     let wait_ms = wait_ms(due_ns);
                     match &mut state.service {
                         Some(s) => {

@@ -168,6 +168,13 @@ pub fn now_ns() -> u64 {
     t.tv_sec as u64 * 1_000_000_000 + t.tv_nsec as u64
 }
 
+/// The CPU on which this thread runs.
+#[must_use]
+pub fn cpu() -> u32 {
+    // SAFETY: takes nothing; the C library reads memory, or the vDSO does.
+    unsafe { libc::sched_getcpu() }.max(0) as u32
+}
+
 /// CLOCK_MONOTONIC as of the last tick, in ms: reads memory only.
 #[must_use]
 pub fn coarse_ms() -> u64 {

@@ -148,6 +148,24 @@ pub(crate) fn pin(cores: &[usize]) -> io::Result<()> {
     Ok(rustix::thread::sched_setaffinity(None, &set)?)
 }
 
+/// The CPU on which the calling thread runs.
+pub(crate) fn cpu() -> usize {
+    rustix::thread::sched_getcpu()
+}
+
+/// The calling thread goes on on this CPU, if it may run there; from then on the scheduler places it as before.
+///
+/// # Errors
+/// Those of sched_setaffinity.
+pub(crate) fn move_to(cpu: usize) -> io::Result<()> {
+    let allowed = rustix::thread::sched_getaffinity(None)?;
+    if cpu < CpuSet::MAX_CPU && allowed.is_set(cpu) {
+        pin(&[cpu])?;
+        rustix::thread::sched_setaffinity(None, &allowed)?;
+    }
+    Ok(())
+}
+
 /// The calling thread, and those that it makes, have these capabilities and no others.
 ///
 /// # Errors

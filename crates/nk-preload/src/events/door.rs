@@ -103,6 +103,9 @@ impl Door {
 /// Says who sleeps, as [`Qset::sleeping`] has it. The caller orders this against other sleepers.
 pub(super) fn set_sleeping(device: &Device, qset: u16, sleep: u32) {
     if let Some(q) = device.qset(qset) {
+        if sleep != 0 {
+            q.sleeps_on.store(sys::cpu() + 1, Ordering::Relaxed);
+        }
         q.sleeping.store(sleep, Ordering::SeqCst);
     }
     // The engine pushes, fences and reads `sleeping`; we store it, fence and look at ring and sockets.

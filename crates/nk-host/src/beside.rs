@@ -1,0 +1,98 @@
+//! On which CPU the poll thread runs: beside the guest's thread, where that has to wait for one.
+//!
+//! Poll thread, a guest's thread and its peer are three where natively there are two. On few CPUs the scheduler may keep the first alone,
+//! half idle, while the others share what is left: a wake-up goes to where a thread ran last, unless a CPU is idle at that moment, and the
+//! poll thread's is busy whenever it rings. So where it keeps falling asleep while the thread that it rang waits on another CPU, it goes
+//! there; its own is idle then, and the next that is woken gets it.
+
+/// Falling asleep apart from a thread that waits counts so much, anything else takes one off.
+const APART: u32 = 3;
+/// So many are enough to move.
+const ENOUGH: u32 = 16;
+/// The shortest time between two moves.
+const PAUSE_MIN_NS: u64 = 2_000_000;
+/// The longest, where they change nothing.
+const PAUSE_MAX_NS: u64 = 1_000_000_000;
+/// A move after which it took so much longer than the pause to be apart again did change something.
+const HELD_NS: u64 = 20_000_000;
+
+/// What the poll thread has seen. It reads no clock and makes no system call.
+#[derive(Debug, Default)]
+pub(crate) struct Beside {
+    score: u32,
+    moved_ns: u64,
+    pause_ns: u64,
+}
+
+impl Beside {
+    /// The thread is about to sleep on CPU `here`, and what was rung last waits on `awaited`: where to go first.
+    pub(crate) fn sleeps(
+        &mut self,
+        now_ns: u64,
+        here: usize,
+        awaited: Option<u32>,
+    ) -> Option<usize> {
+        let Some(there) = awaited.map(|c| c as usize).filter(|c| *c != here) else {
+            self.score = self.score.saturating_sub(1);
+            return None;
+        };
+        self.score = (self.score + APART).min(ENOUGH);
+        let since_ns = now_ns.saturating_sub(self.moved_ns);
+        if self.score < ENOUGH || since_ns < self.pause_ns {
+            return None;
+        }
+        let held = since_ns >= self.pause_ns + HELD_NS;
+        self.pause_ns = if held { 0 } else { self.pause_ns * 2 }.clamp(PAUSE_MIN_NS, PAUSE_MAX_NS);
+        self.score = 0;
+        self.moved_ns = now_ns;
+        Some(there)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SLEEP_NS: u64 = 20_000;
+
+    /// Falls asleep apart from whom it rang for so long; when it moved.
+    fn apart(b: &mut Beside, from_ns: u64, for_ns: u64) -> Vec<u64> {
+        let times = (from_ns..from_ns + for_ns).step_by(SLEEP_NS as usize);
+        times.filter(|t| b.sleeps(*t, 0, Some(1)).is_some()).collect()
+    }
+
+    #[test]
+    fn it_goes_where_the_guest_waits() {
+        let mut b = Beside::default();
+        for n in 0..100 {
+            assert_eq!(b.sleeps(n, 0, Some(0)), None, "they are together");
+            assert_eq!(b.sleeps(n, 0, None), None, "nobody waits");
+        }
+        let moved = (0..u64::from(ENOUGH)).find_map(|n| b.sleeps(n, 0, Some(1)));
+        assert_eq!(moved, Some(1));
+    }
+
+    #[test]
+    fn who_is_seldom_apart_stays() {
+        let mut b = Beside::default();
+        for n in 0..1000 {
+            assert_eq!(b.sleeps(n, 0, (n % 8 == 0).then_some(1)), None);
+        }
+    }
+
+    #[test]
+    fn moves_that_change_nothing_become_rare() {
+        let moved = apart(&mut Beside::default(), 0, 20_000_000_000);
+        let gaps: Vec<u64> = moved.windows(2).map(|w| (w[1] - w[0]) / 1_000_000).collect();
+        assert_eq!(gaps[..9], [2, 4, 8, 16, 32, 64, 128, 256, 512], "ms");
+        assert!(gaps[9..].iter().all(|g| *g == 1000), "{gaps:?}");
+    }
+
+    #[test]
+    fn one_that_held_may_soon_be_made_again() {
+        let mut b = Beside::default();
+        let last = *apart(&mut b, 0, 10_000_000_000).last().expect("moves");
+        let anew = apart(&mut b, last + PAUSE_MAX_NS + HELD_NS, 10_000_000);
+        assert_eq!(anew.len(), 3, "at once, and 2 and 4 ms later: {anew:?}");
+    }
+}
