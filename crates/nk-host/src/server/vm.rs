@@ -1,10 +1,10 @@
 //! VM guests: row 0 and queue set 0 belong to the VM's kernel from the start, and no process attaches.
 //!
 //! Whoever starts the VM makes the guest, gets its device, and hands it to QEMU as an ivshmem server. The guest lives as long
-//! as the connection on which it was made.
+//! as the connection on which it was made, and not longer than the daemon: of all this the keeper is told nothing.
 
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 
 use nk_engine::GuestId;
 
@@ -28,15 +28,14 @@ impl Server {
         let Some(guest) = self.guests.get(&id.0) else {
             return Ok(Reply::refused(libc::ENOENT, "the guest has ended"));
         };
-        let fds = [&guest.region.memfd, &*guest.engine_bell, &bell].into_iter();
-        let mut fds = match fds.map(OwnedFd::try_clone).collect::<io::Result<Vec<OwnedFd>>>() {
+        let fds = [&guest.region.memfd, &*guest.engine_bell].into_iter();
+        let fds = match fds.map(OwnedFd::try_clone).collect::<io::Result<Vec<OwnedFd>>>() {
             Ok(fds) => fds,
             Err(e) => {
                 self.remove_guest(id)?;
                 return Ok(Reply::failed("the daemon has no descriptor left", &e));
             }
         };
-        let noted = fds.pop();
         self.ask(move |s| s.notify.set_doorbell(id, QSET, Some(bell)))?;
         self.set_role(connection, Role::Process(id, ROW));
         let Some(guest) = self.guests.get_mut(&id.0) else {
@@ -56,10 +55,6 @@ impl Server {
         tracing::info!(guest = guest.name, id = id.0, pid, "VM guest made");
         if let Some(t) = creator.and_then(|c| c.pidfd) {
             self.drop_source(t);
-        }
-        self.note_process(id, ROW);
-        if let Some(noted) = noted {
-            self.note_qset(id, ROW, QSET, true, noted.as_raw_fd());
         }
         Ok(reply)
     }

@@ -18,7 +18,7 @@ use nk_device::row::ROW_EXECING;
 use nk_device::{Device, Layout, Nqe, Op};
 use nk_host::config::Config;
 use nk_host::guest::Region;
-use nk_host::keeper::{Entry, Keeper};
+use nk_host::keeper::{CLASS_GUEST, CLASS_PROCESS, CLASS_QSET, CLASS_TOTALS, Entry, Keeper};
 use nk_host::server::{Server, Setup};
 use nk_host::sys;
 
@@ -411,6 +411,39 @@ fn messages_of_another_kind_or_version_end_the_connection_only() {
     let answer: serde_json::Value = serde_json::from_str(&text).expect("JSON");
     assert_eq!(answer[0]["name"], "played");
     assert_eq!(answer[0]["processes"][0]["pid"], std::process::id());
+}
+
+/// A VM's guest ends with its daemon: a keeper that had its connection would keep that open, and itself alive.
+#[test]
+fn of_a_vm_the_keeper_is_told_nothing() {
+    let path = std::env::temp_dir().join(format!("nk-vm-keeper-{}", std::process::id()));
+    let listener = sys::listen_at(&path, 0o600).expect("listen");
+    sys::set_blocking(&listener).expect("blocking");
+    let told = std::thread::spawn(move || {
+        let daemon = sys::accept(&listener).expect("a daemon");
+        sys::set_blocking(&daemon).expect("blocking");
+        nk_attach::recv(daemon.as_raw_fd(), false).expect("it asks what there is");
+        nk_attach::send(daemon.as_raw_fd(), &Message::new(Kind::Kept), &[]).expect("nothing");
+        let next = || nk_attach::recv(daemon.as_raw_fd(), false).ok();
+        let keeps = std::iter::from_fn(next).filter(|(m, ..)| m.kind == Kind::Keep as u32);
+        keeps.map(|(m, ..)| m.a).collect::<Vec<_>>()
+    });
+    let (keeper, _) = Keeper::find(&path).expect("it serves").expect("it is there");
+    let host = Host::start_with(Config::default(), Some(keeper));
+    let vm = host.connect();
+    let netns = OwnedFd::from(std::fs::File::open("/proc/self/ns/net").expect("netns"));
+    let bell = sys::eventfd().expect("eventfd");
+    let mut m = Message::new(Kind::CreateGuest).with_text("vm");
+    m.a = nk_attach::CREATE_VM;
+    let (r, fds) = ask(&vm, &m, &[netns.as_raw_fd(), bell.as_raw_fd()]);
+    assert_eq!((r.status, fds.len()), (0, 2), "{:?}", r.text());
+    drop(vm);
+    host.ended();
+    let told = told.join().expect("served");
+    assert!(told.contains(&CLASS_TOTALS), "it was told nothing at all");
+    let of_guests = [CLASS_GUEST, CLASS_PROCESS, CLASS_QSET];
+    assert!(!told.iter().any(|class| of_guests.contains(class)), "{told:?}");
+    let _ = std::fs::remove_file(&path);
 }
 
 /// The keeper ends, and the next one takes its time to start: who asks the daemon for something has it meanwhile.
