@@ -56,7 +56,7 @@ impl PollState {
     }
 
     /// From now on the descriptor (an eventfd that is never read) ends the thread's sleep; a guest's also rouses the guest. It stays open until
-    /// [`PollState::remove_waker`]: another one of the same eventfd takes nothing away, and a guest has one.
+    /// [`PollState::remove_waker`]: another one of the same eventfd takes nothing away.
     ///
     /// # Errors
     /// Those of epoll_ctl.

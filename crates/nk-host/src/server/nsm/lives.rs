@@ -3,6 +3,7 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nk_attach::{Kind, Message};
@@ -68,12 +69,12 @@ impl Server {
     }
 
     /// What the NSM rings for the engine.
-    pub(in crate::server) fn engine_bell(&self, id: NsmId) -> io::Result<OwnedFd> {
+    pub(in crate::server) fn engine_bell(&self, id: NsmId) -> io::Result<Arc<OwnedFd>> {
         if let Some(bell) = self.nsm(id).and_then(|n| n.engine_bell.as_ref()) {
-            return bell.try_clone();
+            return Ok(bell.clone());
         }
-        let bell = sys::eventfd()?;
-        let waker = bell.try_clone()?;
+        let bell = Arc::new(sys::eventfd()?);
+        let waker = bell.clone();
         self.ask(move |s| s.add_waker(&waker, None))??;
         Ok(bell)
     }

@@ -6,6 +6,7 @@ mod lives;
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::Arc;
 use std::time::Instant;
 
 use nk_attach::{Message, RecvError};
@@ -50,7 +51,7 @@ pub(crate) struct Nsm {
     pub(super) leave: Leave,
     pub(super) child: Option<Child>,
     /// Rung by the NSM for the engine.
-    pub(super) engine_bell: Option<OwnedFd>,
+    pub(super) engine_bell: Option<Arc<OwnedFd>>,
     /// Listeners that it reported: descriptor and backlog.
     pub(super) listeners: HashMap<u64, (OwnedFd, u32)>,
     life: Restarts,
