@@ -20,6 +20,8 @@
 //! | [`Kind::DropQset`] | process → daemon | a = queue set; no reply | |
 //! | [`Kind::Hold`] | process → daemon | a = socket id, b = generation | far end of the stand-in pair |
 //! | reply | | | |
+//! | [`Kind::Settle`] | process → daemon | what ended before this is to be over: whoever has reaped a process may take its ports | |
+//! | reply | | a = 1 while sockets that ended processes had wait to be closed | |
 //! | [`Kind::Names`] | process → daemon | a question about a name is to be asked | |
 //! | reply | | | a connection to the guest's resolver, see [`names`] |
 //! | [`Kind::Names`] | daemon → resolver | first: a = guest id | first: network namespace, counters; then: the other end of the connection, each |
@@ -86,6 +88,8 @@ pub enum Kind {
     Names = 15,
     /// The operator changes something.
     Order = 16,
+    /// Processes that have ended are to be over.
+    Settle = 17,
 }
 
 impl Kind {
@@ -109,6 +113,7 @@ impl Kind {
             14 => Kind::Nsm,
             15 => Kind::Names,
             16 => Kind::Order,
+            17 => Kind::Settle,
             _ => return None,
         })
     }
@@ -122,7 +127,7 @@ pub const CREATE_SHARE_NET: u64 = 2;
 pub const CREATE_VM: u64 = 4;
 
 /// Protocol version; a peer of another version is refused.
-pub const PROTOCOL: u32 = 2;
+pub const PROTOCOL: u32 = 3;
 
 /// One message.
 #[repr(C)]

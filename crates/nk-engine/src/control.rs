@@ -69,6 +69,12 @@ impl Engine {
         self.guest(id).map_or(0, |g| g.open)
     }
 
+    /// Whether sockets that nobody holds any more wait for their NSM to have room for the closes.
+    #[must_use]
+    pub fn has_closes(&self, id: GuestId) -> bool {
+        self.nsms.iter().any(|n| n.has_closes_of(id))
+    }
+
     /// Makes a row for a process, with its primary queue set.
     pub fn add_row(&mut self, guest: GuestId, pid: u32) -> Result<NewRow, ControlError> {
         let p = self.parts(guest)?;

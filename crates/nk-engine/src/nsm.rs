@@ -122,6 +122,11 @@ impl Nsm {
         its.iter().for_each(|nqe| self.push(nqe));
     }
 
+    /// Whether a close of a guest's waits.
+    pub(crate) fn has_closes_of(&self, guest: GuestId) -> bool {
+        self.closes.iter().any(|nqe| nqe.guest == guest.0)
+    }
+
     /// Forgets what waits of a guest's that is no more.
     pub(crate) fn forget_closes_of(&mut self, guest: GuestId) {
         self.closes.retain(|nqe| nqe.guest != guest.0);

@@ -372,6 +372,23 @@ pub fn ended<H: Host>(h: &mut H, guest: GuestId, row: u16, why: &str) -> io::Res
     Ok(())
 }
 
+/// Somebody in a guest found a port taken, perhaps by a process that was reaped and whose end is still to be heard of. Answers whether
+/// sockets still wait to be closed: an NSM has few closes before it at any time.
+///
+/// # Errors
+/// Those of the host.
+pub fn settle<H: Host>(h: &mut H, guest: GuestId) -> io::Result<bool> {
+    let Some(m) = h.members(guest) else { return Ok(false) };
+    let watched = m.processes.iter().filter_map(|(row, p)| Some((*row, p.pidfd.or(p.control)?)));
+    let watched: Vec<(u16, H::Token)> = watched.collect();
+    for (row, token) in watched {
+        if h.is_end(token) {
+            ended(h, guest, row, "it had ended when somebody asked")?;
+        }
+    }
+    h.has_closes(guest)
+}
+
 /// A socket's stand-in is about to travel: the socket is held until the travelling pair's last end is closed.
 ///
 /// # Errors

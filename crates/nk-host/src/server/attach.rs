@@ -157,6 +157,13 @@ impl Host for Server {
     fn hear(&mut self, connection: Token) -> io::Result<()> {
         self.messages(connection)
     }
+    fn is_end(&self, token: Token) -> bool {
+        match self.sources.get(token) {
+            Some(Source::Pidfd { fd, .. }) => sys::has_ended(fd),
+            Some(Source::Connection { fd, .. }) => sys::is_hung_up(fd),
+            _ => false,
+        }
+    }
     fn forget(&mut self, token: Token) {
         self.drop_source(token);
     }
@@ -198,6 +205,9 @@ impl Host for Server {
             }
             forget_doorbells(s, id, qsets);
         })
+    }
+    fn has_closes(&mut self, id: GuestId) -> io::Result<bool> {
+        self.ask(move |s| s.engine.has_closes(id))
     }
     fn set_pid(&mut self, id: GuestId, row: u16, pid: i32) -> io::Result<()> {
         self.ask(move |s| s.engine.set_row_pid(id, row, pid as u32))?.map_err(io::Error::other)

@@ -145,6 +145,9 @@ impl Server {
                 None
             }
             (Kind::Hold, Role::Process(g, _)) => Some(self.hold(g, message, fds)?),
+            (Kind::Settle, Role::Process(g, _)) if fds.is_empty() => {
+                Some(Reply::ok(attach::settle(self, g)?.into(), 0, 0, 0))
+            }
             (Kind::Names, Role::Process(g, row)) if row != 0 && fds.is_empty() => {
                 Some(self.names(g))
             }

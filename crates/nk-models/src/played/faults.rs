@@ -30,6 +30,7 @@ pub const FAULTS: &[&str] = &[
     "a guest waited for the next daemon",
     "a guest lost its connections with the daemon",
     "a process attached",
+    "an end was heard of because somebody asked",
     "a process exec'ed",
     "a process exec'ed and the daemon ended",
     "a process ended in its exec",

@@ -144,6 +144,25 @@ impl Simulation {
         }
     }
 
+    /// Somebody found a port taken: whoever ended before that is over when it is answered.
+    pub(super) fn find_port_taken(&mut self, at: usize) {
+        let Some(p) = self.some_process(at) else { return };
+        let id = self.tenants[at].id;
+        let ended = |s: &Simulation, at: usize| {
+            s.tenants[at].members.processes.values().any(|p| p.pid != 0 && !s.kernel.lives(p.pid))
+        };
+        let had_ended = ended(self, at);
+        let answer = self.request(p.pid, |s| {
+            s.comes_from(id, &p)?;
+            attach::settle(s, id)
+        });
+        let (Some(_), Some(at)) = (answer, self.at(id)) else { return };
+        assert!(!ended(self, at), "a process that has ended is still in its guest");
+        if had_ended {
+            self.see("an end was heard of because somebody asked");
+        }
+    }
+
     pub(super) fn some_process(&mut self, at: usize) -> Option<Shell> {
         let n = self.random.below(self.tenants[at].processes.len());
         self.tenants[at].processes.get(n).cloned()

@@ -282,7 +282,12 @@ impl Simulation {
                 6 => self.travel(at),
                 _ => self.intrude(at),
             },
-            76..=77 => self.kill(at),
+            76..=77 => {
+                self.kill(at);
+                if self.random.below(4) == 0 && at < self.tenants.len() {
+                    self.find_port_taken(at);
+                }
+            }
             78..=89 => self.poll(),
             90..=92 => self.move_guest(at),
             93 => {

@@ -3,6 +3,7 @@
 use core::sync::atomic::Ordering;
 
 use libc::{c_int, sockaddr, socklen_t};
+use nk_attach::{Kind, Message};
 use nk_device::addr::{AF_INET, AF_INET6};
 use nk_device::cell::{
     GF_CONNECT_CALLED, GF_SHUT_RD, GF_SHUT_WR, SF_BOUND, SF_CONNECTED, SF_CONNECTING, SF_DEAD,
@@ -17,7 +18,7 @@ use super::{Target, files, int_result, native, target};
 use crate::io::Open;
 use crate::process::{Process, process};
 use crate::wait::{self, Ended, On};
-use crate::{gate, grants, rings, standin, sys};
+use crate::{control, gate, grants, rings, standin, sys};
 
 const TYPE_MASK: c_int = 0xf;
 const SOCK_PACKET: c_int = 10;
@@ -132,7 +133,16 @@ fn do_bind(s: &Open, addr: *const sockaddr, len: socklen_t) -> Result<(), c_int>
         }
         Given::Unspecified { .. } | Given::V4Mapped(_) => return Err(libc::EAFNOSUPPORT),
     };
-    rings::call(s.p, with_address(Op::Bind, s, a), false).map(|_| ())
+    let mut has_settled = false;
+    loop {
+        let bound = rings::call(s.p, with_address(Op::Bind, s, a), false).map(drop);
+        // A process that was reaped has nothing any more on Linux, but the daemon may still have to hear of its end.
+        if bound != Err(libc::EADDRINUSE) || has_settled {
+            return bound;
+        }
+        let settled = control::request(s.p, &Message::new(Kind::Settle), &[]);
+        has_settled = settled.map_or(true, |(reply, _)| reply.a == 0);
+    }
 }
 
 /// bind(2).

@@ -42,6 +42,8 @@ pub trait Host {
     fn is_process(&mut self, connection: Self::Token, guest: GuestId, row: u16);
     /// What is still in the queue of a connection is heard, and its end.
     fn hear(&mut self, connection: Self::Token) -> io::Result<()>;
+    /// Whether the process that is watched by that is seen to have ended.
+    fn is_end(&self, token: Self::Token) -> bool;
     /// Watches and has it no more.
     fn forget(&mut self, token: Self::Token);
 
@@ -62,6 +64,8 @@ pub trait Host {
     ) -> io::Result<Result<u16, ControlError>>;
     /// The engine frees a row, and its queue sets.
     fn end_row(&mut self, guest: GuestId, row: u16, qsets: Vec<u16>) -> io::Result<()>;
+    /// Whether the engine has yet to have sockets of a guest closed that nobody holds.
+    fn has_closes(&mut self, guest: GuestId) -> io::Result<bool>;
     /// The engine learns the pid of a row.
     fn set_pid(&mut self, guest: GuestId, row: u16, pid: i32) -> io::Result<()>;
     /// The engine makes one more queue set for a row.

@@ -67,6 +67,9 @@ impl Host for Simulation {
     fn hear(&mut self, connection: u32) -> io::Result<()> {
         self.messages(connection)
     }
+    fn is_end(&self, token: u32) -> bool {
+        self.daemon.sources.get(&token).is_some_and(|s| self.kernel.is_end(&s.0))
+    }
     fn forget(&mut self, token: u32) {
         self.daemon.sources.remove(&token);
     }
@@ -91,6 +94,9 @@ impl Host for Simulation {
     fn end_row(&mut self, guest: GuestId, row: u16, _: Vec<u16>) -> io::Result<()> {
         let ended = self.engine(move |e, notify| e.row_dead(guest, row, notify))?;
         ended.map_err(io::Error::other)
+    }
+    fn has_closes(&mut self, guest: GuestId) -> io::Result<bool> {
+        self.engine(move |e, _| e.has_closes(guest))
     }
     fn set_pid(&mut self, guest: GuestId, row: u16, pid: i32) -> io::Result<()> {
         self.engine(move |e, _| e.set_row_pid(guest, row, pid as u32))?.map_err(io::Error::other)
