@@ -2,10 +2,10 @@
 //!
 //! Poll thread, a guest's thread and its peer are three where natively there are two. On few CPUs the scheduler may keep the first alone,
 //! half idle, while the others share what is left: a wake-up goes to where a thread ran last, unless a CPU is idle at that moment, and the
-//! poll thread's is busy whenever it rings. So where it keeps falling asleep while the thread that it rang waits on another CPU, it goes
-//! there; its own is idle then, and the next that is woken gets it.
+//! poll thread's is busy whenever it rings. So where it keeps finding that the thread that it rang still waits on another CPU, it goes there;
+//! its own is idle then, and the next that is woken gets it.
 
-/// Falling asleep apart from a thread that waits counts so much, anything else takes one off.
+/// To be apart from a thread that waits counts so much, anything else takes one off.
 const APART: u32 = 3;
 /// So many are enough to move.
 const ENOUGH: u32 = 16;
@@ -25,8 +25,8 @@ pub(crate) struct Beside {
 }
 
 impl Beside {
-    /// The thread is about to sleep on CPU `here`, and what was rung last waits on `awaited`: where to go first.
-    pub(crate) fn sleeps(
+    /// The poll thread is on CPU `here`, and what was rung last waits on `awaited`: where to go, if anywhere.
+    pub(crate) fn place(
         &mut self,
         now_ns: u64,
         here: usize,
@@ -58,17 +58,17 @@ mod tests {
     /// Falls asleep apart from whom it rang for so long; when it moved.
     fn apart(b: &mut Beside, from_ns: u64, for_ns: u64) -> Vec<u64> {
         let times = (from_ns..from_ns + for_ns).step_by(SLEEP_NS as usize);
-        times.filter(|t| b.sleeps(*t, 0, Some(1)).is_some()).collect()
+        times.filter(|t| b.place(*t, 0, Some(1)).is_some()).collect()
     }
 
     #[test]
     fn it_goes_where_the_guest_waits() {
         let mut b = Beside::default();
         for n in 0..100 {
-            assert_eq!(b.sleeps(n, 0, Some(0)), None, "they are together");
-            assert_eq!(b.sleeps(n, 0, None), None, "nobody waits");
+            assert_eq!(b.place(n, 0, Some(0)), None, "they are together");
+            assert_eq!(b.place(n, 0, None), None, "nobody waits");
         }
-        let moved = (0..u64::from(ENOUGH)).find_map(|n| b.sleeps(n, 0, Some(1)));
+        let moved = (0..u64::from(ENOUGH)).find_map(|n| b.place(n, 0, Some(1)));
         assert_eq!(moved, Some(1));
     }
 
@@ -76,7 +76,7 @@ mod tests {
     fn who_is_seldom_apart_stays() {
         let mut b = Beside::default();
         for n in 0..1000 {
-            assert_eq!(b.sleeps(n, 0, (n % 8 == 0).then_some(1)), None);
+            assert_eq!(b.place(n, 0, (n % 8 == 0).then_some(1)), None);
         }
     }
 

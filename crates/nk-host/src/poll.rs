@@ -23,6 +23,8 @@ use crate::sys;
 const BUDGET: u32 = 1024;
 /// While there is work without end, polls between two looks for guests that doze.
 const LOOK_EVERY: u32 = 32;
+/// The same between two thoughts about the place.
+const PLACE_EVERY: u32 = 8;
 
 /// What the poll thread owns, as commands see it.
 #[derive(Debug)]
@@ -84,10 +86,10 @@ impl PollState {
         }
     }
 
-    /// Before a sleep: moves to where the thread waits that was rung last. Where NSMs are processes, those do what a guest waits for.
+    /// Moves to where the thread waits that was rung last. Where NSMs are processes, those do what a guest waits for.
     fn go_beside(&self, beside: &mut Beside, now_ns: u64) {
         if self.service.is_some()
-            && let Some(cpu) = beside.sleeps(now_ns, sys::cpu(), self.engine.awaited_on())
+            && let Some(cpu) = beside.place(now_ns, sys::cpu(), self.engine.awaited_on())
             && let Err(e) = sys::move_to(cpu)
         {
             tracing::debug!(cpu, "the poll thread cannot move there: {e}");
@@ -229,6 +231,9 @@ fn run(state: &mut PollState, commands: &Receiver<Command>) {
             state.sleep(0);
         }
         busy |= state.rouse();
+        if polls.is_multiple_of(PLACE_EVERY) {
+            state.go_beside(&mut beside, now);
+        }
         pace.rest(
             state,
             busy,
