@@ -20,7 +20,7 @@
 //! | [`Kind::DropQset`] | process → daemon | a = queue set; no reply | |
 //! | [`Kind::Hold`] | process → daemon | a = socket id, b = generation | far end of the stand-in pair |
 //! | reply | | | |
-//! | [`Kind::Settle`] | process → daemon | what ended before this is to be over: whoever has reaped a process may take its ports | |
+//! | [`Kind::Settle`] | process → daemon | a = [`SETTLE_ASKS`]; what ended before this is to be over: whoever has reaped a process may take its ports | |
 //! | reply | | a = 1 while sockets that ended processes had wait to be closed | |
 //! | [`Kind::Names`] | process → daemon | a question about a name is to be asked | |
 //! | reply | | | a connection to the guest's resolver, see [`names`] |
@@ -125,6 +125,9 @@ pub const CREATE_PRIVATE: u64 = 1;
 pub const CREATE_SHARE_NET: u64 = 2;
 /// Flag of [`Kind::CreateGuest`]: a VM guest: row 0 and queue set 0 are live from the start, no process attaches.
 pub const CREATE_VM: u64 = 4;
+
+/// [`Kind::Settle`]: the first word of the request. No reply has it, so that none passes as a request.
+pub const SETTLE_ASKS: u64 = 2;
 
 /// Protocol version; a peer of another version is refused.
 pub const PROTOCOL: u32 = 3;

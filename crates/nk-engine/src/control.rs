@@ -69,10 +69,11 @@ impl Engine {
         self.guest(id).map_or(0, |g| g.open)
     }
 
-    /// Whether sockets that nobody holds any more wait for their NSM to have room for the closes.
+    /// Whether sockets that nobody holds any more wait for the guest's present NSM to have room for the closes.
     #[must_use]
     pub fn has_closes(&self, id: GuestId) -> bool {
-        self.nsms.iter().any(|n| n.has_closes_of(id))
+        let nsm = self.guest(id).map(|g| g.nsm);
+        self.nsms.iter().any(|n| Some(n.id) == nsm && n.has_closes_of(id))
     }
 
     /// Makes a row for a process, with its primary queue set.

@@ -379,7 +379,8 @@ pub fn ended<H: Host>(h: &mut H, guest: GuestId, row: u16, why: &str) -> io::Res
 /// Those of the host.
 pub fn settle<H: Host>(h: &mut H, guest: GuestId) -> io::Result<bool> {
     let Some(m) = h.members(guest) else { return Ok(false) };
-    let watched = m.processes.iter().filter_map(|(row, p)| Some((*row, p.pidfd.or(p.control)?)));
+    // Of one without a pidfd the hello is still to be heard: it cannot have ended long ago, and may be in exec.
+    let watched = m.processes.iter().filter_map(|(row, p)| Some((*row, p.pidfd?)));
     let watched: Vec<(u16, H::Token)> = watched.collect();
     for (row, token) in watched {
         if h.is_end(token) {

@@ -145,7 +145,9 @@ impl Server {
                 None
             }
             (Kind::Hold, Role::Process(g, _)) => Some(self.hold(g, message, fds)?),
-            (Kind::Settle, Role::Process(g, _)) if fds.is_empty() => {
+            (Kind::Settle, Role::Process(g, row))
+                if row != 0 && fds.is_empty() && message.a == nk_attach::SETTLE_ASKS =>
+            {
                 Some(Reply::ok(attach::settle(self, g)?.into(), 0, 0, 0))
             }
             (Kind::Names, Role::Process(g, row)) if row != 0 && fds.is_empty() => {
@@ -153,6 +155,8 @@ impl Server {
             }
             _ => Some(Reply::refused(libc::EINVAL, "not a request that this connection may make")),
         };
+        // Who asked may have been found to have ended meanwhile, and its descriptor's number be another's.
+        let Some(raw) = self.fd(Some(token)).map(AsRawFd::as_raw_fd) else { return Ok(()) };
         if let Some(r) = reply {
             let mut m = *r.message;
             (m.kind, m.serial) = (message.kind, message.serial);

@@ -27,6 +27,7 @@ fn a_daemon_does_not_talk_with_itself() {
         (Message::new(Kind::Fork), None),
         (message(Kind::Attach, 0, g.token.0, g.token.1), Some(&p.bell)),
         (Message::new(Kind::Names), None),
+        (message(Kind::Settle, nk_attach::SETTLE_ASKS, 0, 0), None),
     ];
     for (m, with) in says {
         let (one, other) = sys::seqpacket_pair().expect("pair");

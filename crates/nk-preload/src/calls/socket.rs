@@ -3,7 +3,7 @@
 use core::sync::atomic::Ordering;
 
 use libc::{c_int, sockaddr, socklen_t};
-use nk_attach::{Kind, Message};
+use nk_attach::{Kind, Message, SETTLE_ASKS};
 use nk_device::addr::{AF_INET, AF_INET6};
 use nk_device::cell::{
     GF_CONNECT_CALLED, GF_SHUT_RD, GF_SHUT_WR, SF_BOUND, SF_CONNECTED, SF_CONNECTING, SF_DEAD,
@@ -21,6 +21,8 @@ use crate::wait::{self, Ended, On};
 use crate::{control, gate, grants, rings, standin, sys};
 
 const TYPE_MASK: c_int = 0xf;
+/// How often bind finds its port taken while sockets of ended processes wait to be closed, a millisecond apart.
+const SETTLE_TRIES: u32 = 100;
 const SOCK_PACKET: c_int = 10;
 pub(super) const FLAGS: c_int = libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
 
@@ -133,15 +135,19 @@ fn do_bind(s: &Open, addr: *const sockaddr, len: socklen_t) -> Result<(), c_int>
         }
         Given::Unspecified { .. } | Given::V4Mapped(_) => return Err(libc::EAFNOSUPPORT),
     };
-    let mut has_settled = false;
+    let mut tries = SETTLE_TRIES;
     loop {
         let bound = rings::call(s.p, with_address(Op::Bind, s, a), false).map(drop);
         // A process that was reaped has nothing any more on Linux, but the daemon may still have to hear of its end.
-        if bound != Err(libc::EADDRINUSE) || has_settled {
+        if bound != Err(libc::EADDRINUSE) || tries == 0 {
             return bound;
         }
-        let settled = control::request(s.p, &Message::new(Kind::Settle), &[]);
-        has_settled = settled.map_or(true, |(reply, _)| reply.a == 0);
+        if tries < SETTLE_TRIES {
+            sys::sleep_us(1_000);
+        }
+        let settle = Message { a: SETTLE_ASKS, ..Message::new(Kind::Settle) };
+        let waits = control::request(s.p, &settle, &[]).is_ok_and(|(reply, _)| reply.a != 0);
+        tries = if waits { tries - 1 } else { 0 };
     }
 }
 

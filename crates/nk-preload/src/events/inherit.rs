@@ -15,8 +15,8 @@ use super::{EPOLLET, EPOLLIN, native};
 use crate::fdtable::{self, Entry};
 use crate::{gate, sys};
 
-/// An eventfd (plus one) that is a member of each kernel epoll that this process has left to others. It stays open as long as the
-/// process, so an edge given back is lost only if the process ends before its owner has run.
+/// An eventfd (plus one) that is a member of each kernel epoll that this process has left to others. It stays open as long as
+/// the process or until its exec, so an edge given back is lost only if that comes before its owner has run.
 static FAREWELL: AtomicI32 = AtomicI32::new(0);
 
 /// One member as /proc/self/fdinfo names it.
@@ -165,13 +165,21 @@ pub(super) fn farewell(_gate: &gate::Changing) -> Result<c_int, c_int> {
     }
 }
 
+/// Wakes somebody in each kernel epoll that was left.
+pub(super) fn give_back() {
+    let fd = FAREWELL.load(Ordering::Acquire) - 1;
+    if fd >= 0 {
+        sys::ring_eventfd(fd);
+    }
+}
+
 /// It has another number now.
 pub(super) fn farewell_moved(from: c_int, to: c_int) {
     let _ = FAREWELL.compare_exchange(from + 1, to + 1, Ordering::AcqRel, Ordering::Relaxed);
 }
 
 /// Puts a private kernel epoll with the same members, but for marks, over every descriptor of the instance. The one left gets `farewell`, by
-/// which those who still wait in it are woken. The caller holds the gate and the instance's lock.
+/// which those who still wait in it are woken ([`give_back`]). The caller holds the gate and the instance's lock.
 ///
 /// # Errors
 /// The errno of what failed; nothing changed.

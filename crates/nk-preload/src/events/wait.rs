@@ -7,7 +7,7 @@ use libc::{c_int, epoll_event, timespec};
 use super::instance::{self, Pinned, is_mark};
 use super::native::{self, Limit, Mask, NO_MASK};
 use super::nested::Below;
-use super::{EPOLLHUP, ctl};
+use super::{EPOLLHUP, ctl, inherit};
 use crate::process::{Process, process};
 use crate::{gate, hangup, sys};
 
@@ -141,7 +141,7 @@ unsafe fn wait_natively(
     {
         leave_shared(&i, epfd);
     }
-    (kept != 0 || limit.is_zero()).then_some(kept as c_int)
+    (kept != 0).then_some(kept as c_int)
 }
 
 /// Another process's mark was taken.
@@ -163,8 +163,11 @@ fn wait_plain(
         let r = out.ask_kernel(epfd, 0, limit.left(), mask);
         i.leave_plain();
         if i.serves() {
-            // It began to meanwhile.
-            let (n, _) = r?;
+            // It began to meanwhile, and the mark may have been another's, in an epoll that was left.
+            let (n, kernel) = r?;
+            if kernel == Kernel::Marked {
+                inherit::give_back();
+            }
             if n == 0 {
                 return wait_serving(p, i, epfd, out, limit, mask);
             }
@@ -177,7 +180,7 @@ fn wait_plain(
         if kernel == Kernel::Marked {
             leave_shared(i, epfd);
         }
-        if n != 0 || kernel == Kernel::Nothing || limit.is_zero() {
+        if n != 0 || kernel == Kernel::Nothing {
             return Ok(n);
         }
         if !i.enter_plain() {

@@ -65,7 +65,8 @@ impl Instance {
             return Ok(());
         }
         if !self.is_ours() {
-            inherit::copy_kernel_epoll(epfd, index, None)?;
+            // Without a descriptor to spare it is only missed by threads that wait there now.
+            inherit::copy_kernel_epoll(epfd, index, inherit::farewell(gate).ok())?;
         }
         let cells = p.device().layout().cells;
         if held.state().interest.is_none() {
@@ -102,8 +103,11 @@ impl Instance {
         state.adopt(p);
         self.serves.store(1, Ordering::SeqCst);
         self.show_sleep(p, held.state(), false);
-        // Threads that already wait in the kernel come out and see what has changed.
+        // Threads that already wait in the kernel come out and see what has changed, also those in an epoll that was left.
         self.ring();
+        if self.plain_waiters.load(Ordering::SeqCst) != 0 {
+            inherit::give_back();
+        }
         Ok(())
     }
 
@@ -121,7 +125,7 @@ impl Instance {
             self.epoch.store(EPOCH.load(Ordering::Relaxed), Ordering::Release);
         }
         drop(held);
-        sys::ring_eventfd(farewell);
+        inherit::give_back();
         Ok(())
     }
 
@@ -173,6 +177,10 @@ impl Held<'_> {
     pub(in crate::events) fn collect(&mut self, p: &Process) -> Look {
         let look = self.look(p);
         let instance = self.instance;
+        if instance.serves() && !instance.is_ours() {
+            // As in `show_sleep`: the ring is the parent's.
+            return look;
+        }
         let state = self.state();
         if state.sleepers != 0 && state.shown != RINGS_ALWAYS {
             // What was rung for is read here, and with it the edge may be taken that was to wake the sleeper.
