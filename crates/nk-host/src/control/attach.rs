@@ -379,7 +379,20 @@ pub fn ended<H: Host>(h: &mut H, guest: GuestId, row: u16, why: &str) -> io::Res
 /// Those of the host.
 pub fn settle<H: Host>(h: &mut H, guest: GuestId) -> io::Result<bool> {
     let Some(m) = h.members(guest) else { return Ok(false) };
-    // Of one without a pidfd the hello is still to be heard: it cannot have ended long ago, and may be in exec.
+    if core::mem::replace(&mut m.is_settling, true) {
+        // In what is heard below somebody asks, too.
+        return h.has_closes(guest);
+    }
+    // Of one without a pidfd the hello is still to be heard, after which it may be in exec.
+    let silent = m.processes.values().filter(|p| p.pidfd.is_none()).filter_map(|p| p.control);
+    let silent: Vec<H::Token> = silent.collect();
+    let heard = silent.into_iter().try_for_each(|control| match h.is_end(control) {
+        true => h.hear(control),
+        false => Ok(()),
+    });
+    let Some(m) = h.members(guest) else { return heard.map(|()| false) };
+    m.is_settling = false;
+    heard?;
     let watched = m.processes.iter().filter_map(|(row, p)| Some((*row, p.pidfd?)));
     let watched: Vec<(u16, H::Token)> = watched.collect();
     for (row, token) in watched {

@@ -98,6 +98,8 @@ pub struct Members<T> {
     last_serial: u64,
     /// Deserted since then, it was asked for whether its sockets are done.
     asked: Option<Instant>,
+    /// Its processes are being looked at ([`super::attach::settle`]).
+    pub(super) is_settling: bool,
 }
 
 /// Whether a guest without processes goes on.
@@ -133,8 +135,18 @@ impl<T: Copy + Ord> Members<T> {
     pub fn new(token: (u64, u64), uid: u32) -> Members<T> {
         let (processes, holds) = (BTreeMap::new(), BTreeMap::new());
         let (creator, empty_since) = (None, None);
-        let (last_serial, asked) = (0, None);
-        Members { token, uid, processes, holds, creator, empty_since, last_serial, asked }
+        let (last_serial, asked, is_settling) = (0, None, false);
+        Members {
+            token,
+            uid,
+            processes,
+            holds,
+            creator,
+            empty_since,
+            last_serial,
+            asked,
+            is_settling,
+        }
     }
 
     /// A socket travels from now on.

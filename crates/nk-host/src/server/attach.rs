@@ -160,6 +160,7 @@ impl Host for Server {
     fn is_end(&self, token: Token) -> bool {
         match self.sources.get(token) {
             Some(Source::Pidfd { fd, .. }) => sys::has_ended(fd),
+            Some(Source::Connection { fd, .. }) => sys::is_hung_up(fd),
             _ => false,
         }
     }

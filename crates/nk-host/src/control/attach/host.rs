@@ -42,8 +42,8 @@ pub trait Host {
     fn is_process(&mut self, connection: Self::Token, guest: GuestId, row: u16);
     /// What is still in the queue of a connection is heard, and its end.
     fn hear(&mut self, connection: Self::Token) -> io::Result<()>;
-    /// Whether the process has ended whose pidfd that is.
-    fn is_end(&self, pidfd: Self::Token) -> bool;
+    /// Whether the process has ended whose pidfd that is, or the other end of the connection.
+    fn is_end(&self, token: Self::Token) -> bool;
     /// Watches and has it no more.
     fn forget(&mut self, token: Self::Token);
 
