@@ -111,6 +111,7 @@ pub(crate) fn send(
     if flags & libc::MSG_DONTROUTE != 0 {
         header.flags |= DF_DONTROUTE;
     }
+    let mut until_us = 0;
     loop {
         let reports = is_unknown(s, &header, len);
         header.flags = (header.flags & !DF_REPORT) | if reports { DF_REPORT } else { 0 };
@@ -130,19 +131,28 @@ pub(crate) fn send(
             }
             Err(SendError::Errno(e)) => return Err(e),
             Err(SendError::Pipe | SendError::Connecting) => return Err(libc::EPIPE),
-            Err(why) => wait_to_send(s, why, datagram::chunks_for(len), flags)?,
+            Err(why) => wait_to_send(s, why, datagram::chunks_for(len), &mut until_us, flags)?,
         }
     }
 }
 
 /// Waits for room, or for chunks.
-fn wait_to_send(s: &Open, why: SendError, chunks: usize, flags: c_int) -> Result<(), c_int> {
+fn wait_to_send(
+    s: &Open,
+    why: SendError,
+    chunks: usize,
+    until_us: &mut u64,
+    flags: c_int,
+) -> Result<(), c_int> {
     if is_gone(s) {
         return Err(libc::ENETDOWN);
     }
     let no_chunks = why == SendError::NoChunks;
     if s.is_nonblocking(flags) {
         if no_chunks {
+            if grants::wait_briefly(s.p, s.cell, chunks as u32, until_us) {
+                return Ok(());
+            }
             crate::events::note_shortage();
             grants::ask(s.p);
         }

@@ -3,7 +3,7 @@
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use nk_device::{Nqe, Op};
+use nk_device::{Cell, Nqe, Op, STREAM_SLOTS};
 use nk_guestlib::send::Chunks;
 
 use crate::process::Process;
@@ -129,14 +129,32 @@ pub(crate) fn wait_for_chunks(p: &Process, count: u32, timeout_us: u64) -> Resul
     r.map_err(|e| if e == libc::EINTR { libc::EINTR } else { libc::EAGAIN })
 }
 
-/// How long a process that was just made waits for its first chunks where it would not wait otherwise.
+/// How long a caller that would not wait otherwise waits for chunks: for the first of a process that was just made, and for more.
 const FIRST_US: u64 = 100_000;
+const MORE_US: u64 = 20_000;
 
-/// A process that was just made may send before the host has leased it anything: natively the first bytes on a socket always have room, so a
-/// caller that does not block gets this short wait, once, and not EAGAIN. `true`: there are chunks now.
-pub(crate) fn wait_for_first(p: &Process) -> bool {
-    p.row().is_some_and(|r| r.chunk_grants.tail.load(Ordering::Acquire) == 0)
-        && wait_for_chunks(p, 1, FIRST_US).is_ok()
+/// Natively the first bytes on a socket always have room, whatever others hold. So a caller that does not block, on a socket of which nothing waits
+/// to be sent, gets this short wait where its process has no chunk, and not EAGAIN. `until_us`: when its patience ends, 0 before the first wait.
+/// `true`: there are some now.
+pub(crate) fn wait_briefly(p: &Process, cell: &Cell, count: u32, until_us: &mut u64) -> bool {
+    let Some(row) = p.row() else { return false };
+    if (cell.tx().room() as usize) < STREAM_SLOTS {
+        return false;
+    }
+    if *until_us == 0 {
+        let is_new = row.chunk_grants.tail.load(Ordering::Acquire) == 0;
+        *until_us = sys::now_us() + if is_new { FIRST_US } else { MORE_US };
+    }
+    // Ids for sockets wake it too, and signals do.
+    while let Some(left_us) = until_us.checked_sub(sys::now_us()).filter(|left| *left > 0) {
+        if wait_for_chunks(p, count, left_us) == Err(libc::ENETDOWN) {
+            return false;
+        }
+        if row.chunk_grants.available() + kept_chunks(p) >= count {
+            return true;
+        }
+    }
+    false
 }
 
 /// How long socket() waits for a host that does not answer.

@@ -87,9 +87,9 @@ pub(crate) fn send_stream(
         return Err(libc::EOPNOTSUPP);
     }
     let len = len.min(IO_MAX);
-    let mut done = 0;
+    let (mut done, mut until_us) = (0, 0);
     let result = loop {
-        match send_once(s, source, len, &mut done, flags) {
+        match send_once(s, source, len, &mut done, &mut until_us, flags) {
             Step::Done(n) => break Ok(n),
             Step::Failed(e) => break Err(e),
             Step::Again => {}
@@ -113,6 +113,7 @@ fn send_once(
     source: &mut (impl Source + Resume),
     len: usize,
     done: &mut usize,
+    until_us: &mut u64,
     flags: c_int,
 ) -> Step {
     let mut try_send = |done: usize| {
@@ -152,7 +153,7 @@ fn send_once(
     }
     if s.is_nonblocking(flags) {
         if why == SendError::NoChunks {
-            if grants::wait_for_first(s.p) {
+            if grants::wait_briefly(s.p, s.cell, 1, until_us) {
                 return Step::Again;
             }
             crate::events::note_shortage();
