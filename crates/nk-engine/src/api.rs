@@ -175,7 +175,7 @@ impl KeptGuest {
             .any(|s| (s.socket, s.generation) == (socket, generation) && s.is(KS_LISTENING))
     }
 
-    /// Parses what a service told of all its guests; `None` when that breaks off.
+    /// Parses what a service told of all its guests; `None` when that breaks off, or there are more than guests have numbers.
     #[must_use]
     pub fn parse(mut words: &[u64]) -> Option<Vec<(GuestId, KeptGuest)>> {
         let mut all = Vec::new();
@@ -194,6 +194,9 @@ impl KeptGuest {
                 rows: rows.iter().map(|w| *w as u16).collect(),
             };
             all.push((GuestId(guest as u16), kept));
+            if all.len() > usize::from(u16::MAX) {
+                return None;
+            }
         }
         words.is_empty().then_some(all)
     }

@@ -88,10 +88,12 @@ impl Server {
             let mut moved = Vec::new();
             let mut unread = Vec::new();
             for (told, fd) in notes {
+                let key = Key::from_word(told.b);
                 match (told.a, fd, told.text().and_then(MovedAt::from_text)) {
-                    (note::MOVED, Some(fd), Some(at)) => {
+                    // Another guest's would be put in the place of that one's.
+                    (note::MOVED, Some(fd), Some(at)) if key.guest == id.0 => {
                         let unread = std::mem::take(&mut unread);
-                        moved.push(MovedSocket { key: Key::from_word(told.b), fd, unread, at });
+                        moved.push(MovedSocket { key, fd, unread, at });
                     }
                     (note::UNREAD, ..) => {
                         unread.extend(told.text().and_then(unread_from_text).into_iter().flatten());

@@ -17,6 +17,24 @@ use crate::keeper::book::NsmCounts;
 use crate::nsm::{PROTOCOL, command};
 use crate::sys;
 
+/// What an NSM may tell: a process has hardly more than 2^20 descriptors (`fs.nr_open`), and of as many sockets half of this is told.
+const TOLD_MAX: u64 = 1 << 27;
+
+/// Reads what an NSM told of its guests.
+fn read_told(table: &mut File, len: u64) -> io::Result<Vec<(GuestId, KeptGuest)>> {
+    if len > TOLD_MAX {
+        return Err(io::Error::other("it tells of more than it can have"));
+    }
+    let mut bytes = Vec::new();
+    table.rewind()?;
+    table.take(len).read_to_end(&mut bytes)?;
+    let (words, rest) = bytes.as_chunks::<8>();
+    let words: Vec<u64> = words.iter().map(|w| u64::from_le_bytes(*w)).collect();
+    let whole = rest.is_empty() && bytes.len() as u64 == len;
+    let guests = KeptGuest::parse(&words).filter(|_| whole);
+    guests.ok_or_else(|| io::Error::other("what it tells is not complete"))
+}
+
 impl Server {
     /// Goes on with the NSM processes that the keeper has. One that the configuration does not name any more, or that cannot go on, is
     /// ended; its guests' connections are lost.
@@ -87,14 +105,7 @@ impl Server {
         if reply.status != 0 {
             return Err(io::Error::from_raw_os_error(reply.status));
         }
-        let mut bytes = Vec::new();
-        table.rewind()?;
-        (&mut table).take(reply.d).read_to_end(&mut bytes)?;
-        let (words, rest) = bytes.as_chunks::<8>();
-        let words: Vec<u64> = words.iter().map(|w| u64::from_le_bytes(*w)).collect();
-        let whole = rest.is_empty() && bytes.len() as u64 == reply.d;
-        let guests = KeptGuest::parse(&words).filter(|_| whole);
-        let guests = guests.ok_or_else(|| io::Error::other("what it tells is not complete"))?;
+        let guests = read_told(&mut table, reply.d)?;
         self.ask(move |s| s.engine.adopt_nsm(id, device).map_err(io::Error::other))??;
         if let Some(nsm) = self.nsm_mut(id) {
             nsm.region = region;
@@ -115,5 +126,32 @@ impl Server {
                 let _ = s.engine.hear_nsm(id);
             }
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    #[test]
+    fn what_is_told_is_bounded_and_complete() {
+        let words: [u64; 3] = [7 | 1 << 16, 0, 5];
+        let bytes: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
+        let mut table = File::from(sys::memfd_with(&[]).expect("memfd"));
+        table.write_all(&bytes).expect("write");
+        let mut told = |len| read_told(&mut table, len);
+        let guests = told(24).expect("it is whole");
+        let [(GuestId(7), kept)] = &guests[..] else { panic!("{guests:?}") };
+        assert_eq!(kept.rows, [5]);
+        for len in [16, 23, 32, u64::MAX] {
+            assert!(told(len).is_err(), "{len}");
+        }
+        // Nothing of it takes memory of the NSM's.
+        table.set_len(u64::MAX >> 2).expect("a hole");
+        assert!(read_told(&mut table, TOLD_MAX + 8).is_err(), "it was read");
+        let mut nothing = File::from(sys::memfd_with(&[]).expect("memfd"));
+        nothing.set_len(1 << 20).expect("a hole");
+        assert!(read_told(&mut nothing, 1 << 20).is_err(), "guests without number");
     }
 }

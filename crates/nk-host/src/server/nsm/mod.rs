@@ -1,5 +1,6 @@
 //! NSMs as the control thread sees them: nothing to do for an inline one; a child process each otherwise.
 
+mod exchange;
 mod guests;
 mod lives;
 
@@ -12,8 +13,8 @@ use std::time::Instant;
 use nk_attach::{Message, RecvError};
 use nk_engine::{GuestId, NsmId};
 use nk_servicelib::Key;
-use rustix::net::sockopt::{Timeout, socket_timeout};
 
+pub(super) use exchange::exchange;
 pub(super) use lives::end_stranger;
 
 use super::{Server, Source, Token};
@@ -24,6 +25,7 @@ use crate::keeper::book::{self, NsmCounts};
 use crate::keeper::{CLASS_LISTENER, option_from_text};
 use crate::nsm::{Leave, NsmTotals, note};
 use crate::sys;
+use exchange::{Note, gone, is_silent};
 
 /// Reports of an NSM process that are taken before others are looked at; the epoll tells of those that are left.
 const NOTES_MAX: u32 = 64;
@@ -127,49 +129,6 @@ impl Nsm {
         answer
     }
 }
-
-/// Whether it lives, and did not answer what was sent to it.
-fn is_silent(e: &io::Error) -> bool {
-    e.kind() == io::ErrorKind::TimedOut
-}
-
-fn gone() -> io::Error {
-    io::Error::other("the NSM process is gone")
-}
-
-/// Sends a command to an NSM process and waits for its answer, as long as its socket waits for a message; returns it and what the NSM reported
-/// meanwhile. Answers to other commands, which a dead daemon gave, are dropped.
-pub(super) fn exchange(
-    control: &OwnedFd,
-    m: &Message,
-    fds: &[i32],
-    is_answer: impl Fn(&Message) -> bool,
-) -> io::Result<(Message, Vec<Note>)> {
-    let raw = control.as_raw_fd();
-    let (begun, most) = (Instant::now(), socket_timeout(control, Timeout::Recv)?);
-    nk_attach::send(raw, m, fds).map_err(io::Error::from_raw_os_error)?;
-    let mut notes = Vec::new();
-    loop {
-        // One that reports without end, and answers nothing, is silent too.
-        if most.is_some_and(|most| begun.elapsed() > most) {
-            return Err(io::ErrorKind::TimedOut.into());
-        }
-        let (reply, mut fds, _) = nk_attach::recv(raw, false).map_err(|e| match e {
-            RecvError::Closed | RecvError::Os(libc::ECONNRESET) => gone(),
-            // Nothing, or nothing that it could mean.
-            RecvError::Os(_) | RecvError::Malformed => io::ErrorKind::TimedOut.into(),
-        })?;
-        if is_answer(&reply) {
-            return Ok((reply, notes));
-        }
-        if reply.a >= note::LISTENER {
-            notes.push((reply, fds.take(0).map(sys::own)));
-        }
-    }
-}
-
-/// What an NSM process reported unasked, with its descriptor.
-pub(super) type Note = (Message, Option<OwnedFd>);
 
 impl Server {
     pub(super) fn nsm(&self, id: NsmId) -> Option<&Nsm> {
@@ -275,7 +234,8 @@ impl Server {
             }
             (note::LISTENER_GONE, _) => {
                 nsm.listeners.remove(&m.b);
-                if let Some(k) = &keeper {
+                // Not that of a guest of another NSM's.
+                if let Some(k) = keeper.filter(|_| is_its) {
                     k.drop_entry(CLASS_LISTENER, m.b);
                 }
             }
@@ -314,50 +274,4 @@ impl Server {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use nk_attach::Kind;
-
-    /// How an NSM answers whose process is played by the end of the connection.
-    fn asked(nsm: impl FnOnce(OwnedFd) -> Option<OwnedFd>) -> io::Error {
-        let (ours, its) = sys::seqpacket_pair().expect("pair");
-        let most = Some(std::time::Duration::from_millis(5));
-        rustix::net::sockopt::set_socket_timeout(&ours, Timeout::Recv, most).expect("a time-out");
-        let kept = nsm(its);
-        let e = exchange(&ours, &Message::new(Kind::Nsm), &[], |reply| reply.a < note::LISTENER)
-            .expect_err("no answer");
-        drop(kept);
-        e
-    }
-
-    #[test]
-    fn who_reports_without_end_does_not_answer() {
-        let (sender, over) = std::sync::mpsc::channel();
-        let reports = |its: OwnedFd| {
-            let mut m = Message::new(Kind::Nsm);
-            m.a = note::LISTENER_GONE;
-            std::thread::spawn(move || while nk_attach::send(its.as_raw_fd(), &m, &[]).is_ok() {});
-            None
-        };
-        std::thread::spawn(move || sender.send(asked(reports)));
-        let e = over.recv_timeout(std::time::Duration::from_secs(20)).expect("it is waited for");
-        assert!(is_silent(&e), "{e}");
-    }
-
-    #[test]
-    fn who_is_dead_is_told_from_who_does_not_answer() {
-        assert!(is_silent(&asked(Some)));
-        assert!(!is_silent(&asked(|its| {
-            drop(its);
-            None
-        })));
-        // It dies with the question before it.
-        let (ours, its) = sys::seqpacket_pair().expect("pair");
-        let dies = std::thread::spawn(move || {
-            nk_attach::recv(its.as_raw_fd(), false).expect("the question");
-        });
-        let e = exchange(&ours, &Message::new(Kind::Nsm), &[], |_| true).expect_err("no answer");
-        assert!(!is_silent(&e), "{e}");
-        dies.join().expect("its end");
-    }
-}
+mod tests;

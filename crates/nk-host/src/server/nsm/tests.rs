@@ -1,0 +1,139 @@
+//! A daemon with an NSM process that is played.
+
+use super::*;
+use crate::config::Config;
+use crate::keeper::Keeper;
+use crate::nsm::command;
+use crate::server::{Role, Setup};
+use nk_attach::Kind;
+use nk_device::Layout;
+use rustix::event::epoll::EventFlags;
+use std::collections::BTreeSet;
+use std::process::{Child, Command};
+
+const PLAYED: NsmId = NsmId(7);
+
+struct Case {
+    server: Server,
+    /// The keeper's end.
+    keeper: OwnedFd,
+    /// Whose pid the NSM has.
+    process: Child,
+}
+
+impl Drop for Case {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+impl Case {
+    /// The daemon has an inline NSM, and from [`Case::begin`] on the played one, which has all new guests.
+    fn new() -> Case {
+        let (kept, keeper) = Keeper::played();
+        let path = std::env::temp_dir().join(format!(
+            "nk-played-nsm-{}-{}",
+            std::process::id(),
+            keeper.as_raw_fd()
+        ));
+        let setup = Setup {
+            listener: sys::listen_at(&path, 0o600).expect("listen"),
+            config: Config::default(),
+            private: true,
+            keeper: Some(kept),
+            entries: Vec::new(),
+            resolver: c"/bin/false",
+        };
+        let server = Server::new(setup).expect("a server");
+        let _ = std::fs::remove_file(path);
+        let process = Command::new("sleep").arg("1000").spawn().expect("sleep");
+        Case { server, keeper, process }
+    }
+
+    /// The NSM does this with each command, before it says that it is done.
+    fn begin(&mut self, mut does: impl FnMut(&Message, &OwnedFd) + Send + 'static) {
+        let region = Region::new("nsm", Layout::NSM, 0).expect("region");
+        let device = region.device;
+        let added = self.server.ask(move |s| s.engine.add_nsm(PLAYED, device));
+        added.expect("it runs").expect("an NSM");
+        let config =
+            NsmConfig { placement: Placement::Process, default: true, ..NsmConfig::default() };
+        let totals = NsmTotals::new().expect("totals");
+        self.server.nsms.push(Nsm::new(PLAYED, "played".to_owned(), config, region, totals));
+        let (control, its) = sys::seqpacket_pair().expect("pair");
+        sys::set_receive_timeout(&control, 10).expect("a time-out");
+        let pid = self.process.id() as i32;
+        let (pidfd, bell) = (sys::pidfd(pid).expect("pidfd"), sys::eventfd().expect("eventfd"));
+        self.server.nsm_serves(PLAYED, pid, false, control, pidfd, bell).expect("it serves");
+        std::thread::spawn(move || {
+            while let Ok((m, ..)) = nk_attach::recv(its.as_raw_fd(), false) {
+                does(&m, &its);
+                let mut answer = Message::new(Kind::Nsm);
+                answer.a = m.a;
+                let _ = nk_attach::send(its.as_raw_fd(), &answer, &[]);
+            }
+        });
+    }
+
+    fn create(&mut self, name: &str) -> GuestId {
+        let (fd, creator) = sys::seqpacket_pair().expect("pair");
+        sys::pass_credentials(&fd).expect("credentials");
+        let stranger = Source::Connection { fd, role: Role::Stranger };
+        let token = self.server.watch(stranger, EventFlags::IN).expect("watched");
+        let netns = OwnedFd::from(std::fs::File::open("/proc/self/ns/net").expect("netns"));
+        let m = Message::new(Kind::CreateGuest).with_text(name);
+        nk_attach::send(creator.as_raw_fd(), &m, &[netns.as_raw_fd()]).expect("send");
+        self.server.messages(token).expect("it goes on");
+        let (r, ..) = nk_attach::recv(creator.as_raw_fd(), true).expect("an answer");
+        assert_eq!(r.status, 0, "{:?}", r.text());
+        GuestId(r.a as u16)
+    }
+
+    /// Listeners of which the keeper was told that they are no more.
+    fn dropped(&self) -> BTreeSet<u64> {
+        let next = || nk_attach::recv(self.keeper.as_raw_fd(), true).ok();
+        let told = std::iter::from_fn(next).map(|(m, ..)| m);
+        let drops = told.filter(|m| m.kind == Kind::Drop as u32 && m.a == CLASS_LISTENER);
+        drops.map(|m| m.b).collect()
+    }
+}
+
+fn key(guest: GuestId) -> u64 {
+    Key { guest: guest.0, socket: 3, generation: 1 }.to_word()
+}
+
+#[test]
+fn no_nsm_ends_the_listener_of_a_guest_that_is_not_on_it() {
+    let mut case = Case::new();
+    let others = case.create("others");
+    case.begin(|_, _| {});
+    let its = case.create("its");
+    for guest in [others, its] {
+        let mut m = Message::new(Kind::Nsm);
+        (m.a, m.b) = (note::LISTENER_GONE, key(guest));
+        case.server.nsm_note(PLAYED, &m, None);
+    }
+    assert_eq!(case.dropped(), [key(its)].into());
+}
+
+#[test]
+fn no_nsm_gives_away_a_socket_of_a_guest_that_is_not_on_it() {
+    let mut case = Case::new();
+    let others = case.create("others");
+    case.begin(move |m, to| {
+        if m.a == command::LEAVE {
+            let at = nk_servicelib::MovedAt { backlog: Some(1), ..Default::default() };
+            for guest in [others, GuestId(m.b as u16)] {
+                let mut m = Message::new(Kind::Nsm).with_text(&at.to_text());
+                (m.a, m.b) = (note::MOVED, key(guest));
+                // The inline NSM cannot take it, and so nobody keeps it.
+                let no_socket = sys::eventfd().expect("eventfd");
+                nk_attach::send(to.as_raw_fd(), &m, &[no_socket.as_raw_fd()]).expect("send");
+            }
+        }
+    });
+    let its = case.create("its");
+    case.server.order_move("its", "kernel").expect("it goes on");
+    assert_eq!(case.dropped(), [key(its)].into());
+}
