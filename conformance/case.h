@@ -486,6 +486,22 @@ static pthread_t start_thread(void *(*f)(void *), void *argument) {
     return t;
 }
 static void join(pthread_t t) { MUST0(pthread_join(t, NULL)); }
+// A thread that sends so many bytes to a thread that waits, each once it sleeps and has taken the one before.
+struct one_by_one {
+    int from, to, count;
+    pid_t waiter;
+};
+static void *send_one_by_one(void *argument) {
+    struct one_by_one *a = argument;
+    for (int i = 0; i < a->count; i++) {
+        wait_asleep(a->waiter);
+        send_text(a->from, "x");
+        int left;
+        do msleep(1);
+        while (ioctl(a->to, FIONREAD, &left) == 0 && left > 0);
+    }
+    return NULL;
+}
 
 // A gate between processes or threads: each gate_open lets one gate_wait through.
 struct gate {

@@ -5,21 +5,6 @@
 
 enum { EVENTS = 20 };
 
-static int ends[2];
-static pid_t waiter;
-
-static void *send_each(void *unused) {
-    for (int i = 0; i < EVENTS; i++) {
-        wait_asleep(waiter);
-        send_text(ends[0], "x");
-        // The waiter takes it before the next.
-        int left;
-        do msleep(1);
-        while (ioctl(ends[1], FIONREAD, &left) == 0 && left > 0);
-    }
-    return unused;
-}
-
 int main(int argc, char **argv) {
     case_start();
     if (argc > 1) { // in slices, so that it is the last to have come each time
@@ -29,7 +14,7 @@ int main(int argc, char **argv) {
         while (poll1(stop, POLLIN, 0) == 0) epoll_wait(ep, &event, 1, 3);
         return 0;
     }
-    int stop[2], ep = MUST(epoll_create1(0));
+    int ends[2], stop[2], ep = MUST(epoll_create1(0));
     MUST(pipe(stop));
     tcp_pair(AF_INET, ends);
     EP_ADD(ep, ends[1], EPOLLIN, 1);
@@ -41,8 +26,8 @@ int main(int argc, char **argv) {
         execl("/proc/self/exe", "case", numbers[0], numbers[1], NULL);
         _exit(127);
     }
-    waiter = my_tid();
-    pthread_t sender = start_thread(send_each, NULL);
+    struct one_by_one each = {ends[0], ends[1], EVENTS, my_tid()};
+    pthread_t sender = start_thread(send_one_by_one, &each);
     int woken = 0;
     for (int i = 0; i < EVENTS; i++) {
         struct epoll_event event;

@@ -6,23 +6,9 @@
 
 enum { EVENTS = 20 };
 
-static int ends[2];
-static pid_t waiter;
-
-static void *send_each(void *unused) {
-    for (int i = 0; i < EVENTS; i++) {
-        wait_asleep(waiter);
-        send_text(ends[0], "x");
-        int left;
-        do msleep(1);
-        while (ioctl(ends[1], FIONREAD, &left) == 0 && left > 0);
-    }
-    return unused;
-}
-
 int main(void) {
     case_start();
-    int stop[2], ep = MUST(epoll_create1(EPOLL_CLOEXEC));
+    int ends[2], stop[2], ep = MUST(epoll_create1(EPOLL_CLOEXEC));
     MUST(pipe(stop));
     tcp_pair(AF_INET, ends);
     EP_ADD(ep, stop[0], EPOLLIN, 1);
@@ -37,8 +23,8 @@ int main(void) {
     }
     wait_asleep(child);
     EP_ADD(ep, ends[1], EPOLLIN, 2);
-    waiter = my_tid();
-    pthread_t sender = start_thread(send_each, NULL);
+    struct one_by_one each = {ends[0], ends[1], EVENTS, my_tid()};
+    pthread_t sender = start_thread(send_one_by_one, &each);
     int woken = 0;
     for (int i = 0; i < EVENTS; i++) {
         struct epoll_event event;

@@ -71,3 +71,17 @@ pub(crate) fn says(running: &mut Running, word: &str, times: usize) -> Result<()
     })?;
     running.must_live()
 }
+
+/// Bytes that do not compress, differ from seed to seed, and do not repeat with the size of any buffer on the way.
+fn noise(seed: u64, len: usize) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut bytes = Vec::with_capacity(len + 8);
+    while bytes.len() < len {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        bytes.extend_from_slice(&state.to_le_bytes());
+    }
+    bytes.truncate(len);
+    bytes
+}

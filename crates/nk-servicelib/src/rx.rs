@@ -147,14 +147,7 @@ impl<S: Stack> Ctx<'_, S> {
                 // Nothing more is there, except an end that was announced.
                 s.readable = s.hangup;
             }
-            Err(Errno(libc::EAGAIN)) => {
-                s.readable = false;
-                s.hangup = false;
-            }
-            Err(Errno(libc::ENOMEM | libc::ENOBUFS)) => {
-                s.readable = false;
-                self.at(self.now_ms + RETRY_MS, key, Due::Retry);
-            }
+            Err(e) if self.puts_off(key, s, e) => {}
             Err(Errno(e)) => {
                 s.readable = false;
                 s.tx_broken = true;
@@ -166,6 +159,17 @@ impl<S: Stack> Ctx<'_, S> {
             }
         }
         count as u64
+    }
+
+    /// Whether an error only puts receiving off: until the stack has something to give, or for a while where it has no memory for it.
+    pub(crate) fn puts_off(&mut self, key: Key, s: &mut Taken<S>, e: Errno) -> bool {
+        match e.0 {
+            libc::EAGAIN => s.hangup = false,
+            libc::ENOMEM | libc::ENOBUFS => self.at(self.now_ms + RETRY_MS, key, Due::Retry),
+            _ => return false,
+        }
+        s.readable = false;
+        true
     }
 
     fn end_of_stream(&mut self, key: Key, cell: &Cell, s: &mut Taken<S>) {

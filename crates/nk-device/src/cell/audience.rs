@@ -1,17 +1,21 @@
 //! Who sleeps on a socket, and who watches it: they are told of every change.
 
 use super::{Cell, WATCH_QSET_MASK};
-use crate::sync::{Ordering, fence};
+use crate::sync::{AtomicU32, Ordering, fence};
+
+fn begin_sleep(sleepers: &AtomicU32, wake: &AtomicU32) -> u32 {
+    sleepers.fetch_add(1, Ordering::SeqCst);
+    let word = wake.load(Ordering::SeqCst);
+    fence(Ordering::SeqCst);
+    word
+}
 
 impl Cell {
     /// Guest: before a futex wait on `rx_wake`: the value to wait with. Look at the socket again after this.
     /// [`Cell::end_rx_sleep`] follows in any case.
     #[must_use]
     pub fn begin_rx_sleep(&self) -> u32 {
-        self.rx_sleepers.fetch_add(1, Ordering::SeqCst);
-        let word = self.rx_wake.load(Ordering::SeqCst);
-        fence(Ordering::SeqCst);
-        word
+        begin_sleep(&self.rx_sleepers, &self.rx_wake)
     }
     /// Guest: after the wait.
     pub fn end_rx_sleep(&self) {
@@ -20,10 +24,7 @@ impl Cell {
     /// As [`Cell::begin_rx_sleep`], for `tx_wake`.
     #[must_use]
     pub fn begin_tx_sleep(&self) -> u32 {
-        self.tx_sleepers.fetch_add(1, Ordering::SeqCst);
-        let word = self.tx_wake.load(Ordering::SeqCst);
-        fence(Ordering::SeqCst);
-        word
+        begin_sleep(&self.tx_sleepers, &self.tx_wake)
     }
     /// Guest: after the wait.
     pub fn end_tx_sleep(&self) {
@@ -33,14 +34,15 @@ impl Cell {
     /// Service: something changed for readers. `true` when somebody must be told with an Event NQE.
     #[must_use]
     pub fn announce_rx(&self) -> bool {
-        self.rx_wake.fetch_add(1, Ordering::SeqCst);
-        fence(Ordering::SeqCst);
-        self.has_audience()
+        self.announce(&self.rx_wake)
     }
     /// Service: something changed for writers. `true` when somebody must be told with an Event NQE.
     #[must_use]
     pub fn announce_tx(&self) -> bool {
-        self.tx_wake.fetch_add(1, Ordering::SeqCst);
+        self.announce(&self.tx_wake)
+    }
+    fn announce(&self, wake: &AtomicU32) -> bool {
+        wake.fetch_add(1, Ordering::SeqCst);
         fence(Ordering::SeqCst);
         self.has_audience()
     }

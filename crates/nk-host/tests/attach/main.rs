@@ -413,17 +413,23 @@ fn messages_of_another_kind_or_version_end_the_connection_only() {
     assert_eq!(answer[0]["processes"][0]["pid"], std::process::id());
 }
 
+/// A keeper that has nothing: its connection with the daemon that asked it.
+fn keep_nothing(listener: &OwnedFd) -> OwnedFd {
+    sys::set_blocking(listener).expect("blocking");
+    let daemon = sys::accept(listener).expect("a daemon");
+    sys::set_blocking(&daemon).expect("blocking");
+    nk_attach::recv(daemon.as_raw_fd(), false).expect("it asks what there is");
+    nk_attach::send(daemon.as_raw_fd(), &Message::new(Kind::Kept), &[]).expect("nothing");
+    daemon
+}
+
 /// A VM's guest ends with its daemon: a keeper that had its connection would keep that open, and itself alive.
 #[test]
 fn of_a_vm_the_keeper_is_told_nothing() {
     let path = std::env::temp_dir().join(format!("nk-vm-keeper-{}", std::process::id()));
     let listener = sys::listen_at(&path, 0o600).expect("listen");
-    sys::set_blocking(&listener).expect("blocking");
     let told = std::thread::spawn(move || {
-        let daemon = sys::accept(&listener).expect("a daemon");
-        sys::set_blocking(&daemon).expect("blocking");
-        nk_attach::recv(daemon.as_raw_fd(), false).expect("it asks what there is");
-        nk_attach::send(daemon.as_raw_fd(), &Message::new(Kind::Kept), &[]).expect("nothing");
+        let daemon = keep_nothing(&listener);
         let next = || nk_attach::recv(daemon.as_raw_fd(), false).ok();
         let keeps = std::iter::from_fn(next).filter(|(m, ..)| m.kind == Kind::Keep as u32);
         keeps.map(|(m, ..)| m.a).collect::<Vec<_>>()
@@ -461,14 +467,7 @@ fn a_keeper_that_starts_slowly_holds_up_nobody() {
         Box::leak(CString::new(program.as_os_str().as_bytes()).expect("a path").into_boxed_c_str());
     // A keeper that has nothing, and ends when it is told to.
     let listener = sys::listen_at(&path, 0o600).expect("listen");
-    sys::set_blocking(&listener).expect("blocking");
-    let first = std::thread::spawn(move || {
-        let daemon = sys::accept(&listener).expect("a daemon");
-        sys::set_blocking(&daemon).expect("blocking");
-        nk_attach::recv(daemon.as_raw_fd(), false).expect("it asks what there is");
-        nk_attach::send(daemon.as_raw_fd(), &Message::new(Kind::Kept), &[]).expect("nothing");
-        daemon
-    });
+    let first = std::thread::spawn(move || keep_nothing(&listener));
     let (keeper, entries) = Keeper::find(&path).expect("it serves").expect("it is there");
     assert!(entries.is_empty());
     let host = Host::start_with(Config::default(), Some(keeper.started_by(program)));

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 
+use super::noise;
 use super::{both_sides, loads};
 use crate::nginx::Nginx;
 use crate::suite::Test;
@@ -65,23 +66,9 @@ fn https(world: &mut World, mode: Mode) -> Result<String> {
     Ok(String::new())
 }
 
-/// Bytes that do not repeat with the size of any buffer on the way.
-fn random_bytes(len: usize) -> Vec<u8> {
-    let mut state = 0x9e37_79b9_7f4a_7c15u64;
-    let mut bytes = Vec::with_capacity(len + 8);
-    while bytes.len() < len {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        bytes.extend_from_slice(&state.to_le_bytes());
-    }
-    bytes.truncate(len);
-    bytes
-}
-
 fn large_files(world: &mut World, mode: Mode) -> Result<String> {
     let nginx = Nginx::start(world, mode.server)?;
-    let original = world.write("original", random_bytes(LARGE))?;
+    let original = world.write("original", noise(1, LARGE))?;
     let sum = world.sha256(&original)?;
     let up = nginx.files(world).join("up").display().to_string();
     let (down, down_tls) = (world.path("down"), world.path("down-tls"));

@@ -8,6 +8,7 @@ use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
 
 use super::both_sides;
+use super::noise;
 use crate::nginx::Nginx;
 use crate::suite::Test;
 use crate::world::{Mode, Side, World, free_port, wait_for_port};
@@ -23,20 +24,6 @@ pub(super) fn tests() -> Vec<Test> {
         ("aria2c, lftp, wget2", downloads),
         ("openssl s_client and s_server", openssl),
     ])
-}
-
-/// Bytes that do not compress and differ from file to file.
-fn noise(seed: u64, len: usize) -> Vec<u8> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let mut bytes = Vec::with_capacity(len + 8);
-    while bytes.len() < len {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        bytes.extend_from_slice(&state.to_le_bytes());
-    }
-    bytes.truncate(len);
-    bytes
 }
 
 /// A directory of many small files and a large one.

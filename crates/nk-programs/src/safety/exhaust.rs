@@ -63,6 +63,16 @@ fn end(mut server: Running) -> Result<()> {
     server.stop(Signal::TERM, Duration::from_secs(10)).map(drop)
 }
 
+/// Lets go of what it holds, and serves again.
+fn recovers(server: &mut Running, port: u16, held: Vec<TcpStream>) -> Result<()> {
+    drop(held);
+    eventually(RECOVERY, || {
+        // Keeps letting go while the backlog drains.
+        server.signal(Signal::USR1)?;
+        greedy_echo(port)
+    })
+}
+
 fn guest_descriptors(world: &mut World, mode: Mode) -> Result<String> {
     let (mut server, port) =
         greedy(world, mode.server, &["/usr/bin/prlimit", "--nofile=64", "--"])?;
@@ -81,13 +91,7 @@ fn guest_descriptors(world: &mut World, mode: Mode) -> Result<String> {
         Ok(())
     })?;
     server.must_live()?;
-    drop(held);
-    server.signal(Signal::USR1)?;
-    eventually(RECOVERY, || {
-        // Keeps letting go while the backlog drains.
-        server.signal(Signal::USR1)?;
-        greedy_echo(port)
-    })?;
+    recovers(&mut server, port, held)?;
     end(server)?;
     Ok("EMFILE, then recovered".to_owned())
 }
@@ -100,12 +104,7 @@ fn daemon_descriptors(world: &mut World, mode: Mode) -> Result<String> {
     let full = greedy_echo(port);
     server.must_live()?;
     let count = held.len();
-    drop(held);
-    server.signal(Signal::USR1)?;
-    eventually(RECOVERY, || {
-        server.signal(Signal::USR1)?;
-        greedy_echo(port)
-    })?;
+    recovers(&mut server, port, held)?;
     unlimit_host(world)?;
     end(server)?;
     ensure!(full.is_err(), "the limit was never reached with {count} connections");
@@ -221,12 +220,7 @@ fn unread(world: &mut World, mode: Mode) -> Result<String> {
     greedy_echo(other_port)?;
     hoarder.must_live()?;
     let count = held.len();
-    drop(held);
-    hoarder.signal(Signal::USR1)?;
-    eventually(RECOVERY, || {
-        hoarder.signal(Signal::USR1)?;
-        greedy_echo(port)
-    })?;
+    recovers(&mut hoarder, port, held)?;
     end(hoarder)?;
     end(bystander)?;
     Ok(format!("{count} connections, {} MiB unread", sent >> 20))

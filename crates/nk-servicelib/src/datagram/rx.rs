@@ -6,7 +6,7 @@ use nk_device::stream::{Span, publish_single};
 use nk_device::{CHUNK_SIZE, Cell, STREAM_SLOTS};
 
 use super::{CHUNKS, more_of};
-use crate::service::{ALL, Ctx, Due, RETRY_MS, Taken};
+use crate::service::{ALL, Ctx, Taken};
 use crate::span::span;
 use crate::{Datagram, Errno, Key, RawSpan, Stack};
 
@@ -116,14 +116,7 @@ impl<S: Stack> Ctx<'_, S> {
                 // Nothing more is there, except an error that was announced.
                 s.readable = s.hangup;
             }
-            Err(Errno(libc::EAGAIN)) => {
-                s.readable = false;
-                s.hangup = false;
-            }
-            Err(Errno(libc::ENOMEM | libc::ENOBUFS)) => {
-                s.readable = false;
-                self.at(self.now_ms + RETRY_MS, key, Due::Retry);
-            }
+            Err(e) if self.puts_off(key, s, e) => {}
             Err(Errno(e)) => {
                 s.post_error(cell, e);
                 self.tell(key, cell, ALL);
