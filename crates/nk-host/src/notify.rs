@@ -143,7 +143,7 @@ mod tests {
     #[test]
     fn a_guest_blocks_once() {
         std::thread::spawn(|| {
-            watchdog::install().expect("timer");
+            watchdog::install(std::time::Duration::from_millis(100)).expect("timer");
             let (sender, _news) = std::sync::mpsc::channel();
             let mut n = Notifier::new(sender, Arc::new(sys::eventfd().expect("eventfd")));
             let (bad, other) = (GuestId(1), GuestId(2));

@@ -7,6 +7,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender, TryRecvError};
+use std::time::Duration;
 
 use nk_device::patience::Patience;
 use nk_engine::{Engine, GuestId};
@@ -23,6 +24,8 @@ use crate::sys;
 const BUDGET: u32 = 1024;
 /// While there is work without end, polls between two looks for guests that doze.
 const LOOK_EVERY: u32 = 32;
+/// How long a hostile guest's doorbell may hold up all others, once.
+const BELL_MAX: Duration = Duration::from_secs(1);
 /// The same between two thoughts about the place.
 const PLACE_EVERY: u32 = 8;
 
@@ -196,7 +199,7 @@ impl Drop for PollHandle {
 }
 
 fn run(state: &mut PollState, commands: &Receiver<Command>) {
-    if let Err(e) = crate::watchdog::install() {
+    if let Err(e) = crate::watchdog::install(BELL_MAX) {
         tracing::warn!("no timer: a hostile guest's doorbell may block this thread: {e}");
     }
     let mut polls = 0u32;

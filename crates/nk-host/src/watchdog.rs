@@ -1,18 +1,17 @@
 //! A bound on how long a guest can hold up the thread that rings its doorbells.
 //!
 //! A doorbell is an eventfd that the guest has too, with the same open file description: it can clear O_NONBLOCK and fill the counter,
-//! and a write then sleeps. While its thread is busy, a timer interrupts such a write (EINTR) after a second at most; the
+//! and a write then sleeps. While its thread is busy, a timer interrupts such a write (EINTR) after a period at most; the
 //! caller rings none of that guest any more. When the thread was idle for a whole period the timer stops itself, so idle costs nothing.
 
 use std::cell::Cell;
 use std::io;
 use std::sync::Once;
-
-const PERIOD_S: i64 = 1;
+use std::time::Duration;
 
 thread_local! {
-    /// The timer of this thread, and whether it runs.
-    static TIMER: Cell<Option<usize>> = const { Cell::new(None) };
+    /// The timer of this thread, with its period, and whether it runs.
+    static TIMER: Cell<Option<(usize, Duration)>> = const { Cell::new(None) };
     static RUNS: Cell<bool> = const { Cell::new(false) };
     /// Something was rung since the last tick.
     static RUNG: Cell<bool> = const { Cell::new(false) };
@@ -22,8 +21,11 @@ fn signal() -> libc::c_int {
     libc::SIGRTMIN() + 3
 }
 
-fn set(timer: usize, seconds: i64) {
-    let t = libc::timespec { tv_sec: seconds, tv_nsec: 0 };
+fn set(timer: usize, period: Duration) {
+    let t = libc::timespec {
+        tv_sec: period.as_secs() as libc::time_t,
+        tv_nsec: period.subsec_nanos().into(),
+    };
     let spec = libc::itimerspec { it_interval: t, it_value: t };
     // SAFETY: a timer of ours; reads a local. timer_settime is async-signal-safe.
     unsafe {
@@ -34,18 +36,21 @@ fn set(timer: usize, seconds: i64) {
 /// Runs on the thread whose timer it is, between two of its instructions or inside a blocked call, which then gives EINTR.
 extern "C" fn tick(_signal: libc::c_int) {
     if !RUNG.replace(false)
-        && let Some(timer) = TIMER.get()
+        && let Some((timer, _)) = TIMER.get()
     {
         RUNS.set(false);
-        set(timer, 0);
+        set(timer, Duration::ZERO);
     }
 }
 
-/// Makes the timer of the calling thread.
+/// Makes the timer of the calling thread, if it has none.
 ///
 /// # Errors
 /// Those of sigaction and timer_create.
-pub fn install() -> io::Result<()> {
+pub fn install(period: Duration) -> io::Result<()> {
+    if TIMER.get().is_some() {
+        return Ok(());
+    }
     static HANDLER: Once = Once::new();
     HANDLER.call_once(|| {
         // SAFETY: plain data; the handler only touches this thread's cells and a timer. No SA_RESTART: a blocked write must end.
@@ -65,7 +70,7 @@ pub fn install() -> io::Result<()> {
         if libc::timer_create(libc::CLOCK_MONOTONIC, &raw mut event, &raw mut timer) != 0 {
             return Err(io::Error::last_os_error());
         }
-        TIMER.set(Some(timer as usize));
+        TIMER.set(Some((timer as usize, period)));
     }
     Ok(())
 }
@@ -76,10 +81,10 @@ pub fn watch() {
     RUNG.set(true);
     // A tick between the two lines finds RUNG set and leaves the timer running.
     if !RUNS.get()
-        && let Some(timer) = TIMER.get()
+        && let Some((timer, period)) = TIMER.get()
     {
         RUNS.set(true);
-        set(timer, PERIOD_S);
+        set(timer, period);
     }
 }
 
@@ -87,22 +92,27 @@ pub fn watch() {
 mod tests {
     use std::time::{Duration, Instant};
 
+    use super::*;
     use crate::sys;
 
     #[test]
     fn a_doorbell_that_blocks_is_given_up() {
         std::thread::spawn(|| {
-            super::install().expect("timer");
+            install(Duration::from_millis(100)).expect("timer");
             let fd = sys::eventfd().expect("eventfd");
             sys::set_blocking(&fd).expect("fcntl");
             assert_eq!(rustix::io::write(&fd, &(u64::MAX - 1).to_ne_bytes()), Ok(8));
             let start = Instant::now();
-            super::watch();
+            watch();
             assert!(!sys::ring(&fd), "it blocked");
             assert!(start.elapsed() < Duration::from_secs(3));
+            // Somebody else who rings on this thread: another timer would leave this one running for ever.
+            let timer = TIMER.get();
+            install(Duration::from_millis(100)).expect("timer");
+            assert_eq!(TIMER.get(), timer);
             // An idle thread's timer has stopped after two more periods.
-            std::thread::sleep(Duration::from_secs(3));
-            assert!(!super::RUNS.get());
+            std::thread::sleep(Duration::from_secs(1));
+            assert!(!RUNS.get());
         })
         .join()
         .expect("thread");

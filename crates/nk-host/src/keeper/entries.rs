@@ -1,7 +1,7 @@
 //! What is kept, as both ends know it: the keeper's process has it so that it outlives the daemon, and the daemon has a copy so
 //! that another keeper can be given everything when one dies.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 
 use nk_attach::Message;
@@ -39,6 +39,16 @@ impl<D> Default for Entries<D> {
     }
 }
 
+/// The guest to which an entry belongs.
+fn guest_of(class: u64, key: u64) -> Option<u64> {
+    match class {
+        CLASS_PROCESS => Some(key >> 16),
+        CLASS_QSET => Some(key >> 32),
+        CLASS_HOLD | CLASS_LISTENER | CLASS_OPTIONS.. => Some(key >> 48),
+        _ => None,
+    }
+}
+
 impl<D> Entries<D> {
     /// Enters what a message of [`nk_attach::Kind::Keep`] says.
     pub fn keep(&mut self, message: Message, fds: Vec<D>) {
@@ -49,17 +59,18 @@ impl<D> Entries<D> {
     pub(super) fn drop_entry(&mut self, class: u64, key: u64) {
         self.0.remove(&(class, key));
         match class {
-            CLASS_GUEST => self.0.retain(|(c, k), _| match *c {
-                CLASS_PROCESS => k >> 16 != key,
-                CLASS_QSET => k >> 32 != key,
-                CLASS_HOLD | CLASS_LISTENER | CLASS_OPTIONS.. => k >> 48 != key,
-                _ => true,
-            }),
+            CLASS_GUEST => self.0.retain(|(c, k), _| guest_of(*c, *k) != Some(key)),
             CLASS_PROCESS => {
                 self.0.retain(|(c, k), _| *c != CLASS_QSET || k >> 16 != key);
             }
             _ => {}
         }
+    }
+
+    /// Takes out what is of guests that are not kept themselves.
+    pub(super) fn drop_strays(&mut self) {
+        let guests: BTreeSet<u64> = self.of(CLASS_GUEST).map(|(guest, _)| guest).collect();
+        self.0.retain(|(c, k), _| guest_of(*c, *k).is_none_or(|guest| guests.contains(&guest)));
     }
 
     /// An entry, if there is such a one.

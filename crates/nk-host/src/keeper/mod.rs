@@ -78,7 +78,7 @@ const KEPT_COMPLETE: u64 = 1;
 const KEPT_END: u64 = 2;
 /// How long a keeper that closes connections without a word may take to end.
 const ENDING_MAX: Duration = Duration::from_secs(1);
-/// How long a keeper that was just started may take to answer.
+/// How long a keeper may take to answer. One that is stopped never does.
 const ANSWER_MAX_S: u64 = 10;
 /// Entries that the next keeper is told before somebody else may have the lock.
 const TURN: usize = 64;
@@ -137,12 +137,17 @@ impl Keeper {
     /// Connects to the keeper that a dead daemon left; `None` when there is none.
     ///
     /// # Errors
-    /// EADDRINUSE when a living daemon has it.
+    /// EADDRINUSE when a living daemon has it; what it did not do where it does not answer.
     pub fn find(path: &Path) -> io::Result<Option<(Keeper, Vec<Entry>)>> {
+        Keeper::find_in(path, ANSWER_MAX_S)
+    }
+
+    fn find_in(path: &Path, answer_max_s: u64) -> io::Result<Option<(Keeper, Vec<Entry>)>> {
         let end = Instant::now() + ENDING_MAX;
         loop {
             let Ok(fd) = nk_attach::connect(path.as_os_str().as_bytes()) else { return Ok(None) };
             let socket = sys::own(fd);
+            sys::set_receive_timeout(&socket, answer_max_s)?;
             let mut copies = Entries::default();
             match take_back(&socket, &mut copies) {
                 Ok((entries, pid)) => {
@@ -308,6 +313,10 @@ fn take_back(
             nk_attach::RecvError::Closed | nk_attach::RecvError::Os(libc::ECONNRESET) => {
                 io::ErrorKind::UnexpectedEof.into()
             }
+            nk_attach::RecvError::Os(libc::EAGAIN) => io::Error::new(
+                io::ErrorKind::TimedOut,
+                "the keeper does not answer; is it stopped?",
+            ),
             other => io::Error::other(format!("{other:?}")),
         })?;
         if m.status != 0 {

@@ -7,6 +7,7 @@
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use nk_attach::{Fds, Kind, Message, RecvError};
 use nk_device::header::ENGINE_AWAY;
@@ -16,12 +17,15 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::SeekFrom;
 
 use super::book::flags_and_nsm;
+use super::link::Wire;
 use super::state::{End, Mark, State};
 use crate::guest::{Region, layout};
 use crate::{sys, watchdog};
 
 /// How long the daemon that started this keeper may take to connect.
 const FIRST_MAX: Timespec = Timespec { tv_sec: 5, tv_nsec: 0 };
+/// How long a hostile guest's doorbell may hold it up. The next daemon waits, and there may be as many such guests as there are guests.
+const BELL_MAX: Duration = Duration::from_millis(5);
 
 /// Runs until there is nothing left to keep.
 ///
@@ -97,8 +101,7 @@ fn messages(s: &mut State<OwnedFd>, daemon: &mut Option<OwnedFd>) {
             Ok((m, fds, _)) => {
                 if s.message(m, owned(fds)) {
                     let _ = sys::set_blocking(fd);
-                    let _ = s.entries().after(None).try_for_each(|(_, e)| e.send(fd));
-                    let _ = nk_attach::send(fd.as_raw_fd(), &Message::new(Kind::Kept), &[]);
+                    tell_all(s, fd);
                 }
             }
             Err(RecvError::Os(libc::EAGAIN)) => return,
@@ -111,6 +114,14 @@ fn messages(s: &mut State<OwnedFd>, daemon: &mut Option<OwnedFd>) {
     }
 }
 
+/// Tells a daemon of everything, and that this was all; or why it was not.
+fn tell_all(s: &State<OwnedFd>, daemon: &OwnedFd) {
+    let mut m = Message::new(Kind::Kept);
+    let told = s.entries().after(None).try_for_each(|(_, e)| e.send(daemon));
+    m.status = told.err().unwrap_or(0);
+    let _ = daemon.send(&m, &[]);
+}
+
 fn owned(mut fds: Fds) -> Vec<OwnedFd> {
     (0..nk_attach::FDS_MAX).map_while(|i| fds.take(i)).map(sys::own).collect()
 }
@@ -120,7 +131,7 @@ fn mark(s: &State<OwnedFd>, marks: &[Mark]) {
     if marks.is_empty() {
         return;
     }
-    if let Err(e) = watchdog::install() {
+    if let Err(e) = watchdog::install(BELL_MAX) {
         eprintln!("nk keeper: no timer: a hostile guest's doorbell may block it: {e}");
     }
     let mut lost = Vec::new();
@@ -212,12 +223,12 @@ fn present<T, P>(region: &Region, first: Option<&P>, count: u32) -> Vec<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::keeper::entries::Entries;
     use crate::keeper::link::complete;
-    use crate::keeper::{CLASS_PROCESS, HAS_CONTROL, Keeper};
+    use crate::keeper::{CLASS_GUEST, CLASS_PROCESS, CLASS_QSET, HAS_CONTROL, Keeper, take_back};
     use nk_device::Layout;
     use nk_device::header::ENGINE_DOWN;
     use std::os::unix::ffi::OsStrExt;
-    use std::time::Duration;
 
     /// The daemon dies between a fork and the child's hello.
     #[test]
@@ -231,6 +242,8 @@ mod tests {
         let daemon = sys::own(nk_attach::connect(path.as_os_str().as_bytes()).expect("connect"));
         let (child, far) = sys::seqpacket_pair().expect("pair");
         let mut m = Message::new(Kind::Keep);
+        (m.a, m.b) = (CLASS_GUEST, 1);
+        nk_attach::send(daemon.as_raw_fd(), &m, &[]).expect("keep");
         (m.a, m.b, m.d) = (CLASS_PROCESS, 1 << 16 | 2, HAS_CONTROL);
         nk_attach::send(daemon.as_raw_fd(), &m, &[far.as_raw_fd()]).expect("keep");
         complete(&daemon).expect("complete");
@@ -239,7 +252,7 @@ mod tests {
         std::thread::sleep(Duration::from_millis(100));
         assert!(!sys::is_hung_up(&child), "its control socket was closed");
         let (next, entries) = Keeper::find(&path).expect("it serves").expect("it has something");
-        let [entry] = &entries[..] else { panic!("{entries:?}") };
+        let [_, entry] = &entries[..] else { panic!("{entries:?}") };
         let (hello, ..) = nk_attach::recv(entry.fds[0].as_raw_fd(), true).expect("hello");
         assert_eq!(hello.kind, Kind::Hello as u32);
         // One that ends without a daemon does end, and with it the keeper.
@@ -249,9 +262,24 @@ mod tests {
     }
 
     #[test]
+    fn who_cannot_be_told_of_an_entry_is_not_told_that_this_was_all() {
+        let (daemon, keeper) = sys::seqpacket_pair().expect("pair");
+        let mut s = State::new(false);
+        let mut m = Message::new(Kind::Keep);
+        for (class, fds) in [(CLASS_PROCESS, 1), (CLASS_QSET, nk_attach::FDS_MAX + 1)] {
+            m.a = class;
+            let fds = (0..fds).map(|_| keeper.try_clone().expect("a copy")).collect();
+            s.message(m, fds);
+        }
+        tell_all(&s, &keeper);
+        let told = take_back(&daemon, &mut Entries::default());
+        assert_eq!(told.expect_err("one is lacking").raw_os_error(), Some(libc::EINVAL));
+    }
+
+    #[test]
     fn a_guest_whose_doorbell_blocks_is_not_waited_for_again() {
         std::thread::spawn(|| {
-            watchdog::install().expect("timer");
+            watchdog::install(BELL_MAX).expect("timer");
             let bells: Vec<OwnedFd> = (0..5).map(|_| sys::eventfd().expect("eventfd")).collect();
             assert_eq!(ring_all(bells.iter()), 5);
             for bell in &bells[1..] {

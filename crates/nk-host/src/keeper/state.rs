@@ -105,6 +105,8 @@ impl<D> State<D> {
         if !self.is_complete {
             return Vec::new();
         }
+        // A VM's guest, of which nothing is told but what its NSM tells, ended with the daemon: nobody is to listen for it.
+        self.entries.drop_strays();
         let nsms = self.entries.of(CLASS_NSM);
         let living: Vec<&str> = nsms
             .filter(|(_, e)| e.fds.last().is_some_and(|p| !has_ended(p)))
@@ -170,9 +172,12 @@ impl<D> State<D> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::keeper::CLASS_LISTENER;
     use crate::keeper::book::{self, NsmCounts, Said};
     use crate::limits::GuestLimits;
+    use nk_device::Addr;
     use nk_engine::GuestId;
+    use nk_servicelib::Key;
 
     /// It has a guest with a process on each of two NSMs; a descriptor is its name.
     fn two() -> State<&'static str> {
@@ -226,6 +231,23 @@ mod tests {
         let mut s = two();
         assert!(s.daemon_ended(|_| false).is_empty());
         assert!(s.is_over() && !s.is_complete());
+    }
+
+    #[test]
+    fn for_a_guest_that_ended_with_the_daemon_nobody_listens() {
+        let mut s = two();
+        s.message(kept(KEPT_COMPLETE), vec![]);
+        for guest in [2, 3] {
+            let key = Key { guest, socket: 1, generation: 1 };
+            s.message(book::listener(key, &Addr::v4([0; 4], 80), 1), vec!["socket"]);
+        }
+        let listeners = |s: &State<_>| {
+            let all = s.entries().of(CLASS_LISTENER);
+            all.map(|(key, _)| Key::from_word(key).guest).collect::<Vec<_>>()
+        };
+        assert_eq!(listeners(&s), [2, 3]);
+        s.daemon_ended(|_| false);
+        assert_eq!(listeners(&s), [2]);
     }
 
     #[test]

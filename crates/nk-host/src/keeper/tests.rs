@@ -66,3 +66,15 @@ fn a_keeper_that_ends_is_told_from_one_that_has_a_daemon() {
     serves.join().expect("served");
     let _ = std::fs::remove_file(&path);
 }
+
+#[test]
+fn a_keeper_that_is_stopped_is_not_waited_for() {
+    let path = std::env::temp_dir().join(format!("nk-keeper-stopped-{}", std::process::id()));
+    let _listener = sys::listen_at(&path, 0o600).expect("listen");
+    let (sender, over) = std::sync::mpsc::channel();
+    let its = path.clone();
+    std::thread::spawn(move || sender.send(Keeper::find_in(&its, 1).map(|f| f.is_some())));
+    let found = over.recv_timeout(Duration::from_secs(60)).expect("it is waited for");
+    assert_eq!(found.expect_err("no answer").kind(), io::ErrorKind::TimedOut);
+    let _ = std::fs::remove_file(&path);
+}

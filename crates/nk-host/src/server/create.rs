@@ -177,10 +177,7 @@ impl Server {
             return Err(e);
         }
         self.set_role(connection, Role::Creator(id));
-        // The keeper knows process guests only: a VM guest ends with the daemon.
-        if flags & CREATE_VM == 0 {
-            self.note_guest(id);
-        }
+        self.note_guest(id);
         Ok(id)
     }
 

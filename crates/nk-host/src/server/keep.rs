@@ -79,8 +79,10 @@ impl Server {
         self.sources.get(token?)?.fd()
     }
 
+    /// The keeper knows process guests only: a VM's ends with the daemon.
     pub(super) fn note_guest(&self, id: GuestId) {
-        let (Some(k), Some(g)) = (&self.keeper, self.guests.get(&id.0)) else { return };
+        let guest = self.guests.get(&id.0).filter(|g| !g.is_vm());
+        let (Some(k), Some(g)) = (&self.keeper, guest) else { return };
         let counters = g.counters.memfd.as_raw_fd();
         let mut fds = vec![
             g.region.memfd.as_raw_fd(),

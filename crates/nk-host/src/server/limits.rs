@@ -37,12 +37,9 @@ impl Server {
         }
         g.limits = limits;
         tracing::info!(guest = g.name, limits = %limits.to_json(), "limits changed");
-        let vm = g.is_vm();
         self.ask(move |s| s.engine.set_limits(id, limits.engine()).map_err(io::Error::other))??;
         self.limit_bytes(id)?;
-        if !vm {
-            self.note_guest(id);
-        }
+        self.note_guest(id);
         Ok(())
     }
 

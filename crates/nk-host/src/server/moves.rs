@@ -235,8 +235,6 @@ impl Host for Server {
         self.limit_bytes(guest)
     }
     fn note(&mut self, guest: GuestId) {
-        if self.guests.get(&guest.0).is_some_and(|g| !g.is_vm()) {
-            self.note_guest(guest);
-        }
+        self.note_guest(guest);
     }
 }

@@ -85,9 +85,7 @@ impl Server {
         g.names.started = Some(Instant::now());
         if g.names.counters.is_none() {
             g.names.counters = Some(Counters::new().map_err(fail("no memory for counters"))?);
-            if !g.is_vm() {
-                self.note_guest(id);
-            }
+            self.note_guest(id);
         }
         let Some(g) = self.guests.get(&id.0) else {
             return Err(Refused::Later("the guest has ended"));
