@@ -7,7 +7,9 @@ use std::ops::Bound;
 use nk_attach::Message;
 
 use super::link::Wire;
-use super::{CLASS_GUEST, CLASS_HOLD, CLASS_LISTENER, CLASS_OPTIONS, CLASS_PROCESS, CLASS_QSET};
+use super::{
+    CLASS_GUEST, CLASS_HOLD, CLASS_LISTENER, CLASS_NSM, CLASS_OPTIONS, CLASS_PROCESS, CLASS_QSET,
+};
 
 /// One entry: the message that made it, and its descriptors.
 #[derive(Debug)]
@@ -53,6 +55,21 @@ impl<D> Entries<D> {
     /// Enters what a message of [`nk_attach::Kind::Keep`] says.
     pub fn keep(&mut self, message: Message, fds: Vec<D>) {
         self.0.insert((message.a, message.b), Kept { message, fds });
+    }
+
+    /// Enters what such a message says, of whose descriptors there are no copies: what is known that stays right.
+    pub(super) fn keep_without(&mut self, message: Message) {
+        let at = (message.a, message.b);
+        match message.a {
+            // Theirs are the same as long as they are there.
+            CLASS_GUEST | CLASS_LISTENER | CLASS_NSM => {
+                if let Some(kept) = self.0.get_mut(&at) {
+                    kept.message = message;
+                }
+            }
+            CLASS_PROCESS => {}
+            _ => drop(self.0.remove(&at)),
+        }
     }
 
     /// Takes an entry out; with a guest goes all that was its, with a process its queue sets.

@@ -132,7 +132,8 @@ impl<W: Wire> Link<W> {
         match fds.iter().map(|fd| W::duplicate(*fd)).collect() {
             Ok(copies) => self.entries.keep(m, copies),
             Err(e) => {
-                tracing::error!(error = %e, "no descriptor left: another keeper would lack an entry");
+                tracing::error!(error = %e, "no descriptor left: another keeper would lack part of an entry");
+                self.entries.keep_without(m);
             }
         }
         self.send(&m, fds);
@@ -254,6 +255,46 @@ mod tests {
             let (had, now) = (keeper.join().expect("no panic"), snapshot(&link.entries));
             assert_eq!(had.as_ref(), Some(&now), "seed {seed}");
         }
+    }
+
+    /// To nowhere, with descriptors that cannot be had a second time: those from 100 on.
+    struct Nowhere;
+
+    impl Wire for Nowhere {
+        type Fd = u32;
+        type Raw = u32;
+
+        fn raw(fd: &u32) -> u32 {
+            *fd
+        }
+        fn duplicate(raw: u32) -> io::Result<u32> {
+            if raw < 100 { Ok(raw) } else { Err(io::Error::from_raw_os_error(libc::EMFILE)) }
+        }
+        fn send(&self, _: &Message, _: &[u32]) -> Result<(), i32> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn without_a_copy_of_its_descriptors_an_entry_is_as_right_as_it_can_be() {
+        let mut link = Link::new(Nowhere, Entries::default());
+        let mut keep = |class, c, fds: &[u32]| {
+            let mut m = Message::new(Kind::Keep);
+            (m.a, m.b, m.c) = (class, 1, c);
+            link.keep(m, fds);
+            link.entries.get(class, 1).map(|e| (e.message.c, e.fds.clone()))
+        };
+        for class in [CLASS_GUEST, CLASS_LISTENER] {
+            assert_eq!(keep(class, 1, &[5, 6]), Some((1, vec![5, 6])));
+            // They are the same as before.
+            assert_eq!(keep(class, 2, &[105, 106]), Some((2, vec![5, 6])), "class {class}");
+        }
+        // Its words say which it has.
+        assert_eq!(keep(CLASS_PROCESS, 1, &[5]), Some((1, vec![5])));
+        assert_eq!(keep(CLASS_PROCESS, 2, &[105, 106]), Some((1, vec![5])));
+        // Another image's doorbell would ring nobody.
+        assert_eq!(keep(CLASS_QSET, 1, &[5]), Some((1, vec![5])));
+        assert_eq!(keep(CLASS_QSET, 1, &[105]), None);
     }
 
     #[test]

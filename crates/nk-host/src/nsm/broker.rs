@@ -30,7 +30,9 @@ impl Leave {
     pub fn take(&self, guest: u16) {
         self.map().remove(&guest);
     }
-    fn has(&self, namespace: u64) -> bool {
+    /// Whether it serves a guest there.
+    #[must_use]
+    pub fn has(&self, namespace: u64) -> bool {
         self.map().values().any(|n| *n == namespace)
     }
 }

@@ -1,5 +1,6 @@
 //! Connections to the attach socket: accepted, read in turns, and each message given to what serves it.
 
+use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
@@ -17,6 +18,15 @@ const STRANGERS_MAX: usize = 512;
 const MESSAGES_PER_TURN: usize = 16;
 /// How long accept rests when descriptors ran out.
 const ACCEPT_REST: Duration = Duration::from_millis(200);
+
+/// Which connection makes room for another: of the user that has most, the oldest. Who has something to say has said it long before so many others
+/// came. Were the next one refused, or any user's closed, silent ones would keep all others out.
+fn makes_room(strangers: &VecDeque<(Token, u32)>) -> Option<(Token, u32)> {
+    let mut counts = HashMap::new();
+    strangers.iter().for_each(|(_, uid)| *counts.entry(*uid).or_insert(0) += 1);
+    let most = counts.values().max()?;
+    strangers.iter().find(|(_, uid)| counts.get(uid) == Some(most)).copied()
+}
 
 impl Server {
     pub(super) fn accept(&mut self) {
@@ -39,15 +49,16 @@ impl Server {
             if sys::pass_credentials(&fd).is_err() {
                 continue;
             }
-            // Who has something to say has said it long before so many others came. Were the next one refused, silent ones would keep all others out.
-            let oldest = self.strangers.front().copied();
-            if let Some(oldest) = oldest.filter(|_| self.strangers.len() >= STRANGERS_MAX) {
-                tracing::warn!("too many connections that say nothing: the oldest is closed");
+            if self.strangers.len() >= STRANGERS_MAX
+                && let Some((oldest, uid)) = makes_room(&self.strangers)
+            {
+                tracing::warn!(uid, "too many connections that say nothing: the oldest is closed");
                 self.drop_source(oldest);
             }
+            let uid = sys::peer_credentials(fd.as_raw_fd()).map_or(u32::MAX, |c| c.uid);
             let stranger = Source::Connection { fd, role: Role::Stranger };
             match self.watch(stranger, EventFlags::IN) {
-                Ok(token) => self.strangers.push_back(token),
+                Ok(token) => self.strangers.push_back((token, uid)),
                 Err(e) => tracing::error!(error = %e, "cannot watch a connection"),
             }
         }
@@ -167,5 +178,23 @@ impl Server {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Slab;
+    use super::*;
+
+    #[test]
+    fn who_has_most_silent_connections_makes_room() {
+        let mut slab = Slab::new();
+        let uids = [1, 2, 3, 2, 1, 2];
+        let all: VecDeque<(Token, u32)> =
+            uids.into_iter().map(|uid| (slab.insert(uid), uid)).collect();
+        assert_eq!(makes_room(&all), Some(all[1]), "the oldest of the one that has three");
+        let first: VecDeque<(Token, u32)> = all.iter().take(3).copied().collect();
+        assert_eq!(makes_room(&first), Some(all[0]));
+        assert_eq!(makes_room(&VecDeque::new()), None);
     }
 }

@@ -20,6 +20,9 @@ use crate::control::place::Place;
 use crate::guest::{Guest, GuestCounters, Names, Region, layout};
 use crate::sys;
 
+/// Guests at once of one user, who is not to take all that others could have.
+const USERS_GUESTS_MAX: usize = GUESTS_MAX / 4;
+
 /// Root, or the user that the daemon runs as.
 pub(super) fn is_operator(who: Credentials) -> bool {
     who.uid == 0 || who.uid == rustix::process::geteuid().as_raw()
@@ -88,6 +91,11 @@ impl Server {
         }
         if self.guests.len() >= GUESTS_MAX {
             let why = format!("there are {GUESTS_MAX} guests already");
+            return Ok(Reply::refused(libc::EAGAIN, &why));
+        }
+        let its = self.guests.values().filter(|g| g.members.uid == who.uid).count();
+        if its >= USERS_GUESTS_MAX && !is_operator(who) {
+            let why = format!("uid {} has {USERS_GUESTS_MAX} guests already", who.uid);
             return Ok(Reply::refused(libc::EAGAIN, &why));
         }
         let netns = match self.choose_netns(name, &rules, fds.take(0).map(sys::own), who) {

@@ -1,7 +1,6 @@
 //! What the control thread tells the keeper: everything that another daemon would need, before it is promised to anybody. And
 //! the keeper's own end: another is started and told all of it again.
 
-use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::time::Instant;
 
@@ -17,13 +16,19 @@ use crate::nsm::PROTOCOL;
 use crate::sys;
 
 impl Server {
-    /// Watches the keeper for its end.
-    pub(super) fn watch_keeper(&mut self) -> io::Result<()> {
-        let Some(k) = &self.keeper else { return Ok(()) };
-        self.keeper_life.started(Instant::now());
+    /// Watches the keeper for its end. One that cannot be watched now keeps what it has, and is later.
+    pub(super) fn watch_keeper(&mut self) {
+        let Some(k) = &self.keeper else { return };
         self.keeper_is_away = false;
         let token = self.sources.insert(Source::Keeper);
-        k.with_connection(|fd| self.epoll.add(fd, EventFlags::IN, token.word()))
+        match k.with_connection(|fd| self.epoll.add(fd, EventFlags::IN, token.word())) {
+            Ok(()) => self.keeper_life.started(Instant::now()),
+            Err(e) => {
+                self.sources.remove(token);
+                self.keeper_life.failed(Instant::now());
+                tracing::error!(error = %e, "the keeper cannot be watched: its end would not be seen");
+            }
+        }
     }
 
     /// The keeper closed its connection: until there is another, guests would not survive this daemon.
@@ -37,11 +42,16 @@ impl Server {
         tracing::error!(rest_ms, "the keeper ended; another is started");
     }
 
-    /// When another keeper is due; starts it when it is. A thread waits until it answers and has everything: guests go on meanwhile.
+    /// When another keeper is due, or this one is to be watched; does it when it is. A thread waits until the other answers and has everything:
+    /// guests go on meanwhile.
     pub(super) fn keeper_timer(&mut self, now: Instant) -> Option<Instant> {
         if let Some(k) = self.keeper.clone()
             && self.keeper_life.take_due(now)
         {
+            if !self.keeper_is_away {
+                self.watch_keeper();
+                return self.keeper_life.due();
+            }
             let (news, bell) = (self.news_sender.clone(), self.bell.clone());
             let start = move || {
                 let started = k.restart();
@@ -62,13 +72,13 @@ impl Server {
     }
 
     /// Another keeper has everything, or could not be started.
-    pub(super) fn next_keeper(&mut self, is_there: bool) -> io::Result<()> {
+    pub(super) fn next_keeper(&mut self, is_there: bool) {
         if !is_there {
             self.keeper_life.failed(Instant::now());
-            return Ok(());
+            return;
         }
         tracing::info!("the next keeper has everything");
-        self.watch_keeper()
+        self.watch_keeper();
     }
 
     pub(super) fn raw(&self, token: Option<Token>) -> Option<RawFd> {

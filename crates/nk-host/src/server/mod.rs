@@ -81,8 +81,8 @@ pub struct Setup {
 pub struct Server {
     epoll: Epoll,
     sources: Slab<Source>,
-    /// Connections that have not said what they are, in the order in which they came.
-    strangers: VecDeque<Token>,
+    /// Connections that have not said what they are, in the order in which they came, and whose they are.
+    strangers: VecDeque<(Token, u32)>,
     poll: PollHandle,
     broker: Broker,
     bell: Arc<OwnedFd>,
@@ -185,7 +185,7 @@ impl Server {
             networks: BTreeMap::new(),
             warned: BTreeSet::new(),
         };
-        server.watch_keeper()?;
+        server.watch_keeper();
         if let Some(fd) = hangup {
             server.watch(Source::Hangup(fd), EventFlags::IN)?;
         }
@@ -235,7 +235,7 @@ impl Server {
                 while let Ok(news) = self.news.try_recv() {
                     match news {
                         News::Idle(guest) => self.guest_is_idle(guest)?,
-                        News::Keeper(is_there) => self.next_keeper(is_there)?,
+                        News::Keeper(is_there) => self.next_keeper(is_there),
                         News::Full(guest) => self.spread(guest)?,
                         News::Left(guest, nsm) => {
                             crate::control::moves::nsm_left(self, guest, nsm)?
@@ -285,3 +285,6 @@ impl Server {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

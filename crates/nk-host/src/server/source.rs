@@ -66,7 +66,7 @@ impl Server {
     pub(crate) fn drop_source(&mut self, token: Token) {
         let Some(source) = self.sources.remove(token) else { return };
         if let Source::Connection { role: Role::Stranger, .. } = &source {
-            self.strangers.retain(|t| *t != token);
+            self.strangers.retain(|s| s.0 != token);
         }
         if let Some(fd) = source.fd() {
             self.epoll.remove(fd);
@@ -76,7 +76,7 @@ impl Server {
     pub(super) fn set_role(&mut self, token: Token, new: Role) {
         if let Some(Source::Connection { role, .. }) = self.sources.get_mut(token) {
             if *role == Role::Stranger && new != Role::Stranger {
-                self.strangers.retain(|t| *t != token);
+                self.strangers.retain(|s| s.0 != token);
             }
             *role = new;
         }

@@ -134,7 +134,12 @@ impl Server {
         let fds: Vec<i32> = [memfd].into_iter().chain(ledger).map(AsRawFd::as_raw_fd).collect();
         match self.nsm_command(id, &m, &fds).map(|r| r.status) {
             Ok(0) => Ok(()),
-            Ok(e) => Err(io::Error::from_raw_os_error(e)),
+            Ok(e) => {
+                if let Some(nsm) = self.nsm(id) {
+                    nsm.leave.take(pool.guest);
+                }
+                Err(io::Error::from_raw_os_error(e))
+            }
             // It died, and its end is in the queue: the next one is told of every guest.
             Err(e) => {
                 tracing::debug!(error = %e, "the NSM was not told of a guest");

@@ -1,13 +1,10 @@
 //! A daemon with an NSM process that is played.
 
 use super::*;
-use crate::config::Config;
-use crate::keeper::Keeper;
 use crate::nsm::command;
-use crate::server::{Role, Setup};
-use nk_attach::Kind;
+use crate::server::tests::{create, pid, played};
+use nk_attach::{Credentials, Kind};
 use nk_device::Layout;
-use rustix::event::epoll::EventFlags;
 use std::collections::BTreeSet;
 use std::process::{Child, Command};
 
@@ -31,28 +28,13 @@ impl Drop for Case {
 impl Case {
     /// The daemon has an inline NSM, and from [`Case::begin`] on the played one, which has all new guests.
     fn new() -> Case {
-        let (kept, keeper) = Keeper::played();
-        let path = std::env::temp_dir().join(format!(
-            "nk-played-nsm-{}-{}",
-            std::process::id(),
-            keeper.as_raw_fd()
-        ));
-        let setup = Setup {
-            listener: sys::listen_at(&path, 0o600).expect("listen"),
-            config: Config::default(),
-            private: true,
-            keeper: Some(kept),
-            entries: Vec::new(),
-            resolver: c"/bin/false",
-        };
-        let server = Server::new(setup).expect("a server");
-        let _ = std::fs::remove_file(path);
+        let (server, keeper) = played();
         let process = Command::new("sleep").arg("1000").spawn().expect("sleep");
         Case { server, keeper, process }
     }
 
-    /// The NSM does this with each command, before it says that it is done.
-    fn begin(&mut self, mut does: impl FnMut(&Message, &OwnedFd) + Send + 'static) {
+    /// The NSM does this with each command, and answers with the errno.
+    fn begin(&mut self, mut does: impl FnMut(&Message, &OwnedFd) -> i32 + Send + 'static) {
         let region = Region::new("nsm", Layout::NSM, 0).expect("region");
         let device = region.device;
         let added = self.server.ask(move |s| s.engine.add_nsm(PLAYED, device));
@@ -68,26 +50,15 @@ impl Case {
         self.server.nsm_serves(PLAYED, pid, false, control, pidfd, bell).expect("it serves");
         std::thread::spawn(move || {
             while let Ok((m, ..)) = nk_attach::recv(its.as_raw_fd(), false) {
-                does(&m, &its);
                 let mut answer = Message::new(Kind::Nsm);
-                answer.a = m.a;
+                (answer.a, answer.status) = (m.a, does(&m, &its));
                 let _ = nk_attach::send(its.as_raw_fd(), &answer, &[]);
             }
         });
     }
 
-    fn create(&mut self, name: &str) -> GuestId {
-        let (fd, creator) = sys::seqpacket_pair().expect("pair");
-        sys::pass_credentials(&fd).expect("credentials");
-        let stranger = Source::Connection { fd, role: Role::Stranger };
-        let token = self.server.watch(stranger, EventFlags::IN).expect("watched");
-        let netns = OwnedFd::from(std::fs::File::open("/proc/self/ns/net").expect("netns"));
-        let m = Message::new(Kind::CreateGuest).with_text(name);
-        nk_attach::send(creator.as_raw_fd(), &m, &[netns.as_raw_fd()]).expect("send");
-        self.server.messages(token).expect("it goes on");
-        let (r, ..) = nk_attach::recv(creator.as_raw_fd(), true).expect("an answer");
-        assert_eq!(r.status, 0, "{:?}", r.text());
-        GuestId(r.a as u16)
+    fn create(&mut self, name: &str) -> Result<GuestId, i32> {
+        create(&mut self.server, name, Credentials { pid: pid(), uid: 0, gid: 0 })
     }
 
     /// Listeners of which the keeper was told that they are no more.
@@ -106,9 +77,9 @@ fn key(guest: GuestId) -> u64 {
 #[test]
 fn no_nsm_ends_the_listener_of_a_guest_that_is_not_on_it() {
     let mut case = Case::new();
-    let others = case.create("others");
-    case.begin(|_, _| {});
-    let its = case.create("its");
+    let others = case.create("others").expect("made");
+    case.begin(|_, _| 0);
+    let its = case.create("its").expect("made");
     for guest in [others, its] {
         let mut m = Message::new(Kind::Nsm);
         (m.a, m.b) = (note::LISTENER_GONE, key(guest));
@@ -120,7 +91,7 @@ fn no_nsm_ends_the_listener_of_a_guest_that_is_not_on_it() {
 #[test]
 fn no_nsm_gives_away_a_socket_of_a_guest_that_is_not_on_it() {
     let mut case = Case::new();
-    let others = case.create("others");
+    let others = case.create("others").expect("made");
     case.begin(move |m, to| {
         if m.a == command::LEAVE {
             let at = nk_servicelib::MovedAt { backlog: Some(1), ..Default::default() };
@@ -132,8 +103,19 @@ fn no_nsm_gives_away_a_socket_of_a_guest_that_is_not_on_it() {
                 nk_attach::send(to.as_raw_fd(), &m, &[no_socket.as_raw_fd()]).expect("send");
             }
         }
+        0
     });
-    let its = case.create("its");
+    let its = case.create("its").expect("made");
     case.server.order_move("its", "kernel").expect("it goes on");
     assert_eq!(case.dropped(), [key(its)].into());
+}
+
+#[test]
+fn an_nsm_that_refuses_a_guest_has_no_leave_for_its_namespace() {
+    let mut case = Case::new();
+    case.begin(|m, _| if m.a == command::ADD_GUEST { libc::ENOMEM } else { 0 });
+    assert_eq!(case.create("refused"), Err(libc::ENOMEM));
+    let netns = OwnedFd::from(std::fs::File::open("/proc/self/ns/net").expect("netns"));
+    let namespace = crate::broker::key_of(&netns).expect("its key");
+    assert!(!case.server.nsm(PLAYED).expect("it is there").leave.has(namespace));
 }
