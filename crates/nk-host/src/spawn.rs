@@ -2,12 +2,28 @@
 
 use std::ffi::{CStr, c_char};
 use std::io;
-use std::os::fd::RawFd;
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// This program.
 pub const THIS: &CStr = c"/proc/self/exe";
 /// The descriptor that the started process gets.
-pub const PASSED_FD: RawFd = 3;
+const PASSED_FD: RawFd = 3;
+
+/// The descriptor with which this process was started, once.
+///
+/// # Errors
+/// EBADF where it was started without, or has taken it.
+pub fn passed() -> io::Result<OwnedFd> {
+    static TAKEN: AtomicBool = AtomicBool::new(false);
+    // SAFETY: plain numbers.
+    let is_open = unsafe { libc::fcntl(PASSED_FD, libc::F_GETFD) } >= 0;
+    if !is_open || TAKEN.swap(true, Ordering::Relaxed) {
+        return Err(io::Error::from_raw_os_error(libc::EBADF));
+    }
+    // SAFETY: it was opened for this process before its program began, and is taken here alone, and once.
+    Ok(unsafe { OwnedFd::from_raw_fd(PASSED_FD) })
+}
 
 /// In the child: stdio as said, `passed` at 3, nothing else open. Only system calls.
 ///

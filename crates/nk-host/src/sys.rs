@@ -18,9 +18,8 @@ mod socket;
 mod wake;
 
 use std::io;
-use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 
-pub use descriptor::{duplicate, identity, is_netns, set_blocking, set_nonblocking};
+pub use descriptor::{duplicate, identity, is_netns, set_blocking, set_nonblocking, take};
 pub use epoll::Epoll;
 pub use memory::{Mapping, len, memfd_with, one_heap, region};
 pub(crate) use process::{
@@ -31,21 +30,12 @@ pub use process::{
     drain_signals, group, has_ended, name_thread, pidfd, raise_fd_limit, random, signals,
 };
 pub use socket::{
-    accept, is_hung_up, listen_at, pass_credentials, peer_credentials, peer_groups, seqpacket_pair,
-    set_receive_timeout,
+    accept, connect, is_hung_up, listen_at, pass_credentials, peer_credentials, peer_groups,
+    seqpacket_pair, set_receive_timeout,
 };
 pub(crate) use socket::{peek_at_start, set_send_timeout};
 pub use wake::{drain, eventfd, futex_wake, futex_wake_all, is_eventfd, ring};
 
 pub(crate) fn check(r: libc::c_int) -> io::Result<libc::c_int> {
     if r < 0 { Err(io::Error::last_os_error()) } else { Ok(r) }
-}
-
-/// Takes a descriptor that a syscall or a message gave.
-///
-/// The caller vouches that nobody else owns it.
-#[must_use]
-pub fn own(fd: RawFd) -> OwnedFd {
-    // SAFETY: callers pass descriptors that they have just received and hand over.
-    unsafe { OwnedFd::from_raw_fd(fd) }
 }

@@ -6,7 +6,6 @@
 
 use std::fs::File;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::sync::OnceLock;
@@ -72,7 +71,7 @@ fn daemon() -> &'static Daemon {
 
 impl Daemon {
     fn connect(&self) -> Option<OwnedFd> {
-        nk_attach::connect(self.path.as_os_str().as_bytes()).ok().map(sys::own)
+        sys::connect(&self.path).ok()
     }
 }
 

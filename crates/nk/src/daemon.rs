@@ -9,7 +9,7 @@ use anyhow::Context;
 use nk_host::config::{Config, DEFAULT_SOCKET, Placement};
 use nk_host::keeper::{self, Keeper};
 use nk_host::server::{Server, Setup};
-use nk_host::spawn::{PASSED_FD, THIS};
+use nk_host::spawn::THIS;
 use nk_host::{private, sys};
 
 use crate::{Failure, NsmPlacement};
@@ -53,7 +53,7 @@ pub(crate) fn daemon(
         if std::env::var_os("NK_NSM").is_some_and(|v| v == "process") {
             config.place(Placement::Process).map_err(|e| Failure::new(1, e))?;
         }
-        let listener = sys::own(PASSED_FD);
+        let listener = nk_host::spawn::passed()?;
         let path = keeper::socket_path(&dir.join(private::SOCKET_NAME));
         let keeper = Keeper::start(&path, Some(&dir)).context("cannot start the keeper")?;
         // Its end removes the directory, however this process ends.

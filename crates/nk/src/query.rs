@@ -2,7 +2,6 @@
 
 use std::io::Read;
 use std::os::fd::AsRawFd;
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use nk_attach::{Fds, Kind, Message};
@@ -30,7 +29,7 @@ pub(crate) struct From {
 /// Sends one request and gets what comes with the answer. `Err` carries an errno and its text.
 pub(crate) fn request(socket: &Path, kind: Kind, text: &str) -> Result<Fds, (i32, String)> {
     let os = |e: i32| (e, std::io::Error::from_raw_os_error(e).to_string());
-    let fd = nk_attach::connect(socket.as_os_str().as_bytes()).map(sys::own).map_err(os)?;
+    let fd = sys::connect(socket).map_err(|e| (e.raw_os_error().unwrap_or(0), e.to_string()))?;
     // A daemon that hangs must not hang who asks.
     let _ = sys::set_receive_timeout(&fd, ANSWER_MAX_S);
     nk_attach::send(fd.as_raw_fd(), &Message::new(kind).with_text(text), &[]).map_err(os)?;
@@ -45,11 +44,11 @@ pub(crate) fn request(socket: &Path, kind: Kind, text: &str) -> Result<Fds, (i32
 /// One daemon's answer.
 pub(crate) fn ask(socket: &Path, question: &str) -> Result<Value, (i32, String)> {
     let mut fds = request(socket, Kind::Query, question)?;
-    let Some(memfd) = fds.take(0) else { return Err((libc::EPROTO, "an empty answer".into())) };
+    let Some(memfd) = sys::take(&mut fds, 0) else {
+        return Err((libc::EPROTO, "an empty answer".into()));
+    };
     let mut text = String::new();
-    std::fs::File::from(sys::own(memfd))
-        .read_to_string(&mut text)
-        .map_err(|e| (libc::EIO, e.to_string()))?;
+    std::fs::File::from(memfd).read_to_string(&mut text).map_err(|e| (libc::EIO, e.to_string()))?;
     serde_json::from_str(&text).map_err(|e| (libc::EPROTO, e.to_string()))
 }
 

@@ -145,8 +145,7 @@ impl Keeper {
     fn find_in(path: &Path, answer_max_s: u64) -> io::Result<Option<(Keeper, Vec<Entry>)>> {
         let end = Instant::now() + ENDING_MAX;
         loop {
-            let Ok(fd) = nk_attach::connect(path.as_os_str().as_bytes()) else { return Ok(None) };
-            let socket = sys::own(fd);
+            let Ok(socket) = sys::connect(path) else { return Ok(None) };
             sys::set_receive_timeout(&socket, answer_max_s)?;
             let mut copies = Entries::default();
             match take_back(&socket, &mut copies) {
@@ -330,7 +329,7 @@ fn take_back(
             return Err(os(libc::EMFILE));
         }
         let fds: Vec<OwnedFd> =
-            (0..nk_attach::FDS_MAX).map_while(|i| fds.take(i)).map(sys::own).collect();
+            (0..nk_attach::FDS_MAX).map_while(|i| sys::take(&mut fds, i)).collect();
         copies.keep(m, fds.iter().map(OwnedFd::try_clone).collect::<io::Result<_>>()?);
         entries.push(Entry::new(&m, fds));
     }
@@ -341,9 +340,7 @@ fn start_process(program: &CStr, path: &Path, private: Option<&Path>) -> io::Res
     let _ = std::fs::remove_file(path);
     let listener = sys::listen_at(path, 0o600)?;
     spawn(program, &listener, path, private)?;
-    let socket = sys::own(
-        nk_attach::connect(path.as_os_str().as_bytes()).map_err(io::Error::from_raw_os_error)?,
-    );
+    let socket = sys::connect(path)?;
     // From here on it is the keeper's alone: where that one cannot start, the connection breaks.
     drop(listener);
     sys::set_receive_timeout(&socket, ANSWER_MAX_S)?;

@@ -34,7 +34,7 @@ const BELL_MAX: Duration = Duration::from_millis(5);
 pub fn run(path: PathBuf, private: Option<PathBuf>) -> io::Result<()> {
     sys::name_thread(c"nk-keeper");
     sys::raise_fd_limit();
-    serve(&sys::own(crate::spawn::PASSED_FD), path, private);
+    serve(&crate::spawn::passed()?, path, private);
     Ok(())
 }
 
@@ -123,7 +123,7 @@ fn tell_all(s: &State<OwnedFd>, daemon: &OwnedFd) {
 }
 
 fn owned(mut fds: Fds) -> Vec<OwnedFd> {
-    (0..nk_attach::FDS_MAX).map_while(|i| fds.take(i)).map(sys::own).collect()
+    (0..nk_attach::FDS_MAX).map_while(|i| sys::take(&mut fds, i)).collect()
 }
 
 /// Writes into guests' headers, and wakes whoever is to see it.
@@ -228,7 +228,6 @@ mod tests {
     use crate::keeper::{CLASS_GUEST, CLASS_PROCESS, CLASS_QSET, HAS_CONTROL, Keeper, take_back};
     use nk_device::Layout;
     use nk_device::header::ENGINE_DOWN;
-    use std::os::unix::ffi::OsStrExt;
 
     /// The daemon dies between a fork and the child's hello.
     #[test]
@@ -239,7 +238,7 @@ mod tests {
             let path = path.clone();
             std::thread::spawn(move || serve(&listener, path, None))
         };
-        let daemon = sys::own(nk_attach::connect(path.as_os_str().as_bytes()).expect("connect"));
+        let daemon = sys::connect(&path).expect("connect");
         let (child, far) = sys::seqpacket_pair().expect("pair");
         let mut m = Message::new(Kind::Keep);
         (m.a, m.b) = (CLASS_GUEST, 1);

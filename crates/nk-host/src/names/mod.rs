@@ -22,7 +22,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use nk_attach::Kind;
 
-use crate::spawn::PASSED_FD;
 use crate::sys::{self, Mapping};
 
 /// Bytes of the counters.
@@ -89,10 +88,10 @@ impl Counters {
 /// When the namespace cannot be entered, a privilege cannot be given up, or a lookup hangs.
 pub fn run() -> io::Result<()> {
     sys::name_thread(c"nk-resolver");
-    let control = sys::own(PASSED_FD);
+    let control = crate::spawn::passed()?;
     let odd = || io::Error::other("the daemon's first message is none that a resolver knows");
     let (m, mut fds, _) = nk_attach::recv(control.as_raw_fd(), false).map_err(|_| odd())?;
-    let (Some(netns), Some(memfd)) = (fds.take(0).map(sys::own), fds.take(1).map(sys::own)) else {
+    let (Some(netns), Some(memfd)) = (sys::take(&mut fds, 0), sys::take(&mut fds, 1)) else {
         return Err(odd());
     };
     if Kind::from_u32(m.kind) != Some(Kind::Names) {

@@ -87,7 +87,7 @@ fn take(control: &OwnedFd, shared: &Arc<Shared>, counters: &Arc<Counters>) -> io
         drop(state);
         match nk_attach::recv(control.as_raw_fd(), true) {
             Ok((m, mut fds, _)) if Kind::from_u32(m.kind) == Some(Kind::Names) => {
-                if let Some(fd) = fds.take(0).map(sys::own) {
+                if let Some(fd) = sys::take(&mut fds, 0) {
                     submit(fd, shared, counters);
                 }
             }

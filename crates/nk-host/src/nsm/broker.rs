@@ -138,8 +138,8 @@ impl nk_stack_kernel::Broker for RemoteBroker {
                 self.0.lose(&socket);
                 continue;
             };
-            return match (reply.status, fds.take(0)) {
-                (0, Some(fd)) => Ok(sys::own(fd)),
+            return match (reply.status, sys::take(&mut fds, 0)) {
+                (0, Some(fd)) => Ok(fd),
                 (0, None) => Err(Errno(libc::EMFILE)),
                 (e, _) => Err(Errno(e)),
             };

@@ -66,11 +66,11 @@ fn os(errno: i32) -> io::Error {
 pub fn run() -> io::Result<()> {
     sys::raise_fd_limit();
     sys::one_heap();
-    let control = Arc::new(sys::own(crate::spawn::PASSED_FD));
+    let control = Arc::new(crate::spawn::passed()?);
     let raw = control.as_raw_fd();
     let odd = || io::Error::other("this is started by the daemon, not by hand");
     let (start, mut fds, _) = nk_attach::recv(raw, false).map_err(|_| odd())?;
-    let mut take = |i| fds.take(i).map(sys::own).ok_or_else(odd);
+    let mut take = |i| sys::take(&mut fds, i).ok_or_else(odd);
     let parts = [take(0)?, take(1)?, take(2)?];
     let way = Way::new(take(3)?);
     let totals = NsmTotals::map(take(4)?)?;

@@ -16,13 +16,13 @@ use crate::sys;
 
 /// Takes a doorbell from a message: an eventfd, made non-blocking.
 pub(super) fn doorbell(fds: &mut Fds, i: usize) -> Option<OwnedFd> {
-    let fd = sys::own(fds.take(i)?);
+    let fd = sys::take(fds, i)?;
     (sys::is_eventfd(&fd) && sys::set_nonblocking(&fd).is_ok()).then_some(fd)
 }
 
 /// Takes a Unix socket from a message: only these report their other end's close.
 fn unix_socket(fds: &mut Fds, i: usize) -> Option<OwnedFd> {
-    let fd = sys::own(fds.take(i)?);
+    let fd = sys::take(fds, i)?;
     let is_unix = rustix::net::sockopt::socket_domain(&fd) == Ok(rustix::net::AddressFamily::UNIX);
     is_unix.then_some(fd)
 }

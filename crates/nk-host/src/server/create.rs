@@ -98,7 +98,7 @@ impl Server {
             let why = format!("uid {} has {USERS_GUESTS_MAX} guests already", who.uid);
             return Ok(Reply::refused(libc::EAGAIN, &why));
         }
-        let netns = match self.choose_netns(name, &rules, fds.take(0).map(sys::own), who) {
+        let netns = match self.choose_netns(name, &rules, sys::take(&mut fds, 0), who) {
             Ok(fd) => fd,
             Err(r) => return Ok(r),
         };

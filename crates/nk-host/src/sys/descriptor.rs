@@ -1,11 +1,11 @@
 //! Descriptors: their flags, copies of them, what they are.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl, fstat};
 
-use super::{check, own};
+use super::check;
 
 /// Sets O_NONBLOCK.
 ///
@@ -29,8 +29,15 @@ pub fn set_blocking(fd: impl AsFd) -> io::Result<()> {
 /// Those of fcntl.
 pub fn duplicate(fd: RawFd) -> io::Result<OwnedFd> {
     // Not rustix's: what is kept is named by its number.
-    // SAFETY: plain numbers.
-    Ok(own(check(unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 0) })?))
+    // SAFETY: plain numbers; what the kernel makes is nobody else's.
+    unsafe { Ok(OwnedFd::from_raw_fd(check(libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 0))?)) }
+}
+
+/// Takes a descriptor that came with a message, if it did.
+#[must_use]
+pub fn take(fds: &mut nk_attach::Fds, i: usize) -> Option<OwnedFd> {
+    // SAFETY: the receiver's, and from now on not those `fds`'s.
+    fds.take(i).map(|fd| unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// (device, inode): two descriptors of one namespace have the same.

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::mem::zeroed;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, FromRawFd, OwnedFd};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{
@@ -12,7 +12,7 @@ use rustix::process::{
 use rustix::rand::GetRandomFlags;
 use rustix::thread::{CapabilitySet, CapabilitySets, CpuSet};
 
-use super::{check, own};
+use super::check;
 
 /// A descriptor that becomes readable when the process has ended.
 ///
@@ -80,13 +80,14 @@ pub(crate) fn end_child(pid: i32) -> Option<WaitStatus> {
 /// # Errors
 /// Those of signalfd.
 pub fn signals(signal: i32) -> io::Result<OwnedFd> {
-    // SAFETY: a set of our own.
+    // SAFETY: a set of our own; what the kernel makes is nobody else's.
     unsafe {
         let mut set: libc::sigset_t = std::mem::zeroed();
         libc::sigemptyset(&raw mut set);
         libc::sigaddset(&raw mut set, signal);
         libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut());
-        Ok(own(check(libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK))?))
+        let flags = libc::SFD_CLOEXEC | libc::SFD_NONBLOCK;
+        Ok(OwnedFd::from_raw_fd(check(libc::signalfd(-1, &raw const set, flags))?))
     }
 }
 

@@ -1,7 +1,8 @@
 //! Unix sockets, and who is at the other end.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::time::Duration;
 
@@ -41,6 +42,17 @@ pub fn listen_at(path: &Path, mode: u32) -> io::Result<OwnedFd> {
     chmod(path, mode)?;
     net::listen(&fd, 1024)?;
     Ok(fd)
+}
+
+/// Connects to the SEQPACKET socket at a path.
+///
+/// # Errors
+/// Those of socket and connect; ENAMETOOLONG.
+pub fn connect(path: &Path) -> io::Result<OwnedFd> {
+    let fd = nk_attach::connect(path.as_os_str().as_bytes());
+    let fd = fd.map_err(io::Error::from_raw_os_error)?;
+    // SAFETY: it was just made.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// Accepts a connection.

@@ -59,7 +59,7 @@ impl Host {
     }
 
     fn connect(&self) -> OwnedFd {
-        let fd = sys::own(nk_attach::connect(self.path.as_os_str().as_bytes()).expect("connect"));
+        let fd = sys::connect(&self.path).expect("connect");
         sys::set_receive_timeout(&fd, 10).expect("time-out");
         fd
     }
@@ -132,8 +132,8 @@ impl Played {
         if r.status != 0 {
             return Err((r.status, r.text().unwrap_or("").to_owned()));
         }
-        let memfd = sys::own(fds.take(0).expect("memfd"));
-        let engine = sys::own(fds.take(1).expect("engine's eventfd"));
+        let memfd = sys::take(&mut fds, 0).expect("memfd");
+        let engine = sys::take(&mut fds, 1).expect("engine's eventfd");
         let region = Region::map(memfd, Layout::GUEST).expect("map");
         assert_eq!(r.c as usize, region.len());
         let (row, qset, kept) = (r.a as u16, r.b as u16, r.d == 1);
@@ -223,7 +223,7 @@ fn who_asks_again_on_its_connection_is_told_what_it_has() {
     let (r, mut fds) = ask(&p.control, &m, &[p.bell.as_raw_fd()]);
     assert_eq!((r.status, r.a, r.b), (0, p.row.into(), p.qset.into()), "{:?}", r.text());
     assert_eq!(r.c as usize, p.region.len());
-    assert!([0, 1].into_iter().all(|i| fds.take(i).map(sys::own).is_some()));
+    assert!([0, 1].into_iter().all(|i| sys::take(&mut fds, i).is_some()));
     // Another connection of the same process is none of its.
     assert_eq!(g.attach().err().map(|e| e.0), Some(libc::EEXIST));
 }
@@ -239,7 +239,7 @@ fn a_resolver_that_dies_ends_the_questions_and_is_not_started_without_rest() {
         match r.status {
             0 => {
                 given += 1;
-                let near = sys::own(fds.take(0).expect("a connection"));
+                let near = sys::take(&mut fds, 0).expect("a connection");
                 sys::set_receive_timeout(&near, 10).expect("time-out");
                 let read = rustix::io::read(&near, &mut [0u8; 1]);
                 assert!(read == Ok(0) || sys::has_ended(&near), "the connection did not end");
@@ -406,7 +406,7 @@ fn messages_of_another_kind_or_version_end_the_connection_only() {
     let (r, mut fds) = ask(&g.host.connect(), &Message::new(Kind::Query).with_text("guests"), &[]);
     assert_eq!(r.status, 0);
     let mut text = String::new();
-    let file = sys::own(fds.take(0).expect("memfd"));
+    let file = sys::take(&mut fds, 0).expect("memfd");
     io::Read::read_to_string(&mut std::fs::File::from(file), &mut text).expect("read");
     let answer: serde_json::Value = serde_json::from_str(&text).expect("JSON");
     assert_eq!(answer[0]["name"], "played");

@@ -83,22 +83,20 @@ pub(crate) fn run(o: &Options) -> Result<(), Failure> {
 
 /// The connection that made the guest; it is closed by exec, which tells the daemon that the command has started.
 fn connect(engine: Option<&Path>) -> Result<(PathBuf, OwnedFd), Failure> {
-    let at = |p: &Path| nk_attach::connect(p.as_os_str().as_bytes()).map(sys::own);
-    let os = |e| std::io::Error::from_raw_os_error(e);
     if let Some(p) = engine {
-        let fd = at(p).map_err(|e| {
-            let text = format!("{}; start one with `nk daemon --socket {}`", os(e), p.display());
+        let fd = sys::connect(p).map_err(|e| {
+            let text = format!("{}; start one with `nk daemon --socket {}`", e, p.display());
             failed(&format!("no daemon answers at {}", p.display()), text)
         })?;
         let p = std::path::absolute(p).map_err(|e| failed("the working directory is gone", e))?;
         return Ok((p, fd));
     }
     let default = PathBuf::from(DEFAULT_SOCKET);
-    if let Ok(fd) = at(&default) {
+    if let Ok(fd) = sys::connect(&default) {
         return Ok((default, fd));
     }
     let p = private::start().map_err(|e| failed("cannot start a private daemon", e))?;
-    let fd = at(&p).map_err(|e| failed("the private daemon does not answer", os(e)))?;
+    let fd = sys::connect(&p).map_err(|e| failed("the private daemon does not answer", e))?;
     Ok((p, fd))
 }
 

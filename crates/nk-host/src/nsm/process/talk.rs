@@ -90,7 +90,7 @@ impl Talk {
                 return None;
             }
             // Before the worker is asked: it may be waiting for the last daemon's broker.
-            self.way.change(fds.take(3).map(sys::own)?);
+            self.way.change(sys::take(&mut fds, 3)?);
             self.grace = Duration::from_secs(m.d);
             self.alone_since = None;
         }

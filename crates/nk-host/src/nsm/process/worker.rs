@@ -84,8 +84,8 @@ impl Worker {
                             let done = self.adopt(&m, &mut fds, &mut answer);
                             done.map_or_else(|e| e.raw_os_error().unwrap_or(libc::EIO), |()| 0)
                         } else {
-                            let fds = [fds.take(0), fds.take(1)];
-                            self.command(&m, fds.map(|fd| fd.map(sys::own)), &mut answer)
+                            let fds = [0, 1].map(|i| sys::take(&mut fds, i));
+                            self.command(&m, fds, &mut answer)
                         };
                         let _ = reply.send(answer);
                         busy = true;
@@ -118,7 +118,7 @@ impl Worker {
     /// Another daemon takes over.
     fn adopt(&mut self, m: &Message, fds: &mut Fds, answer: &mut Message) -> io::Result<()> {
         let mut take = || {
-            let fd = (0..nk_attach::FDS_MAX).find_map(|i| fds.take(i)).map(sys::own);
+            let fd = (0..nk_attach::FDS_MAX).find_map(|i| sys::take(fds, i));
             fd.ok_or_else(|| io::Error::from_raw_os_error(libc::EINVAL))
         };
         let (memfd, bell, engine_bell, table) = (take()?, take()?, take()?, take()?);

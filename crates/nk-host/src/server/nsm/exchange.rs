@@ -52,7 +52,7 @@ pub(in crate::server) fn exchange(
             return Ok((reply, notes));
         }
         if reply.a >= note::LISTENER {
-            notes.push((reply, fds.take(0).map(sys::own)));
+            notes.push((reply, sys::take(&mut fds, 0)));
         }
     }
 }

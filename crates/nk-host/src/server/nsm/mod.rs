@@ -262,7 +262,7 @@ impl Server {
             }
             notes += 1;
             match nk_attach::recv(raw, true) {
-                Ok((m, mut fds, _)) => self.take_note(id, &m, fds.take(0).map(sys::own)),
+                Ok((m, mut fds, _)) => self.take_note(id, &m, sys::take(&mut fds, 0)),
                 // What it said last, and is in force, is heard before its end.
                 Err(RecvError::Os(libc::EAGAIN)) if part == Part::Control => break false,
                 Err(_) => break true,
