@@ -111,7 +111,7 @@ impl Config {
         };
         let mut config: Config = toml::from_str(&text).map_err(|e| {
             let (line, key) = place(e.span().map_or(0, |s| s.start));
-            let why = e.message().trim_end().replace('\n', "; ");
+            let why = in_words_of_toml(&e.message().trim_end().replace('\n', "; "));
             fail(format!("line {line}: {why} (at `{key}`)"))
         })?;
         config.check().map_err(|w| match w.at {
@@ -132,6 +132,9 @@ impl Config {
             && crate::sys::group(group).is_none()
         {
             return Err(Wrong::new(format!("socket_group: there is no group {group:?}")));
+        }
+        if let Some(name) = self.guest.keys().find(|name| !is_name(name)) {
+            return Err(Wrong::new(format!("guest.{name:?}: {GUEST_NAME}")));
         }
         for (name, g) in &self.guest {
             let Some(nsm) = &g.nsm else { continue };
@@ -179,11 +182,28 @@ impl Config {
     }
 }
 
+/// What [`is_name`] asks of a guest's.
+pub(crate) const GUEST_NAME: &str = "a guest's name is 1 to 64 letters, digits, '.', '_' or '-'";
+
 /// Whether guests and NSMs may have this name.
 pub(crate) fn is_name(name: &str) -> bool {
     !name.is_empty()
         && name.len() <= 64
         && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
+}
+
+/// The parser names what it expected in words of Rust's.
+fn in_words_of_toml(why: &str) -> String {
+    [
+        ("expected a sequence", "expected a list: [...]"),
+        ("expected a string", "expected text in quotes"),
+        ("expected a boolean", "expected true or false"),
+        ("expected u64", "expected a whole number"),
+        ("expected u32", "expected a whole number"),
+        ("expected u16", "expected a number up to 65535"),
+    ]
+    .into_iter()
+    .fold(why.to_owned(), |why, (from, to)| why.replace(from, to))
 }
 
 /// What is wrong with a file, and at which byte of it.

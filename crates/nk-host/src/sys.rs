@@ -31,7 +31,7 @@ pub use process::{
 };
 pub use socket::{
     accept, connect, is_hung_up, listen_at, pass_credentials, peer_credentials, peer_groups,
-    seqpacket_pair, set_receive_timeout,
+    remove_socket, seqpacket_pair, set_receive_timeout,
 };
 pub(crate) use socket::{peek_at_start, set_send_timeout};
 pub use wake::{drain, eventfd, futex_wake, futex_wake_all, is_eventfd, ring};

@@ -69,7 +69,9 @@ pub(crate) fn daemon(
     let path = socket.or_else(|| config.socket.clone()).unwrap_or_else(|| DEFAULT_SOCKET.into());
     let path = std::path::absolute(path)?;
     if let Some(dir) = path.parent() {
-        fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
+        fs::create_dir_all(dir).with_context(|| {
+            format!("cannot make {}; give --socket, or run it as root", dir.display())
+        })?;
     }
     let keeper_path = keeper::socket_path(&path);
     let found = match Keeper::find(&keeper_path) {
@@ -152,8 +154,9 @@ fn listen(path: &Path, config: &Config) -> Result<OwnedFd, Failure> {
                 return Err(serves_already(path));
             }
             Err(libc::ECONNREFUSED) => {
-                fs::remove_file(path)
-                    .with_context(|| format!("cannot remove the old {}", path.display()))?;
+                sys::remove_socket(path).with_context(|| {
+                    format!("cannot remove the old {}; give --socket", path.display())
+                })?;
             }
             Err(e) => {
                 let e = std::io::Error::from_raw_os_error(e);
@@ -184,4 +187,27 @@ pub(crate) fn resolver() -> Result<(), Failure> {
 
 pub(crate) fn keeper(socket: PathBuf, private: Option<PathBuf>) -> Result<(), Failure> {
     Ok(keeper::process::run(socket, private)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_socket_that_nobody_serves_is_replaced() {
+        let dir = std::env::temp_dir().join(format!("nk-daemon-{}", std::process::id()));
+        fs::create_dir(&dir).expect("a directory");
+        let path = dir.join("somebodys");
+        fs::write(&path, "data").expect("a file");
+        let refused = listen(&path, &Config::default()).expect_err("not its own");
+        assert!(refused.text.contains("no socket"), "{}", refused.text);
+        assert_eq!(fs::read_to_string(&path).expect("still there"), "data");
+        let path = dir.join("old");
+        drop(sys::listen_at(&path, 0o600).expect("listen"));
+        let served = listen(&path, &Config::default()).expect("in its place");
+        let refused = listen(&path, &Config::default()).expect_err("served");
+        assert!(refused.text.contains("already"), "{}", refused.text);
+        drop(served);
+        fs::remove_dir_all(&dir).expect("removed");
+    }
 }

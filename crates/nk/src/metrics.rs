@@ -214,8 +214,15 @@ fn head(from: &mut impl Read) -> Result<String, Failure> {
 
 fn scrape(engine: &Path) -> Result<String, String> {
     let ask = |question| {
-        query::ask(engine, question)
-            .map_err(|(_, why)| format!("no daemon answers at {}: {why}", engine.display()))
+        query::ask(engine, question).map_err(|(_, why)| {
+            let private = nk_host::private::base();
+            format!(
+                "no daemon answers at {}: {why}; name a private one with --engine {}/*/{}",
+                engine.display(),
+                private.display(),
+                nk_host::private::SOCKET_NAME
+            )
+        })
     };
     render(&ask("guests")?, &ask("nsms")?)
 }

@@ -150,7 +150,7 @@ impl Nsms {
 
 /// One number or several.
 #[derive(Clone, Debug, Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "a number, or a list of numbers (`id NAME` tells a user's)")]
 pub enum Ids {
     /// One.
     One(u32),

@@ -80,7 +80,12 @@ fn mistakes_are_named_with_line_and_key() {
         ("[guest.a]\nlisten = [\"10.0.0.2\"]", "ADDRESS:PORT"),
         ("[guest.a]\nlisten = [\"::1:80\"]", "brackets"),
         ("[guest.a]\nlisten = [\"10.0.0.2:90-80\"]", "PORT-PORT"),
-        ("[guest.a]\nuid = \"root\"", "uid"),
+        ("[guest.a]\nuid = \"root\"", "a list of numbers"),
+        ("[guest.a]\nlisten = \"10.0.0.2:80\"", "a list: [...]"),
+        ("[guest.a]\nport_min = 70000", "up to 65535"),
+        ("[guest.a]\nnames = 0", "true or false"),
+        ("[guest.a]\nout = 5", "in quotes"),
+        ("[guest.\"a b\"]", "letters, digits"),
     ] {
         let e = read(wrong).expect_err(wrong);
         assert!(e.contains(why), "{e}");

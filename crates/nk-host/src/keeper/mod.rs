@@ -337,7 +337,7 @@ fn take_back(
 
 /// Starts the process and returns the connection to it, once it has answered.
 fn start_process(program: &CStr, path: &Path, private: Option<&Path>) -> io::Result<Connection> {
-    let _ = std::fs::remove_file(path);
+    let _ = sys::remove_socket(path);
     let listener = sys::listen_at(path, 0o600)?;
     spawn(program, &listener, path, private)?;
     let socket = sys::connect(path)?;

@@ -53,6 +53,11 @@ impl Netlink {
 
     /// About another one. The socket belongs to it wherever it is used afterwards.
     pub(super) fn within(netns: &OwnedFd) -> io::Result<Netlink> {
+        // Into its own an ordinary user may not move either.
+        let own = crate::config::NamespaceName::Host.open()?;
+        if crate::broker::key_of(&own)? == crate::broker::key_of(netns)? {
+            return Netlink::here();
+        }
         super::in_thread(|| {
             // This thread alone moves, and then ends.
             move_into_link_name_space(netns.as_fd(), Some(LinkNameSpaceType::Network))?;

@@ -33,3 +33,13 @@ fn links_of_the_host_have_names_that_fit_and_differ() {
     let (a, b) = (host_link("a-guest-with-a-long-name-1"), host_link("a-guest-with-a-long-name-2"));
     assert!(a.len() <= LINK_NAME_MAX && a != b && a.starts_with("nk-a-gue"), "{a} {b}");
 }
+
+#[test]
+fn an_ordinary_user_is_told_the_addresses_of_its_own_namespace() {
+    let told = in_thread(|| {
+        crate::sys::set_capabilities(0)?;
+        addresses(&crate::config::NamespaceName::Host.open()?)
+    });
+    let there = Netlink::here().and_then(|mut n| n.addresses()).expect("asked").len();
+    assert_eq!(told.expect("without any right").len(), there);
+}

@@ -13,7 +13,7 @@ use super::attach::doorbell;
 use super::names::end_resolver;
 use super::nsm::Nsm;
 use super::{GUESTS_MAX, Reply, Role, Server, Source, Token};
-use crate::config::{GuestConfig, is_name};
+use crate::config::{GUEST_NAME, GuestConfig, is_name};
 use crate::control::attach::NO_DOORBELL;
 use crate::control::members::{Creator, Members};
 use crate::control::place::Place;
@@ -60,8 +60,7 @@ impl Server {
         };
         let name = message.text().unwrap_or("");
         if !is_name(name) {
-            let why = "a guest's name is 1 to 64 letters, digits, '.', '_' or '-'";
-            return Ok(Reply::refused(libc::EINVAL, why));
+            return Ok(Reply::refused(libc::EINVAL, GUEST_NAME));
         }
         let vm_bell = match message.a & CREATE_VM {
             0 => None,

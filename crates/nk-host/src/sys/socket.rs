@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::{AsFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 use std::time::Duration;
 
@@ -53,6 +54,17 @@ pub fn connect(path: &Path) -> io::Result<OwnedFd> {
     let fd = fd.map_err(io::Error::from_raw_os_error)?;
     // SAFETY: it was just made.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Removes a socket that nobody serves any more; a file of another kind is somebody's, and stays.
+///
+/// # Errors
+/// Those of unlink; EEXIST where it is no socket.
+pub fn remove_socket(path: &Path) -> io::Result<()> {
+    if !std::fs::symlink_metadata(path)?.file_type().is_socket() {
+        return Err(io::Error::new(io::ErrorKind::AlreadyExists, "it is no socket"));
+    }
+    std::fs::remove_file(path)
 }
 
 /// Accepts a connection.
