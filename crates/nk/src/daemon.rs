@@ -50,6 +50,7 @@ pub(crate) fn daemon(
     let fds = sys::raise_fd_limit();
     tracing::debug!(fds, "descriptor limit");
     if let Some(dir) = private_dir {
+        sys::name_thread(c"nk");
         if std::env::var_os("NK_NSM").is_some_and(|v| v == "process") {
             config.place(Placement::Process).map_err(|e| Failure::new(1, e))?;
         }

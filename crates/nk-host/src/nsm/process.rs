@@ -64,6 +64,7 @@ fn os(errno: i32) -> io::Error {
 /// # Errors
 /// When what the daemon sent is not what an NSM needs.
 pub fn run() -> io::Result<()> {
+    sys::name_thread(c"nk-nsm");
     sys::raise_fd_limit();
     sys::one_heap();
     let control = Arc::new(crate::spawn::passed()?);
