@@ -35,6 +35,7 @@ use std::time::{Duration, Instant};
 use nk_device::Layout;
 use nk_engine::{Engine, NsmId};
 use nk_servicelib::Service;
+use nk_stack_kernel::KernelStack;
 use rustix::event::epoll::EventFlags;
 use sd_notify::NotifyState;
 
@@ -110,6 +111,37 @@ pub struct Server {
     warned: BTreeSet<String>,
 }
 
+/// The NSMs that the configuration names, without processes, and what runs of the inline one. `totals`: what those of a dead daemon had counted.
+fn make_nsms(
+    config: &Config,
+    engine: &mut Engine,
+    broker: &Broker,
+    keeper: Option<&Keeper>,
+    totals: &mut [Entry],
+) -> io::Result<(Vec<nsm::Nsm>, Option<Service<KernelStack>>)> {
+    let (mut nsms, mut service) = (Vec::new(), None);
+    for ((name, config), id) in config.nsms().into_iter().zip(0..) {
+        let id = NsmId(id);
+        let region = Region::new("nsm", Layout::NSM, 0)?;
+        engine.add_nsm(id, region.device).map_err(io::Error::other)?;
+        let kept = totals.iter_mut().find(|e| e.text == name).and_then(|e| e.fds.pop());
+        // What another version counted in is not this one's: its totals begin again.
+        let totals = match kept.map(NsmTotals::map) {
+            Some(Ok(totals)) => totals,
+            _ => NsmTotals::new()?,
+        };
+        if config.placement == Placement::Inline {
+            let notes = keeper.map(|k| Box::new(ListenerNotes(k.clone())) as Box<_>);
+            let stack = crate::nsm::kernel_stack(Box::new(broker.clone()), notes, config.io)
+                .map_err(|e| io::Error::new(e.kind(), format!("NSM {name:?}: {e}")))?;
+            let inline = service.insert(Service::new(stack, region.device));
+            inline.count_in(totals.shared);
+        }
+        nsms.push(nsm::Nsm::new(id, name, config, region, totals));
+    }
+    Ok((nsms, service))
+}
+
 impl Server {
     /// Starts the poll thread and gets ready to serve.
     ///
@@ -125,31 +157,12 @@ impl Server {
         let (news_sender, news) = mpsc::channel();
         let broker = Broker::new();
         let mut engine = Engine::new();
-        let mut service = None;
-        let mut cores = Vec::new();
-        let mut nsms = Vec::new();
         let (mut totals, entries): (Vec<Entry>, Vec<Entry>) =
             setup.entries.into_iter().partition(|e| e.class == CLASS_TOTALS);
-        for ((name, config), id) in setup.config.nsms().into_iter().zip(0..) {
-            let id = NsmId(id);
-            let region = Region::new("nsm", Layout::NSM, 0)?;
-            engine.add_nsm(id, region.device).map_err(io::Error::other)?;
-            let kept = totals.iter_mut().find(|e| e.text == name).and_then(|e| e.fds.pop());
-            // What another version counted in is not this one's: its totals begin again.
-            let totals = match kept.map(NsmTotals::map) {
-                Some(Ok(totals)) => totals,
-                _ => NsmTotals::new()?,
-            };
-            if config.placement == Placement::Inline {
-                let notes = setup.keeper.clone().map(|k| Box::new(ListenerNotes(k)) as Box<_>);
-                let stack = crate::nsm::kernel_stack(Box::new(broker.clone()), notes, config.io)
-                    .map_err(|e| io::Error::new(e.kind(), format!("NSM {name:?}: {e}")))?;
-                let inline = service.insert(Service::new(stack, region.device));
-                inline.count_in(totals.shared);
-                cores = config.core_numbers();
-            }
-            nsms.push(nsm::Nsm::new(id, name, config, region, totals));
-        }
+        let (nsms, service) =
+            make_nsms(&setup.config, &mut engine, &broker, setup.keeper.as_ref(), &mut totals)?;
+        let inline = nsms.iter().find(|n| n.is_inline());
+        let cores = inline.map(|n| n.config.core_numbers()).unwrap_or_default();
         let notify = Notifier::new(news_sender.clone(), bell.clone());
         let poll = PollHandle::start(PollState::new(engine, notify, service)?, cores)?;
         sys::set_nonblocking(&setup.listener)?;

@@ -84,7 +84,7 @@ impl Server {
             );
             return Reply::refused(libc::EPROTO, &why);
         }
-        if self.keeper.is_none() || self.keeper_is_away {
+        if self.keeper.is_none() || self.keeper_is_away || self.keeper_life.due().is_some() {
             return Reply::refused(libc::EAGAIN, "its keeper is being replaced; try again");
         }
         tracing::info!(pid = to, "another daemon takes over");

@@ -16,6 +16,7 @@ use super::worker::Worker;
 use crate::guest::{Region, SharedLedger, layout};
 use crate::keeper::options_from_text;
 use crate::keeper::process::wake_guest;
+use crate::limits::GuestLimits;
 
 /// The ledger that comes with a command whose text says which number this NSM has there.
 fn shared_ledger(m: &Message, memfd: OwnedFd, layout: Layout) -> io::Result<SharedLedger> {
@@ -89,92 +90,82 @@ impl Worker {
         Ok(())
     }
 
-    /// Does what the daemon asks; returns an errno or 0.
+    fn adopt_moved(&mut self, m: &Message, fd: OwnedFd) -> io::Result<()> {
+        let at = m.text().and_then(MovedAt::from_text).ok_or_else(|| os(libc::EINVAL))?;
+        let unread = self.unread.remove(&m.b).unwrap_or_default();
+        let socket = MovedSocket { key: Key::from_word(m.b), fd, unread, at };
+        self.service.adopt_moved(socket).map_err(|e| os(e.0))
+    }
+
+    fn remember_unread(&mut self, m: &Message) -> io::Result<()> {
+        let more = m.text().and_then(unread_from_text).ok_or_else(|| os(libc::EINVAL))?;
+        self.unread.entry(m.b).or_default().extend(more);
+        Ok(())
+    }
+
+    fn renew_options(&mut self, m: &Message, memfd: OwnedFd) -> io::Result<()> {
+        let all = read_options(memfd, m.d).ok_or_else(|| os(libc::EINVAL))?;
+        self.service.renew_options(m.b as u16);
+        for (key, options) in all {
+            options.into_iter().for_each(|o| self.service.renew_option(key, o));
+        }
+        Ok(())
+    }
+
+    fn be_alone(&mut self, guest: u16) {
+        // What it was told about sockets of the NSMs that are gone is about shared chunks.
+        self.settle();
+        self.service.be_alone(guest);
+        self.ledgers.remove(&guest);
+    }
+
+    fn remove_guest(&mut self, guest: u16) {
+        self.service.remove_guest(guest);
+        self.regions.remove(&guest);
+        self.counters.remove(&guest);
+        self.ledgers.remove(&guest);
+    }
+
+    fn limit(&mut self, m: &Message) -> io::Result<()> {
+        let limits = m.text().and_then(GuestLimits::from_text).ok_or_else(|| os(libc::EINVAL))?;
+        self.service.set_limits(m.b as u16, &limits.service());
+        Ok(())
+    }
+
+    fn tell_stats(&self, guest: u16, answer: &mut Message) -> io::Result<()> {
+        let stats = self.service.stats(guest).ok_or_else(|| os(libc::ENOENT))?;
+        *answer = answer.with_text(&format_stats(&stats));
+        Ok(())
+    }
+
+    /// Does what the daemon asks.
     pub(super) fn command(
         &mut self,
         m: &Message,
-        fds: [Option<OwnedFd>; 2],
+        [fd, more]: [Option<OwnedFd>; 2],
         answer: &mut Message,
-    ) -> i32 {
+    ) -> io::Result<()> {
         let guest = m.b as u16;
-        let [fd, more] = fds;
         match (m.a, fd) {
-            (command::ADD_GUEST, Some(memfd)) => {
-                let done = self.add_guest(m, memfd, more);
-                done.map_or_else(|e| e.raw_os_error().unwrap_or(libc::EIO), |()| 0)
+            (command::ADD_GUEST, Some(memfd)) => return self.add_guest(m, memfd, more),
+            (command::LEAVE, Some(memfd)) => return self.leave(m, memfd),
+            (command::ADOPT_MOVED, Some(fd)) => return self.adopt_moved(m, fd),
+            (command::UNREAD, _) => return self.remember_unread(m),
+            (command::OPTIONS, Some(memfd)) => return self.renew_options(m, memfd),
+            (command::ADOPT_LISTENER, Some(fd)) => {
+                let adopted = self.service.adopt_listener(Key::from_word(m.b), fd, m.c as u32);
+                return adopted.map_err(|e| os(e.0));
             }
-            (command::LEAVE, Some(memfd)) => {
-                let done = self.leave(m, memfd);
-                done.map_or_else(|e| e.raw_os_error().unwrap_or(libc::EIO), |()| 0)
-            }
-            (command::ENTER, _) => {
-                self.service.enter(guest);
-                0
-            }
-            (command::ADOPT_MOVED, Some(fd)) => {
-                let Some(at) = m.text().and_then(MovedAt::from_text) else { return libc::EINVAL };
-                let unread = self.unread.remove(&m.b).unwrap_or_default();
-                let socket = MovedSocket { key: Key::from_word(m.b), fd, unread, at };
-                self.service.adopt_moved(socket).map_or_else(|e| e.0, |()| 0)
-            }
-            (command::UNREAD, _) => match m.text().and_then(unread_from_text) {
-                Some(mut more) => {
-                    self.unread.entry(m.b).or_default().append(&mut more);
-                    0
-                }
-                None => libc::EINVAL,
-            },
-            (command::OPTIONS, Some(memfd)) => match read_options(memfd, m.d) {
-                Some(all) => {
-                    self.service.renew_options(guest);
-                    for (key, options) in all {
-                        options.into_iter().for_each(|o| self.service.renew_option(key, o));
-                    }
-                    0
-                }
-                None => libc::EINVAL,
-            },
+            (command::LIMITS, _) => return self.limit(m),
+            (command::STATS, _) => return self.tell_stats(guest, answer),
+            (command::ENTER, _) => self.service.enter(guest),
+            (command::ALONE, _) => self.be_alone(guest),
+            (command::REMOVE_GUEST, _) => self.remove_guest(guest),
             (command::END, _) => {
                 self.regions.values().for_each(|r| wake_guest(r, ENGINE_GONE));
-                0
             }
-            (command::ALONE, _) => {
-                // What it was told about sockets of the NSMs that are gone is about shared chunks.
-                self.settle();
-                self.service.be_alone(guest);
-                self.ledgers.remove(&guest);
-                0
-            }
-            (command::REMOVE_GUEST, _) => {
-                self.service.remove_guest(guest);
-                self.regions.remove(&guest);
-                self.counters.remove(&guest);
-                self.ledgers.remove(&guest);
-                0
-            }
-            (command::ADOPT_LISTENER, Some(fd)) => {
-                match self.service.adopt_listener(Key::from_word(m.b), fd, m.c as u32) {
-                    Ok(()) => 0,
-                    Err(e) => e.0,
-                }
-            }
-            (command::LIMITS, _) => {
-                match m.text().and_then(crate::limits::GuestLimits::from_text) {
-                    Some(l) => {
-                        self.service.set_limits(guest, &l.service());
-                        0
-                    }
-                    None => libc::EINVAL,
-                }
-            }
-            (command::STATS, _) => match self.service.stats(guest) {
-                Some(s) => {
-                    *answer = answer.with_text(&format_stats(&s));
-                    0
-                }
-                None => libc::ENOENT,
-            },
-            _ => libc::EINVAL,
+            _ => return Err(os(libc::EINVAL)),
         }
+        Ok(())
     }
 }

@@ -80,13 +80,14 @@ impl Worker {
                     Ok((m, mut fds, reply)) => {
                         let mut answer = Message::new(Kind::Nsm);
                         answer.a = m.a;
-                        answer.status = if m.a == command::ADOPT {
-                            let done = self.adopt(&m, &mut fds, &mut answer);
-                            done.map_or_else(|e| e.raw_os_error().unwrap_or(libc::EIO), |()| 0)
+                        let done = if m.a == command::ADOPT {
+                            self.adopt(&m, &mut fds, &mut answer)
                         } else {
                             let fds = [0, 1].map(|i| sys::take(&mut fds, i));
                             self.command(&m, fds, &mut answer)
                         };
+                        answer.status =
+                            done.map_or_else(|e| e.raw_os_error().unwrap_or(libc::EIO), |()| 0);
                         let _ = reply.send(answer);
                         busy = true;
                     }
