@@ -33,11 +33,22 @@ pub(crate) fn request(socket: &Path, kind: Kind, text: &str) -> Result<Fds, (i32
     // A daemon that hangs must not hang who asks.
     let _ = sys::set_receive_timeout(&fd, ANSWER_MAX_S);
     nk_attach::send(fd.as_raw_fd(), &Message::new(kind).with_text(text), &[]).map_err(os)?;
-    let (reply, fds, _) = nk_attach::recv(fd.as_raw_fd(), false)
-        .map_err(|e| (libc::EIO, format!("no answer ({e:?})")))?;
+    let (reply, fds, _) =
+        nk_attach::recv(fd.as_raw_fd(), false).map_err(|e| (libc::EIO, unanswered(e)))?;
     match reply.status {
         0 => Ok(fds),
         errno => Err((errno, reply.text().unwrap_or("").to_owned())),
+    }
+}
+
+fn unanswered(e: nk_attach::RecvError) -> String {
+    match e {
+        // A keeper holds the socket of a daemon that was killed.
+        nk_attach::RecvError::Os(libc::EAGAIN) => {
+            format!("none in {ANSWER_MAX_S} s: it hangs, or was killed and is to be started again")
+        }
+        nk_attach::RecvError::Os(e) => std::io::Error::from_raw_os_error(e).to_string(),
+        e => format!("{e:?}"),
     }
 }
 

@@ -54,7 +54,7 @@ impl Netlink {
     /// About another one. The socket belongs to it wherever it is used afterwards.
     pub(super) fn within(netns: &OwnedFd) -> io::Result<Netlink> {
         // Into its own an ordinary user may not move either.
-        let own = crate::config::NamespaceName::Host.open()?;
+        let own = std::fs::File::open("/proc/thread-self/ns/net")?.into();
         if crate::broker::key_of(&own)? == crate::broker::key_of(netns)? {
             return Netlink::here();
         }

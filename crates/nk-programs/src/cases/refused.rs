@@ -66,7 +66,24 @@ fn refused(world: &mut World, mode: Mode) -> Result<String> {
         }
     }
     counted(world, mode, &fixed)?;
+    if rustix::process::geteuid().is_root() {
+        without_rights(world, mode, &plain)?;
+    }
     Ok(format!("{} kinds", programs.len()))
+}
+
+/// Root of a container that may make no namespaces is told what else there is.
+fn without_rights(world: &World, mode: Mode, program: &str) -> Result<()> {
+    let mut words =
+        ["/usr/bin/setpriv", "--inh-caps=-all", "--bounding-set=-all"].map(str::to_owned).to_vec();
+    words.extend(world.prefix(mode.client)?);
+    words.push(program.to_owned());
+    let ended = world.start("without rights", Side::Plain, &words)?.finish(LIMIT)?;
+    ensure!(ended.err.contains("give --share-net"), "{:?} ({})", ended.err, ended.how());
+    words.insert(words.len() - 2, "--share-net".to_owned());
+    let said = world.run(Side::Plain, &words, LIMIT)?;
+    ensure!(said == "ran\n", "with --share-net: {said:?}");
+    Ok(())
 }
 
 /// `nk why` tells of what a child met that has ended.

@@ -62,17 +62,25 @@ fn program() -> [libc::sock_filter; 17] {
 pub(crate) fn install(privileged: bool) -> io::Result<()> {
     let mut filter = program();
     let prog = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_mut_ptr() };
+    const SECCOMP_SET_MODE_FILTER: i32 = 1;
     // SAFETY: plain numbers, and a program that outlives the call (the kernel copies it).
-    unsafe {
-        if !privileged && libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0 {
-            return Err(io::Error::last_os_error());
-        }
-        const SECCOMP_SET_MODE_FILTER: i32 = 1;
-        if libc::syscall(libc::SYS_seccomp, SECCOMP_SET_MODE_FILTER, 0, &raw const prog) != 0 {
-            return Err(io::Error::last_os_error());
+    let put = || unsafe {
+        result(libc::syscall(libc::SYS_seccomp, SECCOMP_SET_MODE_FILTER, 0, &raw const prog))
+    };
+    if privileged {
+        match put() {
+            // Root of a container, without CAP_SYS_ADMIN: as any user.
+            Err(e) if e.raw_os_error() == Some(libc::EACCES) => {}
+            done => return done,
         }
     }
-    Ok(())
+    // SAFETY: plain numbers.
+    result(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) }.into())?;
+    put()
+}
+
+fn result(returned: libc::c_long) -> io::Result<()> {
+    if returned == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 #[cfg(test)]
