@@ -109,6 +109,9 @@ pub fn connect(path: &[u8]) -> Result<i32, i32> {
     }
 }
 
+/// Where whoever shares the socket asked for it, each message comes with a pidfd of its sender.
+const SCM_PIDFD: i32 = 4;
+
 #[repr(C, align(8))]
 struct ControlBuffer([u8; 128]);
 
@@ -209,7 +212,7 @@ fn recv_flags(socket: i32, flags: i32) -> Result<(Message, Fds, Option<Credentia
     let mut credentials = None;
     // SAFETY: plain data and buffers of our own; the kernel fills them within the given lengths; control messages are walked
     // with libc's macros and read unaligned.
-    let n = unsafe {
+    let (n, is_longer) = unsafe {
         let mut msg: libc::msghdr = zeroed();
         msg.msg_iov = &raw mut iov;
         msg.msg_iovlen = 1;
@@ -248,15 +251,21 @@ fn recv_flags(socket: i32, flags: i32) -> Result<(Message, Fds, Option<Credentia
             {
                 let u = data.cast::<libc::ucred>().read_unaligned();
                 credentials = Some(Credentials { pid: u.pid, uid: u.uid, gid: u.gid });
+            } else if (*c).cmsg_level == libc::SOL_SOCKET
+                && (*c).cmsg_type == SCM_PIDFD
+                && bytes >= size_of::<i32>()
+            {
+                // A guest has the other descriptors of a socket that it gave away, and would fill the receiver's table.
+                close_raw(data.cast::<i32>().read_unaligned());
             }
             c = libc::CMSG_NXTHDR(&raw const msg, c);
         }
-        n
+        (n, msg.msg_flags & libc::MSG_TRUNC != 0)
     };
     if n == 0 {
         return Err(RecvError::Closed);
     }
-    if n != size_of::<Message>() || message.protocol != PROTOCOL {
+    if n != size_of::<Message>() || is_longer || message.protocol != PROTOCOL {
         return Err(RecvError::Malformed);
     }
     Ok((message, fds, credentials))
@@ -301,6 +310,42 @@ mod tests {
         for fd in p.into_iter().chain(q) {
             close_raw(fd);
         }
+    }
+
+    #[test]
+    fn who_shares_the_socket_makes_nobody_receive_what_stays_open() {
+        const SO_PASSPIDFD: i32 = 76;
+        let p = pair();
+        let on = 1i32;
+        // SAFETY: the kernel reads a number.
+        let set = unsafe {
+            let (from, len) = ((&raw const on).cast(), size_of::<i32>() as u32);
+            libc::setsockopt(p[1], libc::SOL_SOCKET, SO_PASSPIDFD, from, len)
+        };
+        assert!(
+            set == 0 || errno() == libc::ENOPROTOOPT,
+            "a kernel before 6.5 knows no such thing"
+        );
+        send(p[0], &Message::new(Kind::Hello), &p).expect("send");
+        assert_eq!(peek(p[1]).expect("peek").1.len(), 2);
+        assert_eq!(recv(p[1], true).expect("recv").1.len(), 2);
+        let open = std::fs::read_dir("/proc/self/fd").expect("fd").flatten();
+        let names = open.filter_map(|f| std::fs::read_link(f.path()).ok());
+        assert_eq!(names.filter(|n| n.to_string_lossy().contains("pidfd")).count(), 0);
+        p.into_iter().for_each(close_raw);
+    }
+
+    #[test]
+    fn a_longer_message_is_none() {
+        let p = pair();
+        let mut bytes = [0u8; size_of::<Message>() + 1];
+        bytes[..4].copy_from_slice(&PROTOCOL.to_ne_bytes());
+        for (len, is_one) in [(bytes.len(), false), (bytes.len() - 1, true)] {
+            // SAFETY: sends so many bytes of an array of ours.
+            unsafe { libc::send(p[0], bytes.as_ptr().cast(), len, 0) };
+            assert_eq!(recv(p[1], true).is_ok(), is_one, "{len} bytes");
+        }
+        p.into_iter().for_each(close_raw);
     }
 
     #[test]
