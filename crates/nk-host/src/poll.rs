@@ -89,13 +89,12 @@ impl PollState {
         }
     }
 
-    /// Moves to where the thread waits that was rung last. Where NSMs are processes, those do what a guest waits for.
+    /// Goes to where the thread waits that was rung last, and stays for a while. Where NSMs are processes, those do what a guest waits for.
     fn go_beside(&self, beside: &mut Beside, now_ns: u64) {
         if self.service.is_some()
-            && let Some(cpu) = beside.place(now_ns, sys::cpu(), self.engine.awaited_on())
-            && let Err(e) = sys::move_to(cpu)
+            && let Err(e) = beside.place(now_ns, sys::cpu(), self.engine.awaited_on())
         {
-            tracing::debug!(cpu, "the poll thread cannot move there: {e}");
+            tracing::debug!("the poll thread cannot move: {e}");
         }
     }
 

@@ -23,7 +23,7 @@ pub use descriptor::{duplicate, identity, is_netns, set_blocking, set_nonblockin
 pub use epoll::Epoll;
 pub use memory::{Mapping, len, memfd_with, one_heap, region};
 pub(crate) use process::{
-    cores_online, cpu, end_child, kill, kill_child, move_to, no_new_privileges, pin, reap,
+    Stay, cores_online, cpu, end_child, kill, kill_child, no_new_privileges, pin, reap,
     set_capabilities,
 };
 pub use process::{

@@ -154,17 +154,39 @@ pub(crate) fn cpu() -> usize {
     rustix::thread::sched_getcpu()
 }
 
-/// The calling thread goes on on this CPU, if it may run there; from then on the scheduler places it as before.
-///
-/// # Errors
-/// Those of sched_setaffinity.
-pub(crate) fn move_to(cpu: usize) -> io::Result<()> {
-    let allowed = rustix::thread::sched_getaffinity(None)?;
-    if cpu < CpuSet::MAX_CPU && allowed.is_set(cpu) {
+/// A thread that runs on one CPU for a while.
+#[derive(Debug)]
+pub(crate) struct Stay {
+    cpu: usize,
+    /// Where it may run otherwise.
+    allowed: CpuSet,
+}
+
+impl Stay {
+    /// The calling thread goes on on this CPU, if it may run there, and stays.
+    ///
+    /// # Errors
+    /// Those of sched_setaffinity.
+    pub(crate) fn on(cpu: usize) -> io::Result<Option<Stay>> {
+        let allowed = rustix::thread::sched_getaffinity(None)?;
+        if cpu >= CpuSet::MAX_CPU || !allowed.is_set(cpu) || allowed.count() == 1 {
+            return Ok(None);
+        }
         pin(&[cpu])?;
-        rustix::thread::sched_setaffinity(None, &allowed)?;
+        Ok(Some(Stay { cpu, allowed }))
     }
-    Ok(())
+
+    /// The scheduler places the calling thread as before, unless somebody said meanwhile where it is to run.
+    ///
+    /// # Errors
+    /// Those of sched_setaffinity.
+    pub(crate) fn end(self) -> io::Result<()> {
+        let now = rustix::thread::sched_getaffinity(None)?;
+        if now.count() == 1 && now.is_set(self.cpu) {
+            rustix::thread::sched_setaffinity(None, &self.allowed)?;
+        }
+        Ok(())
+    }
 }
 
 /// The calling thread, and those that it makes, have these capabilities and no others.
