@@ -25,7 +25,7 @@ int main(void) {
         R("bind to another family", bind(fd, &a.sa, length));
         a.sa.sa_family = family;
         R("connect to a short address", connect(fd, &a.sa, 4));
-        R("MSG_OOB", sendto(fd, "x", 1, MSG_OOB, &a.sa, length));
+        if (R("MSG_OOB", sendto(fd, "x", 1, MSG_OOB, &a.sa, length)) > 0) udp_expect("which IPv6 does not look at", bound);
         R("listen", listen(bound, 5));
         R("accept", accept(bound, NULL, NULL));
         R("getpeername", getpeername(bound, &a.sa, &length));
