@@ -60,8 +60,11 @@ fn make_base() -> io::Result<PathBuf> {
 #[must_use]
 pub fn sockets() -> Vec<PathBuf> {
     let Ok(entries) = fs::read_dir(base()) else { return Vec::new() };
-    let mut found: Vec<PathBuf> =
-        entries.flatten().map(|e| e.path().join(SOCKET_NAME)).filter(|p| is_served(p)).collect();
+    let mut found: Vec<PathBuf> = entries
+        .flatten()
+        .map(|e| e.path().join(SOCKET_NAME))
+        .filter(|p| sys::try_connect(p).is_ok())
+        .collect();
     found.sort();
     found
 }
@@ -83,20 +86,10 @@ pub fn sockets_of_all_users() -> Vec<PathBuf> {
         .iter()
         .filter_map(|b| fs::read_dir(b).ok())
         .flat_map(|entries| entries.flatten().map(|e| e.path().join(SOCKET_NAME)))
-        .filter(|p| is_served(p))
+        .filter(|p| sys::try_connect(p).is_ok())
         .collect();
     found.sort();
     found
-}
-
-fn is_served(socket: &Path) -> bool {
-    match nk_attach::connect(socket.as_os_str().as_bytes()) {
-        Ok(fd) => {
-            nk_attach::close_raw(fd);
-            true
-        }
-        Err(_) => false,
-    }
 }
 
 /// Removes directories whose daemon is gone.
@@ -108,8 +101,9 @@ fn clear_leftovers(base: &Path) {
         // ".new-PID": being made by PID, which may have died over it.
         let stale = match name.strip_prefix(".new-") {
             Some(pid) => !Path::new("/proc").join(pid).exists(),
-            None => nk_attach::connect(e.path().join(SOCKET_NAME).as_os_str().as_bytes())
-                .is_err_and(|e| e == libc::ECONNREFUSED || e == libc::ENOENT),
+            None => sys::try_connect(&e.path().join(SOCKET_NAME)).is_err_and(|e| {
+                matches!(e.raw_os_error(), Some(libc::ECONNREFUSED | libc::ENOENT))
+            }),
         };
         if stale {
             remove(&e.path());

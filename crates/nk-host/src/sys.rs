@@ -30,8 +30,8 @@ pub use process::{
     drain_signals, group, has_ended, name_thread, pidfd, raise_fd_limit, random, signals,
 };
 pub use socket::{
-    accept, connect, is_hung_up, listen_at, pass_credentials, peer_credentials, peer_groups,
-    remove_socket, seqpacket_pair, set_receive_timeout,
+    accept, connect, connect_within, is_hung_up, listen_at, pass_credentials, peer_credentials,
+    peer_groups, remove_socket, seqpacket_pair, set_receive_timeout, try_connect,
 };
 pub(crate) use socket::{peek_at_start, set_send_timeout};
 pub use wake::{drain, eventfd, futex_wake, futex_wake_all, is_eventfd, ring};

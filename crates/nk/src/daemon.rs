@@ -124,7 +124,7 @@ fn take_over(
             .map_err(|e| Failure::new(1, format!("NSM {name:?}: {e}")))?;
     }
     let order = format!("hand-over {}", nk_host::server::common_version());
-    crate::query::request(path, nk_attach::Kind::Order, &order).map_err(|(_, why)| {
+    crate::ask::request(path, nk_attach::Kind::Order, &order).map_err(|why| {
         let text = format!("the daemon at {} does not hand over: {why}", path.display());
         Failure::new(1, text)
     })?;

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`run`] | `nk run`: becomes the first process of a guest |
 //! | [`daemon`] | `nk daemon`, also the private one |
+//! | [`ask`] | requests to daemons, and which there are |
 //! | [`mod@bench`] | `nk bench` |
 //! | [`doctor`] | `nk doctor` |
 //! | [`order`] | `nk guest`: changes what runs |
@@ -12,6 +13,7 @@
 //! The program has no Rust runtime entry: that would ignore SIGPIPE, and a command run by `nk run` would inherit it.
 #![cfg_attr(not(test), no_main)]
 
+mod ask;
 mod bench;
 mod daemon;
 mod doctor;
@@ -40,6 +42,7 @@ enum Command {
     /// Run a command as a guest, in place: same pid, terminal, signals and exit status
     #[command(after_help = "\
 With no daemon on the default socket (or --engine), a private one is started that ends with the guest's last process.
+A daemon that was killed and is to be started again, as its keeper is there, is waited for; after a second that is said.
 Exit status: the command's; 126 when it cannot be run as a guest, 127 when it is not found, 125 when nk itself fails.")]
     Run {
         /// Namespace of the host in which its sockets are opened: "host" or "netns:NAME" [default: the caller's]

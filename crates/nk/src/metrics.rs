@@ -2,10 +2,9 @@
 //! a socket unit of systemd (`Accept=yes`) or inetd. So nothing listens in the daemon, and nothing runs between two scrapes.
 
 use std::io::{Read, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::AtomicU64;
 
-use nk_host::config::DEFAULT_SOCKET;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -13,7 +12,8 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::{Registry, Unit};
 use serde_json::Value;
 
-use crate::{Failure, query};
+use crate::Failure;
+use crate::ask::{self, Engine};
 
 /// Bytes of a request's head that are read at most.
 const HEAD_MAX: usize = 8192;
@@ -21,9 +21,8 @@ const TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
-    /// Ask this daemon
-    #[arg(long, value_name = "SOCKET", default_value = DEFAULT_SOCKET)]
-    engine: PathBuf,
+    #[command(flatten)]
+    engine: Engine,
     /// Read one HTTP request from standard input and answer it
     #[arg(long)]
     http: bool,
@@ -168,21 +167,23 @@ pub(crate) fn metrics(options: &Options) -> Result<(), Failure> {
     if options.http {
         return answer(&options.engine);
     }
-    let text = scrape(&options.engine).map_err(|why| Failure::new(1, why))?;
-    std::io::stdout().write_all(text.as_bytes())?;
-    Ok(())
+    let (told, whole) = scrape(&options.engine);
+    std::io::stdout().write_all(render(&told)?.as_bytes())?;
+    whole
 }
 
 /// One request from standard input, its answer to standard output.
-fn answer(engine: &Path) -> Result<(), Failure> {
+fn answer(engine: &Engine) -> Result<(), Failure> {
     let request = head(&mut std::io::stdin().lock())?;
     let mut words = request.split(' ');
     let (method, target) = (words.next().unwrap_or(""), words.next().unwrap_or(""));
     let path = target.split('?').next().unwrap_or("");
     let (status, kind, body) = match (method, path) {
         ("GET" | "HEAD", "/metrics") => match scrape(engine) {
-            Ok(text) => ("200 OK", TYPE, text),
-            Err(why) => ("503 Service Unavailable", "text/plain", format!("{why}\n")),
+            (told, Err(why)) if told.is_empty() => {
+                ("503 Service Unavailable", "text/plain", format!("{}\n", why.text))
+            }
+            (told, _) => ("200 OK", TYPE, render(&told)?),
         },
         ("GET" | "HEAD", _) => ("404 Not Found", "text/plain", "here is /metrics\n".to_owned()),
         _ => ("405 Method Not Allowed", "text/plain", "GET /metrics\n".to_owned()),
@@ -212,69 +213,62 @@ fn head(from: &mut impl Read) -> Result<String, Failure> {
     Ok(text.lines().next().unwrap_or("").to_owned())
 }
 
-fn scrape(engine: &Path) -> Result<String, String> {
-    let ask = |question| {
-        query::ask(engine, question).map_err(|(_, why)| {
-            let private = nk_host::private::base();
-            format!(
-                "no daemon answers at {}: {why}; name a private one with --engine {}/*/{}",
-                engine.display(),
-                private.display(),
-                nk_host::private::SOCKET_NAME
-            )
-        })
-    };
-    render(&ask("guests")?, &ask("nsms")?)
+/// A daemon's socket, its guests, its NSMs.
+type Told = (PathBuf, (Vec<Value>, Vec<Value>));
+/// What a daemon says of a guest or an NSM, with the labels that tell it from others.
+type Row<'a> = (Labels, &'a Value);
+
+fn scrape(engine: &Engine) -> (Vec<Told>, Result<(), Failure>) {
+    engine.all(|socket| Ok((ask::list(socket, "guests")?, ask::list(socket, "nsms")?)))
 }
 
-/// The text, from the daemon's two lists.
-fn render(guests: &Value, nsms: &Value) -> Result<String, String> {
-    let mut registry = Registry::with_prefix("netkernel");
-    let label = |v: &Value, key: &str| match v.pointer(key) {
+fn label(v: &Value, key: &str) -> String {
+    match v.pointer(key) {
         Some(Value::String(s)) => s.clone(),
         Some(v) if !v.is_null() => v.to_string(),
         _ => String::new(),
-    };
-    let list = |v: &Value| v.as_array().cloned().unwrap_or_default();
-    let (guests, nsms) = (list(guests), list(nsms));
-    // A guest's name need not be the only one of its kind, and none need have one.
-    let of_guest = |g: &Value| vec![("guest", label(g, "/name")), ("id", label(g, "/id"))];
-    let of_nsm = |n: &Value| vec![("nsm", label(n, "/name"))];
+    }
+}
 
+/// The text, from the daemons' lists.
+fn render(told: &[Told]) -> Result<String, Failure> {
+    let (mut guests, mut nsms): (Vec<Row<'_>>, Vec<Row<'_>>) = Default::default();
+    for (socket, (its_guests, its_nsms)) in told {
+        let of = || ("daemon", socket.display().to_string());
+        // A guest's name need not be the only one of its kind, and none need have one.
+        let guest = |g| (vec![of(), ("guest", label(g, "/name")), ("id", label(g, "/id"))], g);
+        guests.extend(its_guests.iter().map(guest));
+        nsms.extend(its_nsms.iter().map(|n| (vec![of(), ("nsm", label(n, "/name"))], n)));
+    }
+
+    let mut registry = Registry::with_prefix("netkernel");
     let info = Family::<Labels, Gauge>::default();
-    for g in &guests {
+    for (labels, g) in &guests {
         let more = [("uid", "/uid"), ("nsm", "/nsm_name"), ("network", "/network/name")];
         let more = more.map(|(name, at)| (name, label(g, at)));
-        info.get_or_create(&[of_guest(g), more.to_vec()].concat()).set(1);
+        info.get_or_create(&[&labels[..], &more].concat()).set(1);
     }
     registry.register("guest_info", "Whose it is, and what serves it", info);
     let up = Family::<Labels, Gauge>::default();
-    for n in &nsms {
-        up.get_or_create(&of_nsm(n)).set(i64::from(label(n, "/state") == "up"));
+    for (labels, n) in &nsms {
+        up.get_or_create(labels).set(i64::from(label(n, "/state") == "up"));
     }
     registry.register("nsm_up", "Whether it serves: 0 while it is started again", up);
     for metric in GUEST {
-        metric.register(&mut registry, "guest", &guests, of_guest);
+        metric.register(&mut registry, "guest", &guests);
     }
     for metric in NSM {
-        metric.register(&mut registry, "nsm", &nsms, of_nsm);
+        metric.register(&mut registry, "nsm", &nsms);
     }
     let mut text = String::new();
-    encode(&mut text, &registry).map_err(|e| e.to_string())?;
+    encode(&mut text, &registry)?;
     Ok(text)
 }
 
 impl Metric {
-    fn register(
-        &self,
-        registry: &mut Registry,
-        of: &str,
-        rows: &[Value],
-        labels: impl Fn(&Value) -> Labels,
-    ) {
-        let values = rows.iter().flat_map(|row| {
-            let labels = labels(row);
-            self.values(row).into_iter().map(move |(more, n)| ([labels.clone(), more].concat(), n))
+    fn register(&self, registry: &mut Registry, of: &str, rows: &[Row<'_>]) {
+        let values = rows.iter().flat_map(|(labels, row)| {
+            self.values(row).into_iter().map(|(more, n)| ([&labels[..], &more].concat(), n))
         });
         let name = format!("{of}_{}", self.name);
         match self.kind {
@@ -349,18 +343,22 @@ mod tests {
     fn what_the_daemon_says_becomes_text() {
         let nsms = json!([{"name": "web", "state": "up", "restarts": 2, "guests": 1, "bytes_sent": 5},
             {"name": "rest", "state": "restarting", "restarts": 9}]);
-        let text = render(&json!([guest()]), &nsms).unwrap();
+        let nsms = nsms.as_array().expect("a list").clone();
+        let other = (PathBuf::from("/other"), (vec![guest()], Vec::new()));
+        let told = [(PathBuf::from("/d"), (vec![guest()], nsms)), other];
+        let text = render(&told).map_err(|f| f.text).unwrap();
         for line in [
-            r#"netkernel_guest_info{guest="a \"b\"",id="3",uid="0",nsm="web",network="host"} 1"#,
-            r#"netkernel_guest_processes{guest="a \"b\"",id="3"} 2"#,
-            r#"netkernel_guest_sent_bytes_total{guest="a \"b\"",id="3"} 70"#,
-            r#"netkernel_guest_nqes_total{guest="a \"b\"",id="3",direction="from",op="Send"} 4"#,
-            r#"netkernel_guest_held_total{guest="a \"b\"",id="3",limit="nqes"} 2"#,
-            r#"netkernel_guest_held_for_seconds_total{guest="a \"b\"",id="3",limit="out"} 1.5"#,
-            r#"netkernel_nsm_up{nsm="web"} 1"#,
-            r#"netkernel_nsm_up{nsm="rest"} 0"#,
-            r#"netkernel_nsm_sent_bytes_total{nsm="web"} 5"#,
-            r#"netkernel_nsm_restarts_total{nsm="rest"} 9"#,
+            r#"netkernel_guest_info{daemon="/d",guest="a \"b\"",id="3",uid="0",nsm="web",network="host"} 1"#,
+            r#"netkernel_guest_processes{daemon="/d",guest="a \"b\"",id="3"} 2"#,
+            r#"netkernel_guest_sent_bytes_total{daemon="/d",guest="a \"b\"",id="3"} 70"#,
+            r#"netkernel_guest_sent_bytes_total{daemon="/other",guest="a \"b\"",id="3"} 70"#,
+            r#"netkernel_guest_nqes_total{daemon="/d",guest="a \"b\"",id="3",direction="from",op="Send"} 4"#,
+            r#"netkernel_guest_held_total{daemon="/d",guest="a \"b\"",id="3",limit="nqes"} 2"#,
+            r#"netkernel_guest_held_for_seconds_total{daemon="/d",guest="a \"b\"",id="3",limit="out"} 1.5"#,
+            r#"netkernel_nsm_up{daemon="/d",nsm="web"} 1"#,
+            r#"netkernel_nsm_up{daemon="/d",nsm="rest"} 0"#,
+            r#"netkernel_nsm_sent_bytes_total{daemon="/d",nsm="web"} 5"#,
+            r#"netkernel_nsm_restarts_total{daemon="/d",nsm="rest"} 9"#,
         ] {
             assert!(text.lines().any(|l| l == line), "{line} is not in:\n{text}");
         }

@@ -1,12 +1,10 @@
 //! `nk guest`: orders to the daemon, by root or the daemon's user.
 
-use std::path::PathBuf;
-
 use nk_attach::{Kind, TEXT_MAX};
 use nk_host::limits::{Change, LIMITS, Unit};
 
 use crate::Failure;
-use crate::query::{reachable, request};
+use crate::ask::{Engine, request};
 
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum GuestCommand {
@@ -25,9 +23,8 @@ where a guest is, and what it still has on the NSM that it left. Should that one
         /// The NSM, as `nk nsm ls` names it
         #[arg(long, value_name = "NSM")]
         to: String,
-        /// Attach socket of its daemon [default: any daemon that has the guest]
-        #[arg(long, value_name = "SOCKET")]
-        engine: Option<PathBuf>,
+        #[command(flatten)]
+        engine: Engine,
     },
     /// List guests: as `nk guests`
     Ls {
@@ -40,9 +37,8 @@ where a guest is, and what it still has on the NSM that it left. Should that one
 pub(crate) struct Limit {
     /// The guest's name
     guest: String,
-    /// Attach socket of its daemon [default: any daemon that has the guest]
-    #[arg(long, value_name = "SOCKET")]
-    engine: Option<PathBuf>,
+    #[command(flatten)]
+    engine: Engine,
     #[command(flatten)]
     changes: Changes,
 }
@@ -88,7 +84,7 @@ pub(crate) fn guest(command: &GuestCommand) -> Result<(), Failure> {
             {
                 return Err(Failure::new(2, "a guest and an NSM are named by one word each"));
             }
-            give(engine.as_ref(), &format!("move {guest} {to}"), guest)
+            give(engine, &format!("move {guest} {to}"), guest)
         }
         GuestCommand::Ls { from } => crate::query::guests(from),
     }
@@ -106,19 +102,12 @@ fn limit(l: &Limit) -> Result<(), Failure> {
             "too much for one order: change some limits first, then the rest",
         ));
     }
-    give(l.engine.as_ref(), &order, &l.guest)
+    give(&l.engine, &order, &l.guest)
 }
 
 /// Gives an order to the daemon that has the guest.
-fn give(engine: Option<&PathBuf>, order: &str, guest: &str) -> Result<(), Failure> {
-    for socket in reachable(engine) {
-        match request(&socket, Kind::Order, order) {
-            Ok(_) => return Ok(()),
-            Err((libc::ENOENT | libc::ECONNREFUSED | libc::ESRCH, _)) if engine.is_none() => {}
-            Err((_, why)) => {
-                return Err(Failure::new(1, format!("{}: {why}", socket.display())));
-            }
-        }
-    }
-    Err(Failure::new(1, format!("no daemon here has a guest {guest:?}; `nk guests` lists them")))
+fn give(engine: &Engine, order: &str, guest: &str) -> Result<(), Failure> {
+    let none = || format!("no daemon here has a guest {guest:?}; `nk guests` lists them");
+    let given = engine.first(|socket| request(socket, Kind::Order, order))?;
+    given.map(drop).ok_or_else(|| Failure::new(1, none()))
 }

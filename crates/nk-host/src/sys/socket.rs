@@ -56,6 +56,33 @@ pub fn connect(path: &Path) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
+/// [`connect`] that waits no longer than that for room: with EAGAIN. A send on it waits no longer, either.
+///
+/// # Errors
+/// As there.
+pub fn connect_within(path: &Path, time: Duration) -> io::Result<OwnedFd> {
+    let addr = SocketAddrUnix::new(path)?;
+    let (family, kind) = (AddressFamily::UNIX, SocketType::SEQPACKET);
+    let fd = net::socket_with(family, kind, SocketFlags::CLOEXEC, None)?;
+    set_send_timeout(&fd, time)?;
+    rustix::io::retry_on_intr(|| net::connect(&fd, &addr))?;
+    Ok(fd)
+}
+
+/// Whether one could connect to the socket at a path; does not wait.
+///
+/// # Errors
+/// As [`connect`].
+pub fn try_connect(path: &Path) -> io::Result<()> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let fd = net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
+    match net::connect(&fd, &SocketAddrUnix::new(path)?) {
+        // It is served, and has no room at the moment.
+        Err(rustix::io::Errno::AGAIN) => Ok(()),
+        tried => Ok(tried?),
+    }
+}
+
 /// Removes a socket that nobody serves any more; a file of another kind is somebody's, and stays.
 ///
 /// # Errors

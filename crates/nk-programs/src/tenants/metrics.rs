@@ -31,9 +31,14 @@ fn value(text: &str, series: &str) -> Result<f64> {
     found.with_context(|| format!("no {series} in:\n{text}"))?.parse().context("a number")
 }
 
+/// The value of what is told of the NSM.
+fn of_nsm(text: &str, engine: &str, what: &str) -> Result<f64> {
+    value(text, &format!("netkernel_nsm_{what}{{daemon=\"{engine}\",nsm=\"own\"}}"))
+}
+
 /// What the guest sent, and some of what it got, is among what its NSM did.
-fn in_all(text: &str) -> Result<()> {
-    let bytes = |what| value(text, &format!("netkernel_nsm_{what}_bytes_total{{nsm=\"own\"}}"));
+fn in_all(text: &str, engine: &str) -> Result<()> {
+    let bytes = |what| of_nsm(text, engine, &format!("{what}_bytes_total"));
     let (sent, received) = (bytes("sent")?, bytes("received")?);
     ensure!(sent == 100_000.0 && received > 0.0, "{sent} bytes were sent, {received} received");
     Ok(())
@@ -63,12 +68,12 @@ fn scraped(world: &mut World, _: Mode) -> Result<String> {
         guest.must_live()?;
         let text = curl(world, "/metrics")?;
         let own = describe(world, "watched")?;
-        let labels = format!("{{guest=\"watched\",id=\"{}\"}}", own["id"]);
+        let labels = format!("{{daemon=\"{engine}\",guest=\"watched\",id=\"{}\"}}", own["id"]);
         let sent = value(&text, &format!("netkernel_guest_sent_bytes_total{labels}"))?;
         ensure!(sent == 100_000.0, "{sent} bytes were sent");
         ensure!(value(&text, &format!("netkernel_guest_connections_open{labels}"))? == 2.0);
-        ensure!(value(&text, "netkernel_nsm_up{nsm=\"own\"}")? == 1.0);
-        in_all(&text)?;
+        ensure!(of_nsm(&text, &engine, "up")? == 1.0);
+        in_all(&text, &engine)?;
         Ok(text)
     })?;
     ensure!(
@@ -81,18 +86,18 @@ fn scraped(world: &mut World, _: Mode) -> Result<String> {
     // Neither the guest's end nor the NSM's takes anything away, and the next process counts on.
     eventually(LIMIT, || {
         ensure!(describe(world, "watched").is_err(), "the guest is there still");
-        in_all(&curl(world, "/metrics")?)
+        in_all(&curl(world, "/metrics")?, &engine)
     })?;
     signal_pid(Nsm::named(world, "own")?.pid()?, rustix::process::Signal::KILL);
     let again = eventually(LIMIT, || {
         let text = curl(world, "/metrics")?;
-        ensure!(value(&text, "netkernel_nsm_restarts_total{nsm=\"own\"}")? == 1.0);
+        ensure!(of_nsm(&text, &engine, "restarts_total")? == 1.0);
         Ok(text)
     })?;
-    in_all(&again)?;
+    in_all(&again, &engine)?;
     let words = ["/usr/bin/python3", "-c", &GUEST.replace("60", "0")];
     world.start_as("watched", &words)?.ok(LIMIT)?;
-    let sent = value(&curl(world, "/metrics")?, "netkernel_nsm_sent_bytes_total{nsm=\"own\"}")?;
+    let sent = of_nsm(&curl(world, "/metrics")?, &engine, "sent_bytes_total")?;
     ensure!(sent == 200_000.0, "two guests sent {sent} bytes");
 
     ensure!(curl(world, "/")?.ends_with("404 text/plain"));

@@ -3,6 +3,8 @@
 use nk_device::row::{ExecRefused, Missed, NoAnswer};
 use serde_json::Value;
 
+use crate::ask::harmless;
+
 fn family(n: u64) -> String {
     let name = match n as i32 {
         libc::AF_INET => "AF_INET",
@@ -151,7 +153,7 @@ fn describe(kind: u64, detail: u64) -> (&'static str, String) {
 pub(super) fn print(v: &Value) {
     let number = |v: &Value, k: &str| v.get(k).and_then(Value::as_u64).unwrap_or(0);
     let missed = v.get("missed").and_then(Value::as_array).cloned().unwrap_or_default();
-    let guest = v.get("guest").and_then(Value::as_str).unwrap_or("-");
+    let guest = harmless(v.get("guest").and_then(Value::as_str).unwrap_or("-"));
     let pid = number(v, "pid");
     if missed.is_empty() {
         println!("guest {guest} (process {pid} and others): everything was redirected");

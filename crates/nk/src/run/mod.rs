@@ -19,14 +19,17 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
-use nk_attach::{CREATE_SHARE_NET, Kind, Message, env, recv, send};
+use nk_attach::{CREATE_SHARE_NET, Kind, Message, env};
 use nk_host::config::{DEFAULT_SOCKET, NamespaceName};
-use nk_host::{private, sys};
+use nk_host::private;
 
 use crate::Failure;
+use crate::ask::{Asker, NoAnswer};
 
 /// nk itself failed.
 const STATUS_NK: i32 = 125;
+/// Daemons that may be killed over the request for a guest.
+const TRIES: u32 = 10;
 
 #[derive(Debug)]
 pub(crate) struct Options {
@@ -69,8 +72,8 @@ pub(crate) fn run(o: &Options) -> Result<(), Failure> {
             )
         })?,
     };
-    let (socket, connection) = connect(o.engine.as_deref())?;
-    let token = create(o, &socket, connection, &netns, name)?;
+    let (mut asker, connection) = connect(o.engine.as_deref())?;
+    let token = create(o, &mut asker, connection, &netns, name)?;
     drop(netns);
     if !o.share_net {
         namespace::leave()?;
@@ -78,32 +81,34 @@ pub(crate) fn run(o: &Options) -> Result<(), Failure> {
     seccomp::install(rustix::process::geteuid().is_root()).map_err(|e| {
         failed("cannot put on the seccomp filter that keeps the guest off the host's network", e)
     })?;
-    exec(&program, o, &socket, token, &library)
+    exec(&program, o, asker.socket(), token, &library)
 }
 
-/// The connection that made the guest; it is closed by exec, which tells the daemon that the command has started.
-fn connect(engine: Option<&Path>) -> Result<(PathBuf, OwnedFd), Failure> {
+/// The connection that makes the guest; it is closed by exec, which tells the daemon that the command has started.
+fn connect(engine: Option<&Path>) -> Result<(Asker, OwnedFd), Failure> {
+    // As long as it takes: whoever stops and starts the daemon need not know who starts guests.
+    let try_at = |socket: &Path| {
+        let mut asker = Asker::new(socket, None);
+        asker.connect().map(|connection| (asker, connection))
+    };
     if let Some(p) = engine {
-        let fd = sys::connect(p).map_err(|e| {
-            let text = format!("{}; start one with `nk daemon --socket {}`", e, p.display());
-            failed(&format!("no daemon answers at {}", p.display()), text)
-        })?;
         let p = std::path::absolute(p).map_err(|e| failed("the working directory is gone", e))?;
-        return Ok((p, fd));
+        return try_at(&p).map_err(|e| {
+            let text = format!("{e}; start one with `nk daemon --socket {}`", p.display());
+            failed(&format!("no daemon answers at {}", p.display()), text)
+        });
     }
-    let default = PathBuf::from(DEFAULT_SOCKET);
-    if let Ok(fd) = sys::connect(&default) {
-        return Ok((default, fd));
+    if let Ok(found) = try_at(Path::new(DEFAULT_SOCKET)) {
+        return Ok(found);
     }
     let p = private::start().map_err(|e| failed("cannot start a private daemon", e))?;
-    let fd = sys::connect(&p).map_err(|e| failed("the private daemon does not answer", e))?;
-    Ok((p, fd))
+    try_at(&p).map_err(|e| failed("the private daemon does not answer", e))
 }
 
 fn create(
     o: &Options,
-    socket: &Path,
-    connection: OwnedFd,
+    asker: &mut Asker,
+    mut connection: OwnedFd,
     netns: &OwnedFd,
     command: &std::ffi::OsStr,
 ) -> Result<(u64, u64), Failure> {
@@ -120,20 +125,24 @@ fn create(
     if o.share_net {
         m.a |= CREATE_SHARE_NET;
     }
-    let fd = connection.as_raw_fd();
-    let os = std::io::Error::from_raw_os_error;
-    send(fd, &m, &[netns.as_raw_fd()]).map_err(|e| failed("the daemon went away", os(e)))?;
-    let (reply, _, _) = recv(fd, false).map_err(|_| {
-        let log = "set NK_LOG=FILE to see why";
-        failed(&format!("the daemon at {} ended", socket.display()), log)
-    })?;
-    if reply.status != 0 {
-        let why = reply
-            .text()
-            .filter(|t| !t.is_empty())
-            .map_or_else(|| os(reply.status).to_string(), str::to_owned);
-        return Err(failed("the daemon refuses the guest", why));
-    }
+    let mut tries = TRIES;
+    let reply = loop {
+        match asker.ask(&connection, &m, &[netns.as_raw_fd()]) {
+            Ok((reply, _)) => break reply,
+            Err(NoAnswer::Refused(_, why)) => {
+                return Err(failed("the daemon refuses the guest", why));
+            }
+            Err(NoAnswer::Ended) => {}
+            Err(e) => return Err(failed("no answer of the daemon", e)),
+        }
+        // It was killed over it. Where another is to come, its keeper has the socket.
+        tries -= 1;
+        let again = (tries > 0).then(|| asker.connect().ok()).flatten();
+        connection = again.ok_or_else(|| {
+            let what = format!("the daemon at {} ended", asker.socket().display());
+            failed(&what, "set NK_LOG=FILE to see why")
+        })?;
+    };
     // Stays open, close-on-exec, until the command runs.
     std::mem::forget(connection);
     Ok((reply.b, reply.c))
