@@ -10,9 +10,13 @@ use nk_device::{Cell, Op};
 use crate::engine::Parts;
 use crate::guest::{NONE, State};
 use crate::out::Out;
+use crate::ports::Space;
 
 /// Polls between two looks at a socket that nobody seems to hold, before it counts as lost.
 const SUSPICION: u64 = 4096;
+
+/// Of the sockets that share a port, what one connect looks at.
+const LISTENERS_LOOKED_AT: usize = 64;
 
 /// When an NSM is told to close a socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -189,6 +193,22 @@ impl Parts<'_> {
         }
         if self.guest.cell(id).is_some_and(Cell::is_unheld) {
             self.close_now(id, false, out);
+        }
+    }
+
+    /// Before somebody connects to a port: closes the guest's listeners there that nobody holds any more. Whose close has returned may have
+    /// told so to who connects, and the two are on queue sets of which the later may be read first.
+    pub(crate) fn close_unheld_listeners(&mut self, port: u16, out: &mut Out<'_>) {
+        let g = &*self.guest;
+        let is_left = |id: &u32| {
+            g.socket(*id).is_some_and(|s| s.listener.is_some())
+                && g.cell(*id).is_some_and(Cell::is_unheld)
+        };
+        let space = Space { namespace: g.namespace, datagram: false };
+        let bound = self.ports.bound(space, g.id, port).take(LISTENERS_LOOKED_AT);
+        let left: Vec<u32> = bound.filter(is_left).collect();
+        for id in left {
+            self.close_if_unheld(id, out);
         }
     }
 

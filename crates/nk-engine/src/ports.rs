@@ -124,6 +124,17 @@ impl Ports {
         true
     }
 
+    /// A guest's sockets that are bound to a port, on whatever address.
+    pub(crate) fn bound(
+        &self,
+        space: Space,
+        guest: GuestId,
+        port: u16,
+    ) -> impl Iterator<Item = u32> {
+        let at = self.claims.get(&(space, port));
+        at.into_iter().flatten().filter(move |c| c.guest == guest).map(|c| c.socket)
+    }
+
     /// Gives up a socket's claim on a port.
     pub(crate) fn release(&mut self, space: Space, guest: GuestId, socket: u32, port: u16) {
         if let Some(at) = self.claims.get_mut(&(space, port)) {

@@ -156,8 +156,9 @@ impl Parts<'_> {
     fn connects(&mut self, q: u16, nqe: &Nqe, out: &mut Out<'_>) -> bool {
         let g = &mut *self.guest;
         let Some(s) = g.sockets.get_mut(nqe.socket as usize) else { return false };
+        let to = Addr::from_words(s.family, nqe.size, nqe.op_data, nqe.data);
         if s.datagram {
-            s.peer = Some(Addr::from_words(s.family, nqe.size, nqe.op_data, nqe.data));
+            s.peer = Some(to);
             return true;
         }
         if !s.connection && s.listener.is_none() {
@@ -167,6 +168,7 @@ impl Parts<'_> {
             g.share_connection(nqe.socket);
         }
         self.tell_full(out);
+        self.close_unheld_listeners(to.port, out);
         self.may_connect(q, nqe, out)
     }
 

@@ -20,6 +20,7 @@ use super::stack::MemoryStack;
 use super::world::{Bells, NSM, World};
 
 mod bells;
+mod listeners;
 mod owed;
 mod rates;
 
