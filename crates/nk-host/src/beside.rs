@@ -44,9 +44,11 @@ impl Beside {
     ) -> io::Result<()> {
         let to = self.seen.place(now_ns, here, awaited);
         if (to.is_some() || self.seen.has_stayed(now_ns))
-            && let Some(stay) = self.stay.take()
+            && let Some(stay) = &self.stay
         {
+            // Where that fails it is tried again the next time: the thread would stay there for ever.
             stay.end()?;
+            self.stay = None;
         }
         if let Some(cpu) = to {
             self.stay = Stay::on(cpu)?;
@@ -142,6 +144,18 @@ mod tests {
         b.place(moved_ns + STAY_NS, 1, Some(1));
         assert!(!b.has_stayed(moved_ns + 2 * STAY_NS - 1));
         assert!(b.has_stayed(moved_ns + 2 * STAY_NS));
+    }
+
+    #[test]
+    fn where_the_end_fails_it_is_tried_again() {
+        let ends = || {
+            let stay = Some(crate::sys::process::tests::stay_without_end());
+            let mut beside = Beside { seen: Seen::default(), stay };
+            for _ in 0..3 {
+                assert!(beside.place(STAY_NS, 0, None).is_err());
+            }
+        };
+        std::thread::spawn(ends).join().expect("it is tried");
     }
 
     #[test]

@@ -13,7 +13,7 @@
 mod descriptor;
 mod epoll;
 mod memory;
-mod process;
+pub(crate) mod process;
 mod socket;
 mod wake;
 

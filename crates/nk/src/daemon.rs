@@ -16,17 +16,8 @@ use crate::{Failure, NsmPlacement};
 
 /// How long a daemon that hands over may take to end.
 const HAND_OVER_MAX: Duration = Duration::from_secs(10);
-
-fn log() {
-    use tracing_subscriber::EnvFilter;
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    let _ = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(false)
-        .with_target(false)
-        .try_init();
-}
+/// The configuration is wrong: no reason to try again (EX_CONFIG of sysexits.h, which the systemd unit knows).
+const STATUS_CONFIG: i32 = 78;
 
 pub(crate) fn daemon(
     config: Option<&Path>,
@@ -35,9 +26,9 @@ pub(crate) fn daemon(
     replace: bool,
     private_dir: Option<PathBuf>,
 ) -> Result<(), Failure> {
-    log();
+    crate::log::start();
     let mut config = match config {
-        Some(f) => Config::read(f)?,
+        Some(f) => Config::read(f).map_err(|e| Failure::new(STATUS_CONFIG, e.to_string()))?,
         None => Config::default(),
     };
     if let Some(p) = nsm {
@@ -177,12 +168,12 @@ fn listen(path: &Path, config: &Config) -> Result<OwnedFd, Failure> {
 }
 
 pub(crate) fn nsm() -> Result<(), Failure> {
-    log();
+    crate::log::start();
     Ok(nk_host::nsm::run()?)
 }
 
 pub(crate) fn resolver() -> Result<(), Failure> {
-    log();
+    crate::log::start();
     Ok(nk_host::names::run()?)
 }
 

@@ -7,6 +7,7 @@
 //! | [`ask`] | requests to daemons, and which there are |
 //! | [`mod@bench`] | `nk bench` |
 //! | [`doctor`] | `nk doctor` |
+//! | [`log`] | what is logged, and how often |
 //! | [`order`] | `nk guest`: changes what runs |
 //! | [`query`] | `nk guests`, `nk flows`, `nk nsm ls`, `nk why` |
 //!
@@ -17,6 +18,7 @@ mod ask;
 mod bench;
 mod daemon;
 mod doctor;
+mod log;
 mod metrics;
 mod order;
 mod query;

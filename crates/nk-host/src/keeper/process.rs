@@ -98,6 +98,7 @@ fn poll_fd<'a>(end: &End<'a, OwnedFd>) -> PollFd<'a> {
 fn messages(s: &mut State<OwnedFd>, daemon: &mut Option<OwnedFd>) {
     while let Some(fd) = daemon.as_ref() {
         match nk_attach::recv(fd.as_raw_fd(), true) {
+            Ok((m, fds, _)) if fds.is_cut() => s.message_without(m),
             Ok((m, fds, _)) => {
                 if s.message(m, owned(fds)) {
                     let _ = sys::set_blocking(fd);
@@ -273,6 +274,28 @@ mod tests {
         tell_all(&s, &keeper);
         let told = take_back(&daemon, &mut Entries::default());
         assert_eq!(told.expect_err("one is lacking").raw_os_error(), Some(libc::EINVAL));
+    }
+
+    #[test]
+    fn what_comes_without_all_its_descriptors_is_not_kept() {
+        let (daemon, keeper) = sys::seqpacket_pair().expect("pair");
+        let mut s = State::new(false);
+        s.connected();
+        let entry = |class, key| {
+            let mut m = Message::new(Kind::Keep);
+            (m.a, m.b) = (class, key);
+            m
+        };
+        for class in [CLASS_GUEST, CLASS_QSET] {
+            daemon.send(&entry(class, 1), &[daemon.as_raw_fd()]).expect("an entry");
+        }
+        for (class, key) in [(CLASS_GUEST, 1), (CLASS_GUEST, 2), (CLASS_QSET, 1), (CLASS_QSET, 2)] {
+            crate::keeper::tests::send_cut(&daemon, &entry(class, key));
+        }
+        messages(&mut s, &mut Some(keeper));
+        let kept: Vec<_> = s.entries().after(None).map(|(at, e)| (at, e.fds.len())).collect();
+        // The guest's are the same as before; another doorbell would have been rung for the new one.
+        assert_eq!(kept, [((CLASS_GUEST, 1), 1)]);
     }
 
     #[test]

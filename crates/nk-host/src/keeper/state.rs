@@ -99,6 +99,13 @@ impl<D> State<D> {
         false
     }
 
+    /// The daemon says something, of whose descriptors some did not come: there was no number left. Half of an entry is none.
+    pub fn message_without(&mut self, m: Message) {
+        if m.kind == Kind::Keep as u32 {
+            self.entries.keep_without(m);
+        }
+    }
+
     /// The daemon's connection closed. `has_ended` looks at a pidfd.
     pub fn daemon_ended(&mut self, has_ended: impl Fn(&D) -> bool) -> Vec<Mark> {
         self.has_daemon = false;

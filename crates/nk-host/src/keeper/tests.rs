@@ -9,23 +9,27 @@ impl Keeper {
     }
 }
 
+/// Sends a message with more descriptors than there is room for, as where the receiver has no numbers left.
+pub(super) fn send_cut(socket: &OwnedFd, m: &Message) {
+    let many = [socket.as_fd(); 40];
+    let mut room = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(40))];
+    let mut control = rustix::net::SendAncillaryBuffer::new(&mut room);
+    assert!(control.push(rustix::net::SendAncillaryMessage::ScmRights(&many)));
+    let mut bytes = [m.protocol, m.kind, 0, 0, 0, 0].map(u32::to_ne_bytes).concat();
+    bytes.extend([m.a, m.b].map(u64::to_ne_bytes).concat());
+    bytes.resize(size_of::<Message>(), 0);
+    let flags = rustix::net::SendFlags::empty();
+    let sent = rustix::net::sendmsg(socket, &[io::IoSlice::new(&bytes)], &mut control, flags);
+    sent.expect("a message");
+}
+
 #[test]
 fn who_cannot_take_every_descriptor_takes_over_nothing() {
     let (daemon, keeper) = sys::seqpacket_pair().expect("pair");
     let mut m = Message::new(Kind::Keep);
     m.a = CLASS_QSET;
     nk_attach::send(keeper.as_raw_fd(), &m, &[keeper.as_raw_fd()]).expect("an entry");
-    // More than there is room for, as where the receiver has no numbers left.
-    let many = [keeper.as_fd(); 40];
-    let mut room = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(40))];
-    let mut control = rustix::net::SendAncillaryBuffer::new(&mut room);
-    assert!(control.push(rustix::net::SendAncillaryMessage::ScmRights(&many)));
-    let mut bytes = [m.protocol, m.kind, 0, 0, 0, 0].map(u32::to_ne_bytes).concat();
-    bytes.extend(m.a.to_ne_bytes());
-    bytes.resize(size_of::<Message>(), 0);
-    let flags = rustix::net::SendFlags::empty();
-    rustix::net::sendmsg(&keeper, &[io::IoSlice::new(&bytes)], &mut control, flags)
-        .expect("another");
+    send_cut(&keeper, &m);
     nk_attach::send(keeper.as_raw_fd(), &Message::new(Kind::Kept), &[]).expect("all");
     let taken = take_back(&daemon, &mut Entries::default()).map(|(entries, _)| entries.len());
     assert_eq!(taken.expect_err("not all of it").raw_os_error(), Some(libc::EMFILE));

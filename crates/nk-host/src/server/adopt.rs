@@ -193,7 +193,7 @@ impl adoption::Host for Server {
     }
     fn remember_listener(&mut self, nsm: NsmId, l: OfListener<OwnedFd>) {
         if let Some(n) = self.nsm_mut(nsm) {
-            n.listeners.insert(l.key.to_word(), (l.fd, l.backlog));
+            n.listeners.insert(l.key, l.fd, l.backlog);
         }
     }
     fn give_listener(&mut self, nsm: NsmId, l: OfListener<OwnedFd>) -> io::Result<bool> {

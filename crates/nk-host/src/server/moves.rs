@@ -129,7 +129,7 @@ impl Server {
     /// Gives a socket that its NSM gave away to the next.
     fn give_moved(&mut self, from: NsmId, to: NsmId, moved: MovedSocket) -> io::Result<bool> {
         let key = moved.key;
-        let kept = self.nsm_mut(from).and_then(|n| n.listeners.remove(&key.to_word()));
+        let kept = self.nsm_mut(from).and_then(|n| n.listeners.remove(key));
         let errno = if self.nsm(to).is_some_and(Nsm::is_inline) {
             let r =
                 self.ask(move |s| s.service.as_mut().map_or(Ok(()), |v| v.adopt_moved(moved)))?;
@@ -148,7 +148,9 @@ impl Server {
             if let (Some(backlog), Some(n)) = (moved.at.backlog, next) {
                 // Should it die before it reports the listener itself.
                 let fd = kept.map_or(moved.fd, |k| k.0);
-                n.listeners.entry(key.to_word()).or_insert((fd, backlog));
+                if !n.listeners.has(key) {
+                    n.listeners.insert(key, fd, backlog);
+                }
             }
             errno
         };
@@ -213,7 +215,7 @@ impl Host for Server {
         self.give_moved(from, to, moved)
     }
     fn give_kept(&mut self, from: NsmId, to: NsmId, key: Key, backlog: u32) -> io::Result<bool> {
-        let kept = self.nsm_mut(from).and_then(|n| n.listeners.remove(&key.to_word()));
+        let kept = self.nsm_mut(from).and_then(|n| n.listeners.remove(key));
         let Some((fd, _)) = kept else { return Ok(false) };
         self.nsm_adopt_listener(to, key, fd, backlog)
     }

@@ -180,7 +180,7 @@ impl Stay {
     ///
     /// # Errors
     /// Those of sched_setaffinity.
-    pub(crate) fn end(self) -> io::Result<()> {
+    pub(crate) fn end(&self) -> io::Result<()> {
         let now = rustix::thread::sched_getaffinity(None)?;
         if now.count() == 1 && now.is_set(self.cpu) {
             rustix::thread::sched_setaffinity(None, &self.allowed)?;
@@ -207,4 +207,57 @@ pub(crate) fn set_capabilities(mask: u64) -> io::Result<()> {
 pub(crate) fn no_new_privileges() -> io::Result<()> {
     rustix::thread::set_no_new_privs(true)?;
     Ok(rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)?)
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use rustix::thread::{sched_getaffinity, sched_setaffinity};
+
+    fn set(cpus: &[usize]) -> CpuSet {
+        let mut set = CpuSet::new();
+        cpus.iter().for_each(|c| set.set(*c));
+        set
+    }
+
+    fn allowed() -> CpuSet {
+        sched_getaffinity(None).expect("affinity")
+    }
+
+    /// The calling thread stays where it may run, and there is no CPU on which it might otherwise, until it is told of some.
+    pub(crate) fn stay_without_end() -> Stay {
+        let cpu = (0..CpuSet::MAX_CPU).find(|c| allowed().is_set(*c)).expect("a CPU");
+        pin(&[cpu]).expect("pinned");
+        Stay { cpu, allowed: CpuSet::new() }
+    }
+
+    #[test]
+    fn a_thread_stays_and_then_runs_where_it_might_before() {
+        let stays = || {
+            let before = allowed();
+            let may = |c: &usize| before.is_set(*c);
+            let cpus: Vec<usize> = (0..CpuSet::MAX_CPU).filter(may).collect();
+            let &[cpu, other, ..] = &cpus[..] else {
+                assert!(Stay::on(cpus[0]).expect("asked").is_none(), "it is there anyway");
+                return;
+            };
+            let stay = || Stay::on(cpu).expect("asked").expect("it may");
+            let stayed = stay();
+            assert_eq!((allowed(), cpu), (set(&[cpu]), super::cpu()));
+            stayed.end().expect("the end");
+            assert_eq!(allowed(), before);
+            // Somebody says where it is to run, meanwhile and before.
+            for says in [set(&[other]), set(&[cpu, other])] {
+                let stayed = stay();
+                sched_setaffinity(None, &says).expect("set");
+                stayed.end().expect("the end");
+                assert_eq!(allowed(), says);
+                sched_setaffinity(None, &before).expect("set");
+            }
+            sched_setaffinity(None, &set(&[other])).expect("set");
+            assert!(Stay::on(cpu).expect("asked").is_none(), "it may not run there");
+            assert!(Stay::on(CpuSet::MAX_CPU).expect("asked").is_none(), "nobody can");
+        };
+        std::thread::spawn(stays).join().expect("it stays");
+    }
 }

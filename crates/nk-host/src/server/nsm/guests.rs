@@ -150,7 +150,7 @@ impl Server {
 
     pub(in crate::server) fn nsm_remove_guest(&mut self, nsm: NsmId, id: GuestId) {
         let Some(n) = self.nsm_mut(nsm).filter(|n| !n.is_inline()) else { return };
-        n.listeners.retain(|k, _| Key::from_word(*k).guest != id.0);
+        n.listeners.forget_guest(id.0);
         n.leave.take(id.0);
         if n.child.is_none() {
             return;
@@ -176,7 +176,7 @@ impl Server {
             // One that died has its end in the queue: the next one is given every listener.
             let errno = self.nsm_command(id, &m, &[fd.as_raw_fd()]).map_or(0, |m| m.status);
             if let Some(nsm) = self.nsm_mut(id).filter(|_| errno == 0) {
-                nsm.listeners.insert(key.to_word(), (fd, backlog));
+                nsm.listeners.insert(key, fd, backlog);
             }
             errno
         } else {

@@ -2,9 +2,9 @@
 
 mod exchange;
 mod guests;
+mod listeners;
 mod lives;
 
-use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
@@ -26,6 +26,7 @@ use crate::keeper::{CLASS_LISTENER, option_from_text};
 use crate::nsm::{Leave, NsmTotals, note};
 use crate::sys;
 use exchange::{Note, gone, is_silent};
+use listeners::Listeners;
 
 /// Reports of an NSM process that are taken before others are looked at; the epoll tells of those that are left.
 const NOTES_MAX: u32 = 64;
@@ -54,8 +55,8 @@ pub(crate) struct Nsm {
     pub(super) child: Option<Child>,
     /// Rung by the NSM for the engine.
     pub(super) engine_bell: Option<Arc<OwnedFd>>,
-    /// Listeners that it reported: descriptor and backlog.
-    pub(super) listeners: HashMap<u64, (OwnedFd, u32)>,
+    /// Listeners that it reported, or was given.
+    pub(super) listeners: Listeners,
     life: Restarts,
     pub(super) counts: NsmCounts,
 }
@@ -88,7 +89,7 @@ impl Nsm {
             leave: Leave::default(),
             child: None,
             engine_bell: None,
-            listeners: HashMap::new(),
+            listeners: Listeners::default(),
             life: Restarts::new(restarts::NSM, Instant::now()),
             counts: NsmCounts::default(),
         }
@@ -219,10 +220,11 @@ impl Server {
     fn take_note(&mut self, id: NsmId, m: &Message, fd: Option<OwnedFd>) {
         let keeper = self.keeper.clone();
         let key = Key::from_word(m.b);
-        let is_its = self.guests.get(&key.guest).is_some_and(|g| g.place.is_on(id));
+        let guest = self.guests.get(&key.guest).filter(|g| g.place.is_on(id));
+        let is_its = guest.is_some_and(|g| key.socket < g.region.device.layout().cells);
         let Some(nsm) = self.nsm_mut(id) else { return };
         match (m.a, fd) {
-            // One of a guest that has ended meanwhile nobody would ever drop.
+            // One of a guest that has ended meanwhile, or of a socket that none has, nobody would ever drop.
             (note::LISTENER, Some(_)) if !is_its => {}
             (note::LISTENER, Some(fd)) => {
                 if let Some(k) = &keeper {
@@ -230,10 +232,13 @@ impl Server {
                     let entry = book::entry(CLASS_LISTENER, m.b, (m.c, 0), text);
                     k.keep(entry, &[fd.as_raw_fd()]);
                 }
-                nsm.listeners.insert(m.b, (fd, m.c as u32));
+                let last = nsm.listeners.insert(key, fd, m.c as u32);
+                if let (Some(k), Some(last)) = (&keeper, last) {
+                    k.drop_entry(CLASS_LISTENER, last.to_word());
+                }
             }
             (note::LISTENER_GONE, _) => {
-                nsm.listeners.remove(&m.b);
+                nsm.listeners.remove(key);
                 // Not that of a guest of another NSM's.
                 if let Some(k) = keeper.filter(|_| is_its) {
                     k.drop_entry(CLASS_LISTENER, m.b);

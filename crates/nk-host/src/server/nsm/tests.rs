@@ -61,6 +61,19 @@ impl Case {
         create(&mut self.server, name, Credentials { pid: pid(), uid: 0, gid: 0 })
     }
 
+    /// Listeners that the keeper has.
+    fn kept(&self) -> BTreeSet<u64> {
+        let next = || nk_attach::recv(self.keeper.as_raw_fd(), true).ok();
+        let mut kept = BTreeSet::new();
+        for (m, ..) in std::iter::from_fn(next).filter(|(m, ..)| m.a == CLASS_LISTENER) {
+            match m.kind == Kind::Keep as u32 {
+                true => kept.insert(m.b),
+                false => kept.remove(&m.b),
+            };
+        }
+        kept
+    }
+
     /// Listeners of which the keeper was told that they are no more.
     fn dropped(&self) -> BTreeSet<u64> {
         let next = || nk_attach::recv(self.keeper.as_raw_fd(), true).ok();
@@ -68,6 +81,23 @@ impl Case {
         let drops = told.filter(|m| m.kind == Kind::Drop as u32 && m.a == CLASS_LISTENER);
         drops.map(|m| m.b).collect()
     }
+}
+
+#[test]
+fn no_nsm_reports_more_listeners_than_its_guest_has_sockets() {
+    let mut case = Case::new();
+    case.begin(|_, _| 0);
+    let its = case.create("its").expect("made");
+    let mut last = 0;
+    for generation in 1..=9 {
+        for socket in [3, Layout::GUEST.cells, u32::MAX] {
+            let mut m = Message::new(Kind::Nsm);
+            last = Key { guest: its.0, socket: 3, generation }.to_word();
+            (m.a, m.b) = (note::LISTENER, Key { guest: its.0, socket, generation }.to_word());
+            case.server.nsm_note(PLAYED, &m, Some(sys::eventfd().expect("eventfd")));
+        }
+    }
+    assert_eq!(case.kept(), [last].into());
 }
 
 fn key(guest: GuestId) -> u64 {
