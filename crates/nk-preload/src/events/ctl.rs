@@ -4,7 +4,9 @@ use libc::{c_int, epoll_event};
 
 use super::instance::{self, Pinned, watch_flags};
 use super::interest::Key;
-use super::{EPOLLERR, EPOLLET, EPOLLEXCLUSIVE, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLWAKEUP, native};
+use super::{
+    EPOLLERR, EPOLLET, EPOLLEXCLUSIVE, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLWAKEUP, leave, native,
+};
 use crate::fdtable::{self, Entry};
 use crate::process::{Process, process};
 use crate::{borrowers, gate, sys};
@@ -65,17 +67,22 @@ unsafe fn ctl_kernel(
     }
     let mut outer = instance::pin(epfd);
     if let Some(i) = &outer
-        && i.serves()
-        && !i.is_ours()
+        && leave::is_due(i)
     {
         // Inherited over fork: not into the parent's.
-        i.serve(p, epfd, i.index(), &gate::enter())?;
+        leave::own(p, i, epfd, i.serves())?;
+    }
+    let inner = instance::pin(fd);
+    if op == libc::EPOLL_CTL_ADD
+        && let Some(inner) = &inner
+        && !inner.is_ours()
+    {
+        leave::own(p, inner, fd, inner.serves())?;
     }
     // SAFETY: the caller's promise; the kernel checks the pointer.
     if unsafe { native::epoll_ctl_as_is(epfd, op, fd, event) } != 0 {
         return Err(sys::errno());
     }
-    let inner = instance::pin(fd);
     if inner.is_some() && outer.is_none() {
         outer = know(epfd).ok();
     }
@@ -155,7 +162,7 @@ unsafe fn ctl_socket(
     }
     if op == libc::EPOLL_CTL_ADD || i.serves() {
         if !(i.serves() && i.is_ours()) {
-            i.serve(p, epfd, i.index(), &gate::enter())?;
+            leave::own(p, &i, epfd, true)?;
         }
     } else {
         return Err(libc::ENOENT);

@@ -178,6 +178,38 @@ pub(super) fn farewell_moved(from: c_int, to: c_int) {
     let _ = FAREWELL.compare_exchange(from + 1, to + 1, Ordering::AcqRel, Ordering::Relaxed);
 }
 
+/// A kernel epoll that was left, and the one in its place.
+#[derive(Debug)]
+pub(super) struct Left {
+    old: c_int,
+    new: c_int,
+    index: u32,
+}
+
+impl Left {
+    /// Calls all who wait there, again and again, until this is called with `false`. An edge tells one of them alone, always the last to have
+    /// come, and another process's takes it for its own and comes back. In the new one is who came to wait meanwhile.
+    pub(super) fn call_all(&self, on: bool) {
+        let farewell = FAREWELL.load(Ordering::Acquire) - 1;
+        let mark = mark_of(self.index);
+        let (how, event) = match on {
+            true => (libc::EPOLL_CTL_ADD, (EPOLLIN, mark)),
+            false => (libc::EPOLL_CTL_DEL, (EPOLLIN | EPOLLET, mark)),
+        };
+        let _ = native::epoll_ctl(self.old, libc::EPOLL_CTL_MOD, farewell, Some(event));
+        let _ = native::epoll_ctl(self.new, how, farewell, Some(event));
+    }
+}
+
+impl Drop for Left {
+    fn drop(&mut self) {
+        for ep in [self.old, self.new] {
+            fdtable::swap(ep, Entry::None);
+            sys::close(ep);
+        }
+    }
+}
+
 /// Puts a private kernel epoll with the same members, but for marks, over every descriptor of the instance. The one left gets `farewell`, by
 /// which those who still wait in it are woken ([`give_back`]). The caller holds the gate and the instance's lock.
 ///
@@ -187,7 +219,7 @@ pub(super) fn copy_kernel_epoll(
     epfd: c_int,
     index: u32,
     farewell: Option<c_int>,
-) -> Result<(), c_int> {
+) -> Result<Option<Left>, c_int> {
     let copy = native::epoll_create1(libc::EPOLL_CLOEXEC);
     if copy < 0 {
         return Err(sys::errno());
@@ -216,14 +248,23 @@ pub(super) fn copy_kernel_epoll(
             }
         }
     }
+    let old = farewell.map_or(-1, |_| sys::fcntl(epfd, libc::F_DUPFD_CLOEXEC, 0));
     for fd in 0..fdtable::top() {
         if fd != epfd && fdtable::get(fd) == (Entry::Epoll { index }) {
             put_over(copy, fd);
         }
     }
     put_over(copy, epfd);
-    sys::close(copy);
-    Ok(())
+    if old < 0 {
+        sys::close(copy);
+        return Ok(None);
+    }
+    let [old, new] = [old, copy].map(|fd| {
+        let fd = sys::move_up(fd);
+        fdtable::swap(fd, Entry::Internal);
+        fd
+    });
+    Ok(Some(Left { old, new, index }))
 }
 
 fn put_over(copy: c_int, fd: c_int) {

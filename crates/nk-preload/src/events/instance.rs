@@ -5,7 +5,7 @@
 //! An instance is pinned while a call uses it; the last of {close, unpin} ends it.
 
 use core::cell::UnsafeCell;
-use core::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU32, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU32, Ordering, fence};
 
 use libc::c_int;
 
@@ -20,10 +20,10 @@ mod table;
 
 use serving::State;
 pub(super) use serving::{Held, watch_flags};
-use table::{EPOCH, OF_QSET, any_descriptor, pin_named};
+use table::{EPOCH, OF_QSET, pin_named};
 pub(super) use table::{
-    Pinned, after_fork, before_fork, open, pin, pin_index, reset_after_fork,
-    ring_those_short_of_chunks, socket_gone,
+    Pinned, after_fork, any_descriptor, before_fork, open, outer_of, pin, pin_index,
+    reset_after_fork, ring_those_short_of_chunks, socket_gone, strays,
 };
 pub use table::{closed, duplicated, internal_moved};
 
@@ -63,6 +63,8 @@ pub(super) struct Instance {
     pub(super) kernel_members: AtomicU32,
     /// Threads in the kernel's epoll_wait that may not know that the instance serves.
     plain_waiters: AtomicU32,
+    /// Threads in a kernel epoll that was, or still is, shared with another process.
+    strays: AtomicU32,
     /// Whose turn it is when a caller takes one event at a time.
     pub(super) turn: AtomicU32,
     /// 1 while a sleeper waits for chunks.
@@ -95,6 +97,7 @@ impl Instance {
             epoch: AtomicU32::new(0),
             kernel_members: AtomicU32::new(0),
             plain_waiters: AtomicU32::new(0),
+            strays: AtomicU32::new(0),
             turn: AtomicU32::new(0),
             short_of_chunks: AtomicU32::new(0),
             doorbell: AtomicI32::new(0),
@@ -213,6 +216,24 @@ impl Instance {
         lower(&self.plain_waiters);
     }
 
+    /// Counts a thread that goes into a kernel epoll that another process may share, until what this gives goes; `None` where it is this
+    /// process's own.
+    pub(super) fn enter_shared(&self) -> Option<Stray<'_>> {
+        if self.is_ours() {
+            return None;
+        }
+        self.strays.fetch_add(1, Ordering::SeqCst);
+        let stray = Stray(&self.strays);
+        fence(Ordering::SeqCst);
+        (!self.is_ours()).then_some(stray)
+    }
+
+    /// The kernel epoll is this process's own from now on. Look for strays after this.
+    fn now_ours(&self) {
+        self.epoch.store(EPOCH.load(Ordering::Relaxed), Ordering::Release);
+        fence(Ordering::SeqCst);
+    }
+
     /// Remembers that `inner` is a member.
     ///
     /// # Errors
@@ -240,6 +261,12 @@ impl Instance {
         for x in &self.inner {
             let _ = x.compare_exchange(word, 0, Ordering::SeqCst, Ordering::Relaxed);
         }
+    }
+
+    /// Whether `inner` is a member.
+    fn contains(&self, inner: &Pinned) -> bool {
+        let word = inner.name();
+        self.inner.iter().any(|x| x.load(Ordering::SeqCst) == word)
     }
 
     /// Whether it has (or had) instances as members.
@@ -276,6 +303,16 @@ impl Instance {
         self.serves.store(0, Ordering::SeqCst);
         drop(held);
         self.life.store(FREE, Ordering::SeqCst);
+    }
+}
+
+/// A thread in a kernel epoll that may be another process's.
+#[derive(Debug)]
+pub(super) struct Stray<'a>(&'a AtomicU32);
+
+impl Drop for Stray<'_> {
+    fn drop(&mut self) {
+        lower(self.0);
     }
 }
 

@@ -11,7 +11,7 @@
 //! | `ctl`, `wait` | epoll_ctl, epoll_wait |
 //! | `interest` | entries and the ready queue: plain data, no system calls |
 //! | `instance` | instances, their life, their lock, fork |
-//! | `inherit` | an epoll that another process shares |
+//! | `inherit`, `leave` | an epoll that another process shares, and what hangs together with it |
 //! | `nested` | an epoll inside an epoll or poll |
 //! | `poll`, `select`, `slots` | poll and select, and the queue sets they sleep on |
 //! | `door` | a queue set: receive ring, sleep word, doorbell |
@@ -41,7 +41,8 @@
 //! 8. close against everything: the last close of a socket pushes its id on a lock-free list and tries the lock; if it is taken, its
 //!    holder finds the list on its way out, because it frees the lock before it looks and the closer pushes before it tries.
 //! 9. one kernel epoll, many processes: who finds the mark of another process leaves that epoll for a copy of its own, and gives the edge back
-//!    (`inherit`). After a fork in a handler the child never writes the word of its parent's sleep.
+//!    (`inherit`). Who goes to wait in a shared one counts, fences and looks whether it was left; who leaves it says so, fences and looks at the
+//!    count (`leave`). After a fork in a handler the child never writes the word of its parent's sleep.
 //!
 //! # Edges
 //! An edge-triggered entry remembers the cell's wake words from just before its last look. The service changes the socket,
@@ -55,6 +56,7 @@ mod grants;
 mod inherit;
 mod instance;
 mod interest;
+mod leave;
 mod lock;
 mod look;
 mod native;

@@ -9,7 +9,7 @@ use super::look::Look;
 use super::native::{self, Limit, Mask, NO_MASK};
 use super::nested::Below;
 use super::slots::{self, Taken};
-use super::{EPOLLERR, EPOLLHUP, grants};
+use super::{EPOLLERR, EPOLLHUP, grants, leave};
 use crate::fdtable::{self, Entry};
 use crate::process::{Process, process};
 use crate::{hangup, sys};
@@ -133,6 +133,10 @@ pub(super) unsafe fn poll_with(
                 && let Some(inner) = instance::pin_index(index)
                 && may_report(&inner)
             {
+                if leave::is_due(&inner) {
+                    // Without a descriptor to spare it tells what it tells the other process.
+                    let _ = leave::own(p, &inner, (*f).fd, inner.serves());
+                }
                 below.get_or_insert_with(Below::none).add(inner);
             }
             // One of this library's own is none of the program's: closed, as far as it can tell.

@@ -7,9 +7,9 @@ use libc::{c_int, epoll_event, timespec};
 use super::instance::{self, Pinned, is_mark};
 use super::native::{self, Limit, Mask, NO_MASK};
 use super::nested::Below;
-use super::{EPOLLHUP, ctl, inherit};
+use super::{EPOLLHUP, ctl, inherit, leave};
 use crate::process::{Process, process};
-use crate::{gate, hangup, sys};
+use crate::{hangup, sys};
 
 const ZERO: Option<timespec> = Some(timespec { tv_sec: 0, tv_nsec: 0 });
 /// As the kernel: more would overflow.
@@ -136,18 +136,21 @@ unsafe fn wait_natively(
     let Ok(n @ 1..) = usize::try_from(r) else { return Some(r) };
     let kept = Out { events, max: n }.leave_out(0, n);
     if kept != n
-        && process().is_some()
+        && let Some(p) = process()
         && let Ok(i) = ctl::know(epfd)
     {
-        leave_shared(&i, epfd);
+        leave_shared(p, &i, epfd);
     }
     (kept != 0).then_some(kept as c_int)
 }
 
-/// Another process's mark was taken.
-fn leave_shared(i: &Pinned, epfd: c_int) {
+/// A mark was taken from an epoll that another process shares, or did when this thread began to wait: leaves it, and wakes whoever was to be
+/// woken.
+fn leave_shared(p: &Process, i: &Pinned, epfd: c_int) {
     // Without a descriptor to spare the other is woken by its next event, unless this process takes that too.
-    let _ = i.leave_shared(epfd, i.index());
+    if leave::own(p, i, epfd, i.serves()).is_ok() {
+        inherit::give_back();
+    }
 }
 
 /// No NetKernel socket yet: the kernel's epoll alone.
@@ -160,12 +163,15 @@ fn wait_plain(
     mask: Mask,
 ) -> Result<usize, c_int> {
     loop {
+        let stray = i.enter_shared();
         let r = out.ask_kernel(epfd, 0, limit.left(), mask);
+        let was_shared = stray.is_some();
+        drop(stray);
         i.leave_plain();
         if i.serves() {
             // It began to meanwhile, and the mark may have been another's, in an epoll that was left.
             let (n, kernel) = r?;
-            if kernel == Kernel::Marked {
+            if kernel == Kernel::Marked && was_shared {
                 inherit::give_back();
             }
             if n == 0 {
@@ -177,8 +183,8 @@ fn wait_plain(
             return Ok(n);
         }
         let (n, kernel) = r?;
-        if kernel == Kernel::Marked {
-            leave_shared(i, epfd);
+        if kernel == Kernel::Marked && was_shared {
+            leave_shared(p, i, epfd);
         }
         if n != 0 || kernel == Kernel::Nothing {
             return Ok(n);
@@ -197,11 +203,11 @@ fn wait_serving(
     limit: &mut Limit,
     mask: Mask,
 ) -> Result<usize, c_int> {
-    if i.serves() && !i.is_ours() {
-        i.serve(p, epfd, i.index(), &gate::enter())?;
-    }
     let index = i.index();
     loop {
+        if leave::is_due(i) {
+            leave::own(p, i, epfd, i.serves())?;
+        }
         let mut below = Below::of(i);
         if let Some(b) = &below {
             b.refresh(p);
@@ -259,8 +265,12 @@ fn wait_serving(
         // An inner instance with news is readable by now, or will be once it is refreshed: ask, but do not sleep.
         let quiet = below.as_mut().is_none_or(|b| b.enter(p));
         let (left, mask) = if quiet { (limit.left(), mask) } else { (ZERO, NO_MASK) };
+        let stray = i.enter_shared();
         let r = out.ask_kernel(epfd, 0, left, mask);
         drop(below);
+        if stray.is_some_and(|_| matches!(r, Ok((_, Kernel::Marked)))) {
+            leave_shared(p, i, epfd);
+        }
         let mut held = i.hold();
         held.leave_sleep(p);
         match r {

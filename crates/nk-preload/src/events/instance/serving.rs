@@ -6,8 +6,9 @@ use libc::c_int;
 use nk_device::cell::WATCH_EXCLUSIVE;
 use nk_device::qset::{RINGS_ALWAYS, next_sleep};
 
-use super::{EPOCH, Instance, OF_QSET, any_descriptor, mark_of};
+use super::{Instance, OF_QSET, any_descriptor, mark_of};
 use crate::events::door::{self, Door};
+use crate::events::inherit::Left;
 use crate::events::interest::Interest;
 use crate::events::look::Look;
 use crate::events::{EPOLLET, EPOLLEXCLUSIVE, EPOLLIN, grants, inherit, native};
@@ -59,14 +60,15 @@ impl Instance {
         epfd: c_int,
         index: u32,
         gate: &gate::Changing,
-    ) -> Result<(), c_int> {
+    ) -> Result<Option<Left>, c_int> {
         let mut held = self.hold();
         if self.serves() && self.is_ours() {
-            return Ok(());
+            return Ok(None);
         }
+        let mut left = None;
         if !self.is_ours() {
             // Without a descriptor to spare it is only missed by threads that wait there now.
-            inherit::copy_kernel_epoll(epfd, index, inherit::farewell(gate).ok())?;
+            left = inherit::copy_kernel_epoll(epfd, index, inherit::farewell(gate).ok())?;
         }
         let cells = p.device().layout().cells;
         if held.state().interest.is_none() {
@@ -99,34 +101,32 @@ impl Instance {
         if let Some(of) = OF_QSET.get(usize::from(qset)) {
             of.store(index + 1, Ordering::SeqCst);
         }
-        self.epoch.store(EPOCH.load(Ordering::Relaxed), Ordering::Release);
+        self.now_ours();
         state.adopt(p);
         self.serves.store(1, Ordering::SeqCst);
         self.show_sleep(p, held.state(), false);
-        // Threads that already wait in the kernel come out and see what has changed, also those in an epoll that was left.
+        // Threads that already wait in the kernel come out and see what has changed.
         self.ring();
-        if self.plain_waiters.load(Ordering::SeqCst) != 0 {
-            inherit::give_back();
-        }
-        Ok(())
+        Ok(left)
     }
 
-    /// A mark that was none of this process's was taken from the kernel's epoll, which is shared with the process whose it is: leaves that
-    /// epoll, and wakes whoever was to be woken. Another thread may have left it before, while this one still waited there.
+    /// The instance, which has no sockets, gets a kernel epoll of this process's own where it has another's. The caller holds the gate.
     ///
     /// # Errors
-    /// The errno of what failed; the epoll is shared as before, and the edge is lost.
-    pub(in crate::events) fn leave_shared(&self, epfd: c_int, index: u32) -> Result<(), c_int> {
-        let gate = gate::enter();
-        let held = self.hold();
-        let farewell = inherit::farewell(&gate)?;
-        if !self.is_ours() {
-            inherit::copy_kernel_epoll(epfd, index, Some(farewell))?;
-            self.epoch.store(EPOCH.load(Ordering::Relaxed), Ordering::Release);
+    /// The errno of what failed; the epoll is shared as before.
+    pub(in crate::events) fn leave_shared(
+        &self,
+        epfd: c_int,
+        index: u32,
+        gate: &gate::Changing,
+    ) -> Result<Option<Left>, c_int> {
+        let _held = self.hold();
+        if self.is_ours() {
+            return Ok(None);
         }
-        drop(held);
-        inherit::give_back();
-        Ok(())
+        let left = inherit::copy_kernel_epoll(epfd, index, Some(inherit::farewell(gate)?))?;
+        self.now_ours();
+        Ok(left)
     }
 
     /// Says who sleeps. One who begins to and is alone is rung once: nobody else reads the ring then, see [`Held::collect`].

@@ -195,6 +195,7 @@ pub(in crate::events) fn reset_after_fork() {
     for (_, i) in used() {
         i.pins.store(0, Ordering::Relaxed);
         i.plain_waiters.store(0, Ordering::Relaxed);
+        i.strays.store(0, Ordering::Relaxed);
         i.short_of_chunks.store(0, Ordering::Relaxed);
         door::close_doorbell(i.doorbell.swap(0, Ordering::Relaxed) - 1);
         if i.fork_held.swap(false, Ordering::Relaxed) || !i.lock.is_mine() {
@@ -209,7 +210,20 @@ pub(in crate::events) fn reset_after_fork() {
     }
 }
 
-pub(super) fn any_descriptor(index: u32) -> Option<c_int> {
+/// Those that have the instance as a member.
+pub(in crate::events) fn outer_of(inner: &Pinned) -> impl Iterator<Item = Pinned> {
+    used()
+        .filter(|(_, i)| i.has_inner() && i.contains(inner))
+        .filter_map(|(index, _)| pin_index(index))
+}
+
+/// Whether a thread waits in a kernel epoll that this process has left.
+pub(in crate::events) fn strays() -> bool {
+    used().any(|(_, i)| i.is_ours() && i.strays.load(Ordering::SeqCst) != 0)
+}
+
+/// A descriptor of this process for the instance.
+pub(in crate::events) fn any_descriptor(index: u32) -> Option<c_int> {
     (0..fdtable::top()).find(|fd| fdtable::get(*fd) == (Entry::Epoll { index }))
 }
 
