@@ -59,8 +59,18 @@ impl OwnedLock {
     }
 }
 
-/// Whether a process has ended, also one that nobody has waited for. One that cannot be asked about lives.
+/// Whether a process has this memory no more: it has ended, also if nobody has waited for it yet, or another one has its pid by now. No
+/// descriptor is needed to ask. One that cannot be asked about lives.
 fn has_ended(pid: pid_t) -> bool {
+    const KCMP_VM: i32 = 1;
+    // SAFETY: no memory is involved.
+    match unsafe { sys::system_call!(libc::SYS_kcmp, sys::getpid(), pid, KCMP_VM, 0, 0) } {
+        0 => return false,
+        1.. => return true,
+        _ if sys::errno() == libc::ESRCH => return true,
+        // Not permitted, or no part of this kernel.
+        _ => {}
+    }
     // SAFETY: no memory is involved.
     let fd = unsafe { sys::system_call!(libc::SYS_pidfd_open, pid, 0) as i32 };
     if fd < 0 {
@@ -91,10 +101,58 @@ mod tests {
     }
 
     #[test]
-    fn a_live_holder_is_waited_for() {
-        let mut live =
+    fn who_has_a_dead_holders_pid_holds_nothing() {
+        let mut other =
             Command::new("cat").stdin(std::process::Stdio::piped()).spawn().expect("cat");
-        let lock = Arc::new(OwnedLock(AtomicU32::new(live.id())));
+        let lock = OwnedLock(AtomicU32::new(other.id()));
+        lock.lock();
+        lock.unlock();
+        drop(other.stdin.take());
+        other.wait().expect("wait");
+    }
+
+    #[test]
+    fn a_dead_holder_is_found_without_a_descriptor_left() {
+        let mut dead = Command::new("true").spawn().expect("true");
+        let pid = dead.id() as pid_t;
+        let end = std::time::Instant::now() + std::time::Duration::from_secs(10);
+        while !has_ended(pid) {
+            assert!(std::time::Instant::now() < end, "it lives");
+        }
+        // SAFETY: the child makes system calls only.
+        let asker = unsafe { libc::fork() };
+        if asker == 0 {
+            let none = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+            // SAFETY: reads a local, then ends the child.
+            unsafe {
+                libc::setrlimit(libc::RLIMIT_NOFILE, &raw const none);
+                libc::_exit(i32::from(!has_ended(pid)));
+            }
+        }
+        let mut status = -1;
+        // SAFETY: writes a local.
+        assert_eq!(unsafe { libc::waitpid(asker, &raw mut status, 0) }, asker);
+        assert_eq!(status, 0);
+        dead.wait().expect("wait");
+    }
+
+    extern "C" fn until_closed(end: *mut libc::c_void) -> i32 {
+        // SAFETY: reads into a byte of its own.
+        unsafe { libc::read(end as i32, [0u8].as_mut_ptr().cast(), 1) as i32 }
+    }
+
+    #[test]
+    fn a_live_holder_is_waited_for() {
+        let mut pipe = [-1; 2];
+        let mut stack = vec![0u8; 1 << 16];
+        // SAFETY: the child shares this memory and runs on a stack of its own, which stays until it has ended.
+        let live = unsafe {
+            assert_eq!(libc::pipe2(pipe.as_mut_ptr(), libc::O_CLOEXEC), 0);
+            let top = stack.as_mut_ptr().add(stack.len() & !15).cast();
+            libc::clone(until_closed, top, libc::CLONE_VM | libc::CLONE_FILES, pipe[0] as *mut _)
+        };
+        assert!(live > 0);
+        let lock = Arc::new(OwnedLock(AtomicU32::new(live as u32)));
         let threads: Vec<_> = (0..4)
             .map(|_| {
                 let lock = Arc::clone(&lock);
@@ -107,14 +165,19 @@ mod tests {
         while lock.0.load(Ordering::Relaxed) & AWAITED == 0 {
             std::thread::yield_now();
         }
-        assert!(!has_ended(live.id() as pid_t));
+        assert!(!has_ended(live));
         assert!(threads.iter().all(|t| !t.is_finished()));
         lock.unlock();
         for t in threads {
             t.join().expect("thread");
         }
         assert_eq!(lock.0.load(Ordering::Relaxed), 0);
-        drop(live.stdin.take());
-        live.wait().expect("wait");
+        // SAFETY: the pipe's ends; the child ends with the last of what is written.
+        unsafe {
+            libc::write(pipe[1], [0u8].as_ptr().cast(), 1);
+            assert_eq!(libc::waitpid(live, core::ptr::null_mut(), libc::__WALL), live);
+            libc::close(pipe[0]);
+            libc::close(pipe[1]);
+        }
     }
 }
