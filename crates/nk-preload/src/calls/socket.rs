@@ -126,6 +126,28 @@ fn with_address(op: Op, s: &Open, a: Addr) -> Nqe {
     Nqe { size, op_data, data, ..Nqe::new(op, s.id, s.generation) }
 }
 
+/// Whether an address whose port is taken is one of the host's at all. Linux looks at that first; of a port that another guest has, the stack was
+/// not asked.
+fn is_here(s: &Open, a: Addr) -> bool {
+    let [first, ..] = a.ip;
+    if a.family == AF_INET && matches!(first, 0 | 127) {
+        return true;
+    }
+    let kind = if s.is_datagram() { libc::SOCK_DGRAM } else { libc::SOCK_STREAM };
+    let Ok(fd) = create(s.p, c_int::from(a.family), kind | libc::SOCK_CLOEXEC, 0) else {
+        return true;
+    };
+    let bound = match target(fd) {
+        Target::Socket(probe) => {
+            let a = Addr { port: 0, ..a };
+            rings::call(s.p, with_address(Op::Bind, &probe, a), false).map(drop)
+        }
+        Target::Native | Target::Error(_) => Ok(()),
+    };
+    super::descriptors::close(fd);
+    bound != Err(libc::EADDRNOTAVAIL)
+}
+
 fn do_bind(s: &Open, addr: *const sockaddr, len: socklen_t) -> Result<(), c_int> {
     let family = family(s.cell);
     let a = match address::read(addr, len, family)? {
@@ -141,6 +163,9 @@ fn do_bind(s: &Open, addr: *const sockaddr, len: socklen_t) -> Result<(), c_int>
         // A process that was reaped has nothing any more on Linux, but the daemon may still have to hear of its end.
         if bound != Err(libc::EADDRINUSE) || tries == 0 {
             return bound;
+        }
+        if tries == SETTLE_TRIES && !is_here(s, a) {
+            return Err(libc::EADDRNOTAVAIL);
         }
         if tries < SETTLE_TRIES {
             sys::sleep_us(1_000);
