@@ -1,9 +1,10 @@
-//! Datagrams on a socket's descriptor rings: one descriptor is one datagram.
+//! Datagrams on a socket's descriptor rings: one descriptor is one datagram, or, from the guest, several short ones.
 //!
 //! The descriptor names the first chunk, which begins with a header of [`HEADER_BYTES`] and goes on with the datagram's first bytes; what does not
-//! fit there lies in further chunks, named by the header. So a datagram of any size is published by the one CAS of its descriptor.
+//! fit there lies in further chunks, named by the header. So a datagram of any size is published by the one CAS of its descriptor. One that fits behind
+//! those of a descriptor that the service has not taken may be appended there, header and all, from a multiple of [`ALIGN`] on: by one CAS, too.
 //!
-//! Whoever reads copies the header once ([`Device::header_of`]), checks it against the descriptor ([`Header::chunks_of`]) and uses the copy.
+//! Whoever reads copies a header once ([`Device::header_of`]), checks it against the descriptor ([`Header::split`]) and uses the copy.
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
@@ -12,6 +13,8 @@ use crate::{Addr, CHUNK_SIZE, Device};
 
 /// Bytes of the header at the start of a datagram's first chunk.
 pub const HEADER_BYTES: usize = WORDS * 8;
+/// A header begins at a multiple of this in its chunk.
+pub const ALIGN: usize = 64;
 /// Bytes of a datagram that its first chunk takes.
 pub const FIRST_BYTES: usize = CHUNK_SIZE - HEADER_BYTES;
 /// Further chunks that a datagram can have.
@@ -91,22 +94,30 @@ impl Header {
         Span { chunk, offset: 0, len: (HEADER_BYTES + len.min(FIRST_BYTES)) as u32 }
     }
 
-    /// The further chunks, when the header is one that goes with the descriptor. Their indices are the caller's to check.
+    /// The further chunks, and the span of the datagrams behind this one, when the header is one that goes with the span at whose start it is. The
+    /// chunks' indices are the caller's to check. A datagram that has any is alone.
     #[must_use]
-    pub fn chunks_of(&self, span: Span) -> Option<&[u32]> {
+    pub fn split(&self, span: Span) -> Option<(&[u32], Option<Span>)> {
         let len = self.len as usize;
-        let n = Header::more_for(len)?;
-        if span != Header::span_for(span.chunk, len) {
+        let more = self.more.get(..Header::more_for(len)?)?;
+        let own = Header::span_for(span.chunk, len).len;
+        if own == span.len {
+            return Some((more, None));
+        }
+        let next = own.next_multiple_of(ALIGN as u32);
+        if !more.is_empty() {
             return None;
         }
-        self.more.get(..n)
+        let left = span.len.checked_sub(next).filter(|left| *left >= HEADER_BYTES as u32)?;
+        Some((more, Some(Span { offset: span.offset + next, len: left, ..span })))
     }
 
-    /// Where bytes lie: calls `f(chunk, first byte within it, bytes, bytes before them)` for each part, until it gives `false`.
-    pub fn for_each_part(&self, first: u32, mut f: impl FnMut(u32, usize, usize, usize) -> bool) {
+    /// Where bytes lie: calls `f(chunk, first byte within it, bytes, bytes before them)` for each part, until it gives `false`. `first`: the span at
+    /// whose start the header is.
+    pub fn for_each_part(&self, first: Span, mut f: impl FnMut(u32, usize, usize, usize) -> bool) {
         let len = (self.len as usize).min(DATAGRAM_MAX);
         let n = len.min(FIRST_BYTES);
-        if !f(first, HEADER_BYTES, n, 0) {
+        if !f(first.chunk, first.offset as usize + HEADER_BYTES, n, 0) {
             return;
         }
         let mut at = n;
@@ -176,20 +187,33 @@ impl Header {
 }
 
 impl Device {
-    fn header_words(&self, chunk: u32) -> Option<&[AtomicU64; WORDS]> {
-        // SAFETY: a chunk lies within the mapping and is larger than the header; chunks are aligned to pages; atomics, so that
-        // any bytes are valid and concurrent writers are sound.
-        Some(unsafe { self.chunk(chunk)?.cast::<[AtomicU64; WORDS]>().as_ref() })
+    fn header_words(&self, span: Span) -> Option<&[AtomicU64; WORDS]> {
+        let offset = span.offset as usize;
+        let at = self.chunk_at(span.chunk, offset, HEADER_BYTES)?;
+        // SAFETY: HEADER_BYTES from there on are within a chunk, and so within the mapping; chunks are aligned to pages, and the offset is checked;
+        // atomics, so that any bytes are valid and concurrent writers are sound.
+        offset.is_multiple_of(ALIGN).then(|| unsafe { at.cast::<[AtomicU64; WORDS]>().as_ref() })
     }
 
-    /// A copy of the header at the start of a chunk; `None` for a chunk that the device has not.
+    /// A copy of the header at the start of a span; `None` where there cannot be one.
     #[must_use]
-    pub fn header_of(&self, chunk: u32) -> Option<Header> {
+    pub fn header_of(&self, span: Span) -> Option<Header> {
         let mut words = [0; WORDS];
-        for (to, from) in words.iter_mut().zip(self.header_words(chunk)?) {
+        for (to, from) in words.iter_mut().zip(self.header_words(span)?) {
             *to = from.load(Ordering::Relaxed);
         }
         Some(Header::from_words(words))
+    }
+
+    /// The headers of a descriptor's datagrams, each copied once, up to one that is not right.
+    pub fn headers_of(&self, span: Span) -> impl Iterator<Item = Header> + use<'_> {
+        let mut left = Some(span);
+        core::iter::from_fn(move || {
+            let at = left?;
+            let header = self.header_of(at)?;
+            left = header.split(at)?.1;
+            Some(header)
+        })
     }
 
     /// Copies bytes from the start of a chunk that the other side may write meanwhile.
@@ -201,9 +225,9 @@ impl Device {
         }
     }
 
-    /// Writes a header at the start of a chunk that nobody else uses; the descriptor is published after it.
-    pub fn put_header(&self, chunk: u32, header: &Header) {
-        if let Some(words) = self.header_words(chunk) {
+    /// Writes a header at the start of a span that nobody else uses; the descriptor is published after it.
+    pub fn put_header(&self, span: Span, header: &Header) {
+        if let Some(words) = self.header_words(span) {
             for (to, from) in words.iter().zip(header.to_words()) {
                 to.store(from, Ordering::Relaxed);
             }
@@ -226,21 +250,24 @@ mod tests {
         }
 
         #[test]
-        fn no_header_reaches_past_its_chunks(w in any::<[u64; WORDS]>(), short in any::<bool>(), p in any::<u64>()) {
+        fn no_header_reaches_past_its_span(w in any::<[u64; WORDS]>(), short in 0usize..3, p in any::<u64>()) {
             let mut h = Header::from_words(w);
-            if short {
-                h.len %= 70_000;
-            }
+            h.len %= [u32::MAX, 70_000, 3_000][short];
             let span = match Span::from_payload(p) {
-                Some(s) if !short => s,
+                Some(s) if short != 1 => s,
                 _ => Header::span_for(3, h.len as usize % (1 << 20)),
             };
+            let end = span.offset + span.len;
             let mut sum = 0;
-            if let Some(more) = h.chunks_of(span) {
+            if let Some((more, left)) = h.split(span) {
                 let mut chunks = Vec::new();
-                h.for_each_part(span.chunk, |chunk, first, n, before| {
+                let mut first_end = 0;
+                h.for_each_part(span, |chunk, first, n, before| {
                     assert!(first + n <= CHUNK_SIZE);
                     assert_eq!(before, sum);
+                    if before == 0 {
+                        first_end = (first + n) as u32;
+                    }
                     sum += n;
                     chunks.push(chunk);
                     true
@@ -248,6 +275,14 @@ mod tests {
                 prop_assert_eq!(sum, h.len as usize);
                 prop_assert_eq!(&chunks[1..], more);
                 prop_assert!(sum <= DATAGRAM_MAX);
+                prop_assert!(first_end <= end);
+                if let Some(left) = left {
+                    prop_assert!(more.is_empty());
+                    prop_assert!(left.offset >= first_end && left.offset + left.len == end);
+                    prop_assert_eq!(left.chunk, span.chunk);
+                } else {
+                    prop_assert_eq!(first_end, end);
+                }
             }
         }
     }
@@ -259,12 +294,28 @@ mod tests {
             let h = Header { len: len as u32, ..Header::default() };
             let span = Header::span_for(7, len);
             assert_eq!(Span::from_payload(span.to_payload()), Some(span));
-            assert_eq!(h.chunks_of(span).map(<[u32]>::len), Some(more));
-            assert_eq!(h.chunks_of(Span { len: span.len + 1, ..span }), None);
-            assert_eq!(h.chunks_of(Span { offset: 1, ..span }), None);
+            assert_eq!(h.split(span).map(|(m, left)| (m.len(), left)), Some((more, None)));
+            assert_eq!(h.split(Span { len: span.len + 1, ..span }), None);
+            assert_eq!(h.split(Span { len: span.len - 1, ..span }), None);
         }
         assert_eq!(Header::more_for(65_528), None);
         let long = Header { len: 65_528, ..Header::default() };
-        assert_eq!(long.chunks_of(Header::span_for(7, 65_528)), None);
+        assert_eq!(long.split(Header::span_for(7, 65_528)), None);
+    }
+
+    #[test]
+    fn what_stands_behind_a_datagram() {
+        let h = Header { len: 40, ..Header::default() };
+        let span = |offset, len| Span { chunk: 7, offset, len };
+        for (len, left) in [(168, Some(None)), (192, None), (319, None)] {
+            assert_eq!(h.split(span(64, len)).map(|(_, left)| left), left, "{len}");
+        }
+        let behind = |len| h.split(span(64, len)).and_then(|(_, left)| left);
+        assert_eq!(behind(320), Some(span(256, 128)));
+        assert_eq!(behind(400), Some(span(256, 208)));
+        // One that is long is alone, whatever the span says.
+        let long = Header { len: FIRST_BYTES as u32 + 1, ..h };
+        assert!(long.split(span(0, CHUNK_SIZE as u32)).is_some());
+        assert_eq!(long.split(span(0, CHUNK_SIZE as u32 + 200)), None);
     }
 }

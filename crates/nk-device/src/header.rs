@@ -8,8 +8,10 @@ pub const MAGIC: u64 = u64::from_le_bytes(*b"NETKERNL");
 pub const VERSION: u32 = 3;
 /// `features`: the service takes tx descriptors with [`crate::stream::take_slot`], so that a guest may append to those not yet taken.
 pub const FEATURE_APPEND: u32 = 1;
+/// `features`: a tx descriptor may have several datagrams, so that a guest may append one to a descriptor of others.
+pub const FEATURE_PACK: u32 = 1 << 1;
 /// What this crate's host serves.
-pub const FEATURES: u32 = FEATURE_APPEND;
+pub const FEATURES: u32 = FEATURE_APPEND | FEATURE_PACK;
 /// [`Header::engine_sleeping`] of an NSM's device while the engine waits for room on its rings: ring after popping.
 pub const WANTS_ROOM: u32 = 2;
 /// Queue sets that the doorbell bitmap can name.

@@ -3,7 +3,7 @@
 //! Both ends are lock-free, so that a process killed, forked or interrupted at any instruction leaves nothing to repair:
 //! - publish: CAS the slot from its last lap's word to the new one, then CAS the tail; any other producer helps a stopped one.
 //! - append: while the service has not taken the last descriptor, more bytes go behind its own into the same chunk ([`Publisher::begin`]), so that
-//!   many small writes need few descriptors and few chunks;
+//!   many small writes, or datagrams, need few descriptors and few chunks;
 //! - consume: read position (index and offset in one word), copy, CAS the position. Whoever loses copies again; the peer reuses
 //!   a chunk only once the position is past it, so what a loser read may be torn but is never used.
 
@@ -149,16 +149,20 @@ impl<A32: Word32, A64: Word64> Publisher<'_, A32, A64> {
 /// A published descriptor that may grow.
 #[derive(Clone, Copy, Debug)]
 pub struct Open {
-    index: u32,
+    /// Where it stands.
+    pub index: u32,
     word: u64,
-    /// What it says so far; more bytes go behind it.
+    /// What it says so far.
     pub span: Span,
+    /// Where what is appended goes, behind that.
+    pub place: Span,
 }
 
 impl<A32: Word32, A64: Word64> Publisher<'_, A32, A64> {
-    /// The last published descriptor, if `len` bytes more have room in its chunk, the service has not taken it, and nobody else appends to it.
+    /// The last published descriptor, if `len` bytes more have room in its chunk from a multiple of `align` on, the service has not taken it, and
+    /// nobody else appends to it.
     #[inline]
-    pub fn open(&self, len: usize) -> Option<Open> {
+    pub fn open(&self, align: usize, len: usize) -> Option<Open> {
         let tail = self.tail.load(Ordering::Acquire);
         if tail == self.head.load(Ordering::Acquire) {
             return None;
@@ -169,8 +173,9 @@ impl<A32: Word32, A64: Word64> Publisher<'_, A32, A64> {
             return None;
         }
         let span = Span::from_payload(word)?;
-        let used = (span.offset + span.len) as usize;
-        (len <= CHUNK_SIZE - used).then_some(Open { index, word, span })
+        let first = ((span.offset + span.len) as usize).next_multiple_of(align);
+        let place = Span { offset: first as u32, len: len as u32, ..span };
+        (len <= CHUNK_SIZE.saturating_sub(first)).then_some(Open { index, word, span, place })
     }
 
     fn change(&self, at: u32, from: u64, to: u64) -> bool {
@@ -179,7 +184,7 @@ impl<A32: Word32, A64: Word64> Publisher<'_, A32, A64> {
         })
     }
 
-    /// Claims the place behind the descriptor's bytes. `true`: copy there, then [`Publisher::commit`] or [`Publisher::abandon`]. The
+    /// Claims the place behind what the descriptor says. `true`: copy there, then [`Publisher::commit`] or [`Publisher::abandon`]. The
     /// service may take the descriptor at any time, without what is being copied. Before this the appender has said on its row that it
     /// writes into that chunk, and it unsays that after the copy: until then the service leases the chunk to nobody.
     #[must_use]
@@ -187,10 +192,11 @@ impl<A32: Word32, A64: Word64> Publisher<'_, A32, A64> {
         self.change(open.index, open.word, open.word | APPENDING)
     }
 
-    /// Adds `len` bytes to the descriptor. `false`: the service took it without them.
+    /// Adds the place to the descriptor. `false`: the service took it without that.
     #[must_use]
-    pub fn commit(&self, open: &Open, len: usize) -> bool {
-        let span = Span { len: open.span.len + len as u32, ..open.span };
+    pub fn commit(&self, open: &Open) -> bool {
+        let end = open.place.offset + open.place.len;
+        let span = Span { len: end - open.span.offset, ..open.span };
         self.change(open.index, open.word | APPENDING, lap(open.index) | span.to_payload())
     }
 
@@ -266,10 +272,13 @@ pub fn is_taken<A64: Word64>(slots: &[A64], index: u32) -> bool {
     slot.is_some_and(|s| s.load(Ordering::Acquire) & TAKEN != 0)
 }
 
-/// Undoes [`take_slot`]: another service is to take the descriptor. Nothing is appended to those of a datagram socket, for which alone this is.
-pub fn untake_slot(slots: &[AtomicU64], index: u32) {
+/// Undoes [`take_slot`]: another service is to take the descriptor, or (`left`) what this one has not sent of it. Nobody else changes a slot that is
+/// taken. Somebody who is appending to it may go on where all of it is left, and otherwise fails, and leaves his mark for who takes it next.
+pub fn untake_slot(slots: &[AtomicU64], index: u32, left: Option<Span>) {
     if let Some(slot) = slots.get(index as usize % STREAM_SLOTS) {
-        slot.fetch_and(!TAKEN, Ordering::AcqRel);
+        let word = slot.load(Ordering::Acquire);
+        let span = left.map_or(word & SPAN_MASK, Span::to_payload);
+        slot.store(word & !(SPAN_MASK | TAKEN) | span, Ordering::Release);
     }
 }
 

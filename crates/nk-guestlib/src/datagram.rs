@@ -3,20 +3,26 @@
 
 use nk_device::addr::{AF_INET, V4_MAPPED};
 use nk_device::cell::SF_RX_STALLED;
-use nk_device::datagram::{DATAGRAM_MAX, DF_PEER, Header, MORE_MAX};
+use nk_device::datagram::{
+    ALIGN, DATAGRAM_MAX, DF_PEER, DF_REPORT, HEADER_BYTES, Header, MORE_MAX,
+};
+use nk_device::header::FEATURE_PACK;
 use nk_device::stream::{Position, Span, read_slot};
 use nk_device::sync::Ordering;
 use nk_device::{Addr, Cell};
 
 use crate::errno::{EDESTADDRREQ, EFAULT, EINVAL, EMSGSIZE, ENETDOWN, EPIPE};
 use crate::recv::{Sink, was_taken_back};
-use crate::send::{Chunks, SendError, Source, queued_spans};
-use crate::{MAX_QUEUED, Socket, View};
+use crate::send::{Chunks, SendError, Source, append, has_feature, queued_spans};
+use crate::{Fault, MAX_QUEUED, Socket, View};
 
 /// What UDP's length field can say at all.
 const UDP_LENGTH_MAX: usize = 0xffff;
 /// The longest datagram over IPv4.
 const V4_MAX: usize = 65_507;
+/// Bytes on the ring, headers included, up to which datagrams are appended to others: a native socket's send buffer, as Linux makes it. What is
+/// more takes a descriptor each, of which a ring has few.
+const PACKED_MAX: usize = 212_992;
 
 /// A datagram on the ring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,6 +101,49 @@ impl Taken {
     }
 }
 
+/// Writes a datagram, its first part to `place`, the rest to the chunks that the header names.
+fn write(
+    socket: &Socket<'_>,
+    source: &mut impl Source,
+    place: Span,
+    header: &Header,
+) -> Result<(), Fault> {
+    let mut fault = false;
+    header.for_each_part(place, |chunk, at, n, before| {
+        let to = socket.device.chunk_at(chunk, at, n);
+        fault = n > 0 && to.is_none_or(|to| source.copy(before, to, n).is_err());
+        !fault
+    });
+    if fault {
+        return Err(Fault);
+    }
+    socket.device.put_header(place, header);
+    Ok(())
+}
+
+/// Appends a datagram to the last descriptor, if that can be; to which. One that somebody waits to be told of has a descriptor to itself.
+fn pack(
+    socket: &Socket<'_>,
+    chunks: &mut impl Chunks,
+    source: &mut impl Source,
+    header: &Header,
+) -> Result<Option<u32>, Fault> {
+    if header.flags & DF_REPORT != 0 || !has_feature(socket, FEATURE_PACK) {
+        return Ok(None);
+    }
+    let Some(open) = socket.cell.tx().open(ALIGN, HEADER_BYTES + header.len as usize) else {
+        return Ok(None);
+    };
+    let first = socket.device.header_of(open.span);
+    let is_alone = first.is_none_or(|h| h.flags & DF_REPORT != 0);
+    let waiting: usize = queued_spans(socket.cell).map(|s| s.len as usize).sum();
+    if is_alone || waiting + open.place.len as usize > PACKED_MAX {
+        return Ok(None);
+    }
+    let packed = append(socket, chunks, &open, || write(socket, source, open.place, header))?;
+    Ok(packed.then_some(open.index))
+}
+
 /// Queues a datagram of `len` bytes; `header` says all that is known of it but its length and its chunks.
 ///
 /// # Errors
@@ -109,6 +158,12 @@ pub fn send(
     let cell = socket.cell;
     check(cell, &header, len)?;
     let Some(more) = Header::more_for(len) else { return Err(SendError::Errno(EMSGSIZE)) };
+    header.len = len as u32;
+    match pack(socket, chunks, source, &header) {
+        Ok(Some(index)) => return Ok(Queued { index, kick: cell.needs_kick() }),
+        Ok(None) => {}
+        Err(Fault) => return Err(SendError::Errno(EFAULT)),
+    }
     if cell.tx().room() == 0 {
         cell.want_tx();
         if cell.tx().room() == 0 {
@@ -117,22 +172,15 @@ pub fn send(
     }
     let Some(taken) = Taken::take(chunks, more + 1) else { return Err(SendError::NoChunks) };
     let [first, rest @ ..] = taken.chunks;
-    header.len = len as u32;
     header.more = rest;
-    let mut fault = false;
-    header.for_each_part(first, |chunk, at, n, before| {
-        let to = socket.device.chunk_at(chunk, at, n);
-        fault = n > 0 && to.is_none_or(|to| source.copy(before, to, n).is_err());
-        !fault
-    });
-    if fault {
+    let span = Header::span_for(first, len);
+    if write(socket, source, span, &header).is_err() {
         taken.put_back(chunks);
         return Err(SendError::Errno(EFAULT));
     }
-    socket.device.put_header(first, &header);
-    match cell.tx().publish(Header::span_for(first, len).to_payload()) {
+    match cell.tx().publish(span.to_payload()) {
         Ok(index) => {
-            let reports = header.flags & nk_device::datagram::DF_REPORT != 0;
+            let reports = header.flags & DF_REPORT != 0;
             Ok(Queued { index, kick: !reports && cell.needs_kick() })
         }
         Err(_) => {
@@ -190,7 +238,7 @@ pub fn recv(socket: &Socket<'_>, sink: &mut impl Sink, len: usize, peek: bool) -
                 _ => Received::WouldBlock,
             };
         };
-        let (count, fault) = copy_out(socket, sink, span.chunk, &header, len);
+        let (count, fault) = copy_out(socket, sink, span, &header, len);
         if fault {
             return Received::Errno(EFAULT);
         }
@@ -221,15 +269,16 @@ pub fn recv(socket: &Socket<'_>, sink: &mut impl Sink, len: usize, peek: bool) -
 /// The datagram at an index. `None`: this reader is stale, or the host broke the ring.
 fn next_at(socket: &Socket<'_>, index: u32) -> Option<(Span, Header)> {
     let span = read_slot(&socket.cell.rx_slots, index).and_then(Span::from_payload)?;
-    let header = socket.device.header_of(span.chunk)?;
-    header.chunks_of(span)?;
+    let header = socket.device.header_of(span)?;
+    // The service gives each its own descriptor.
+    let (_, None) = header.split(span)? else { return None };
     Some((span, header))
 }
 
 fn copy_out(
     socket: &Socket<'_>,
     sink: &mut impl Sink,
-    first: u32,
+    first: Span,
     header: &Header,
     len: usize,
 ) -> (usize, bool) {
@@ -267,8 +316,8 @@ pub fn available(socket: &Socket<'_>) -> usize {
 /// Bytes of datagrams that the stack has not taken.
 #[must_use]
 pub fn queued(socket: &Socket<'_>) -> usize {
-    let headers = queued_spans(socket.cell).filter_map(|s| socket.device.header_of(s.chunk));
-    headers.map(|h| (h.len as usize).min(DATAGRAM_MAX)).sum()
+    let headers = queued_spans(socket.cell).flat_map(|s| socket.device.headers_of(s));
+    headers.map(|h| h.len as usize).sum()
 }
 
 /// How many chunks a datagram of so many bytes needs; of one that is too long, as many as the longest.
@@ -278,99 +327,4 @@ pub fn chunks_for(len: usize) -> usize {
 }
 
 #[cfg(test)]
-mod tests {
-    extern crate std;
-    use super::*;
-    use crate::testing::Fixture;
-    use nk_device::cell::*;
-    use nk_device::datagram::FIRST_BYTES;
-
-    fn to(port: u16) -> Header {
-        Header { flags: DF_PEER, peer: Addr::v4([127, 0, 0, 1], port), ..Header::default() }
-    }
-
-    #[test]
-    fn what_linux_refuses_before_it_sends() {
-        let f = Fixture::new_datagram();
-        let c = f.socket().cell;
-        let errno = |h: &Header, len| match check(c, h, len) {
-            Err(SendError::Errno(e)) => e,
-            Ok(()) => 0,
-            other => panic!("{other:?}"),
-        };
-        assert_eq!(errno(&Header::default(), 1), EDESTADDRREQ);
-        assert_eq!(errno(&Header::default(), 65_536), EMSGSIZE);
-        assert_eq!(errno(&to(0), 1), EINVAL);
-        assert_eq!(errno(&to(9), 65_507), 0);
-        assert_eq!(errno(&to(9), 65_508), EMSGSIZE);
-        c.error.store(1 << 32 | 111, Ordering::Relaxed);
-        assert_eq!(errno(&to(9), 1), 111);
-        assert_eq!(errno(&to(9), 1), 0);
-        c.guest_state.store(GF_SHUT_WR, Ordering::Relaxed);
-        assert_eq!(errno(&to(9), 1), EPIPE);
-    }
-
-    #[test]
-    fn a_datagram_of_any_size_is_one_descriptor() {
-        let f = Fixture::new_datagram();
-        for len in [0, 1, FIRST_BYTES, FIRST_BYTES + 1, 65_507] {
-            let bytes: std::vec::Vec<u8> = (0..len).map(|i| (i * 7 + i / 251) as u8).collect();
-            let before = f.socket().cell.tx_tail.load(Ordering::Relaxed);
-            let sent = f.send_datagram(&bytes, to(9)).expect("sent");
-            assert_eq!(sent.index, before);
-            let slot = read_slot(&f.socket().cell.tx_slots, before).expect("slot");
-            let span = Span::from_payload(slot).expect("span");
-            let h = f.device().header_of(span.chunk).expect("header");
-            assert_eq!((h.len as usize, h.peer), (len, to(9).peer));
-            // What was sent comes back.
-            f.push_rx(slot);
-            assert_eq!(available(&f.socket()), len);
-            for peek in [true, false] {
-                let (got, back) = f.recv_datagram(70_000, peek);
-                assert!(matches!(got, Received::Datagram { count, .. } if count == len), "{got:?}");
-                assert_eq!(back, bytes);
-            }
-        }
-        assert_eq!(queued(&f.socket()), 1 + 2 * FIRST_BYTES + 1 + 65_507);
-        assert_eq!(f.recv_datagram(10, false).0, Received::WouldBlock);
-    }
-
-    #[test]
-    fn what_does_not_fit_is_cut_and_gone() {
-        let f = Fixture::new_datagram();
-        f.send_datagram(b"a long one", to(9)).expect("sent");
-        let slot = read_slot(&f.socket().cell.tx_slots, 0).expect("slot");
-        f.push_rx(slot);
-        let (got, bytes) = f.recv_datagram(3, false);
-        assert_eq!(bytes, b"a l");
-        assert!(matches!(got, Received::Datagram { header, count: 3, .. } if header.len == 10));
-        assert_eq!(f.recv_datagram(3, false).0, Received::WouldBlock);
-        f.socket().cell.guest_state.store(GF_SHUT_RD, Ordering::Relaxed);
-        assert_eq!(f.recv_datagram(3, false).0, Received::Shut);
-    }
-
-    #[test]
-    fn all_chunks_or_none() {
-        let f = Fixture::new_datagram();
-        let mut kept = std::vec::Vec::new();
-        while let Some(c) = f.take_chunk() {
-            kept.push(c);
-        }
-        for c in kept.drain(..2) {
-            f.give_chunk(c);
-        }
-        assert_eq!(f.send_datagram(&[0; 65_507], to(9)), Err(SendError::NoChunks));
-        assert!(f.send_datagram(&[0; 40_000], to(9)).is_ok(), "both are there again");
-    }
-
-    #[test]
-    fn a_header_that_lies_is_nothing_to_read() {
-        let f = Fixture::new_datagram();
-        f.send_datagram(b"x", to(9)).expect("sent");
-        let slot = read_slot(&f.socket().cell.tx_slots, 0).expect("slot");
-        let chunk = Span::from_payload(slot).expect("span").chunk;
-        f.device().put_header(chunk, &Header { len: 60_000, more: [u32::MAX; 2], ..to(9) });
-        f.push_rx(slot);
-        assert_eq!(f.recv_datagram(10, false).0, Received::WouldBlock);
-    }
-}
+mod tests;

@@ -3,7 +3,7 @@
 use core::ptr::NonNull;
 
 use nk_device::header::FEATURE_APPEND;
-use nk_device::stream::{Span, read_slot};
+use nk_device::stream::{Open, Span, read_slot};
 use nk_device::sync::Ordering;
 use nk_device::{CHUNK_SIZE, Cell};
 
@@ -83,31 +83,46 @@ fn checked(socket: &Socket<'_>) -> Result<View, SendError> {
     Ok(v)
 }
 
+/// Whether the host serves what a bit of the header's `features` says.
+pub(crate) fn has_feature(socket: &Socket<'_>, feature: u32) -> bool {
+    socket.device.header().features.load(Ordering::Relaxed) & feature != 0
+}
+
+/// Adds to the last descriptor what `write` copies to [`Open::place`]: `false` where that cannot be.
+pub(crate) fn append(
+    socket: &Socket<'_>,
+    chunks: &mut impl Chunks,
+    open: &Open,
+    write: impl FnOnce() -> Result<(), Fault>,
+) -> Result<bool, Fault> {
+    let tx = socket.cell.tx();
+    if !chunks.begin_append(open.span.chunk) {
+        return Ok(false);
+    }
+    let appended = if !tx.begin(open) {
+        Ok(false)
+    } else if let Err(fault) = write() {
+        tx.abandon(open);
+        Err(fault)
+    } else {
+        Ok(tx.commit(open))
+    };
+    chunks.end_append();
+    appended
+}
+
 /// Appends `len` bytes, of which `done` were sent before, to the last descriptor: `false` where that cannot be.
-fn append(
+fn append_bytes(
     socket: &Socket<'_>,
     chunks: &mut impl Chunks,
     source: &mut impl Source,
     done: usize,
     len: usize,
 ) -> Result<bool, Fault> {
-    let tx = socket.cell.tx();
-    let Some(open) = tx.open(len) else { return Ok(false) };
-    let behind = (open.span.offset + open.span.len) as usize;
-    let Some(to) = socket.device.chunk_at(open.span.chunk, behind, len) else { return Ok(false) };
-    if !chunks.begin_append(open.span.chunk) {
-        return Ok(false);
-    }
-    let appended = if !tx.begin(&open) {
-        Ok(false)
-    } else if let Err(fault) = source.copy(done, to, len) {
-        tx.abandon(&open);
-        Err(fault)
-    } else {
-        Ok(tx.commit(&open, len))
-    };
-    chunks.end_append();
-    appended
+    let Some(open) = socket.cell.tx().open(1, len) else { return Ok(false) };
+    let Span { chunk, offset, .. } = open.place;
+    let Some(to) = socket.device.chunk_at(chunk, offset as usize, len) else { return Ok(false) };
+    append(socket, chunks, &open, || source.copy(done, to, len))
 }
 
 /// Sends up to `len` bytes; fewer when room or chunks run out after the first.
@@ -129,10 +144,10 @@ pub fn send(
     }
     let mut done = 0;
     let mut stop = None;
-    let appends = socket.device.header().features.load(Ordering::Relaxed) & FEATURE_APPEND != 0;
+    let appends = has_feature(socket, FEATURE_APPEND);
     while done < len {
         if appends && len - done < CHUNK_SIZE {
-            match append(socket, chunks, source, done, len - done) {
+            match append_bytes(socket, chunks, source, done, len - done) {
                 Ok(false) => {}
                 Ok(true) => {
                     done = len;
@@ -286,14 +301,13 @@ mod tests {
         let cell = f.socket().cell;
         cell.state.store(SF_CONNECTED, Ordering::Relaxed);
         f.send(b"abc").expect("room");
-        let open = cell.tx().open(2).expect("room behind it");
+        let open = cell.tx().open(1, 2).expect("room behind it");
         assert!(cell.tx().begin(&open));
-        assert!(cell.tx().open(2).is_none(), "one appends");
+        assert!(cell.tx().open(1, 2).is_none(), "one appends");
         let taken = take_slot(&cell.tx_slots, 0).expect("slot");
         assert_eq!((Span::from_payload(taken.payload), taken.appending), (Some(open.span), true));
-        assert!(!cell.tx().commit(&open, 2), "it is taken");
-        assert!(cell.tx().open(2).is_none());
-        assert!(cell.tx().open(CHUNK_SIZE).is_none());
+        assert!(!cell.tx().commit(&open), "it is taken");
+        assert!(cell.tx().open(1, 2).is_none());
     }
 
     #[test]

@@ -81,6 +81,11 @@ impl Fixture {
         datagram::send(&self.socket(), &mut Pool(self), &mut From(bytes), bytes.len(), h)
     }
 
+    /// Sends what cannot be read.
+    pub(crate) fn send_from_nowhere(&self, len: usize, h: Header) -> Result<Queued, SendError> {
+        datagram::send(&self.socket(), &mut Pool(self), &mut From(&[]), len, h)
+    }
+
     pub(crate) fn recv_datagram(&self, len: usize, peek: bool) -> (datagram::Received, Vec<u8>) {
         let mut to = To(std::vec![0; len]);
         let got = datagram::recv(&self.socket(), &mut to, len, peek);

@@ -59,7 +59,7 @@ pub mod command {
 
 /// What daemon and NSM process say to each other, on the control socket and over the device. A daemon goes on only with a process that
 /// speaks as it does.
-pub const PROTOCOL: u64 = 6;
+pub const PROTOCOL: u64 = 7;
 
 /// What the NSM reports unasked.
 pub mod note {

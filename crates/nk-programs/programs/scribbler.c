@@ -1,7 +1,8 @@
-/* A hostile guest: `scribbler PORT SECONDS`. It serves itself connections over its NK device and, meanwhile, a thread
- * overwrites random words of the device, which is mapped into this very process. It uses nothing but what every guest
- * has. Its own connections break in any way whatsoever; a child that dies or hangs is replaced. Prints how many words
- * it wrote in all, so that a run that found nothing to write to is seen.
+/* A hostile guest: `scribbler PORT SECONDS`. It serves itself connections, and sends itself bursts of datagrams, over its
+ * NK device and, meanwhile, a thread overwrites random words of the device, which is mapped into this very process, and
+ * forges headers of datagrams in the chunks from which those are sent, several in each. It uses nothing but what every
+ * guest has. Its own connections break in any way whatsoever; a child that dies or hangs is replaced. Prints how many
+ * words it wrote in all, so that a run that found nothing to write to is seen.
  */
 #include <arpa/inet.h>
 #include <netinet/in.h>
@@ -23,6 +24,9 @@ static int port;
 struct range { uint64_t *start; size_t words; };
 static struct range ranges[64];
 static int range_count;
+/* Where the chunks begin, as the device's header says: they are the last of it. */
+static char *chunks;
+#define CHUNK 32768
 
 /* Shared, writable mappings of memfds: the device. */
 static void find_device(void) {
@@ -33,6 +37,7 @@ static void find_device(void) {
         if (sscanf(line, "%lx-%lx %4s", &from, &to, flags) != 3) continue;
         if (!strstr(line, "memfd:") || flags[1] != 'w' || flags[3] != 's') continue;
         ranges[range_count].start = (uint64_t *)from;
+        if (!memcmp((char *)from, "NETKERNL", 8)) chunks = (char *)to - (size_t)((uint32_t *)from)[7] * CHUNK;
         ranges[range_count++].words = (to - from) / 8;
     }
     if (maps) fclose(maps);
@@ -44,10 +49,24 @@ static uint64_t next(uint64_t *state) {
     return *state ^= *state << 17;
 }
 
+/* A header's length and flags, or all of it, in one of the chunks that are used most: a length that reaches into the next one or past the chunk, or
+ * any words. */
+static void forge(uint64_t *state) {
+    volatile uint64_t *at = (uint64_t *)(chunks + next(state) % 64 * CHUNK + next(state) % 64 * 64);
+    uint64_t length = next(state) % 4 ? next(state) % 400 : next(state) % 70000;
+    *at = length | (next(state) & 0x3ff) << 32;
+    for (int i = 1; i < 16 && next(state) % 4 == 0; i++) at[i] = next(state);
+}
+
 static void *scribble(void *seed) {
     uint64_t state = (uint64_t)(uintptr_t)seed * 0x9e3779b97f4a7c15u + 1;
     for (;;) {
         for (int i = 0; i < 64 && range_count; i++) {
+            if (i % 2) {
+                forge(&state);
+                __atomic_fetch_add(written, 1, __ATOMIC_RELAXED);
+                continue;
+            }
             struct range *range = &ranges[next(&state) % (uint64_t)range_count];
             /* Half of the writes go to the first MiB: header, rings and cells, not payload. */
             size_t words = range->words;
@@ -80,6 +99,20 @@ static void *echo(void *listener) {
     return NULL;
 }
 
+/* Bursts of datagrams to itself, 168 bytes and more each with its header. */
+static void *bursts(void *nothing) {
+    struct sockaddr_in at = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    socklen_t length = sizeof at;
+    char buffer[256] = "";
+    int fd = socket(AF_INET, SOCK_DGRAM, 0);
+    if (fd < 0 || bind(fd, (struct sockaddr *)&at, sizeof at) || getsockname(fd, (struct sockaddr *)&at, &length)) return nothing;
+    if (connect(fd, (struct sockaddr *)&at, sizeof at)) return nothing;
+    for (;;) {
+        for (int i = 0; i < 200; i++) send(fd, buffer, 40 + (size_t)i, MSG_DONTWAIT);
+        while (recv(fd, buffer, sizeof buffer, MSG_DONTWAIT) > 0) {}
+    }
+}
+
 static void traffic(unsigned seed) {
     pthread_t thread;
     struct sockaddr_in at = {.sin_family = AF_INET, .sin_port = htons((uint16_t)port)};
@@ -89,7 +122,8 @@ static void traffic(unsigned seed) {
     setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
     if (bind(listener, (struct sockaddr *)&at, sizeof at) || listen(listener, 64)) _exit(3);
     find_device();
-    if (!range_count) _exit(4);
+    if (!range_count || !chunks) _exit(4);
+    pthread_create(&thread, NULL, bursts, NULL);
     pthread_create(&thread, NULL, echo, &listener);
     pthread_create(&thread, NULL, echo, &listener);
     for (long i = 0;; i++) {

@@ -123,7 +123,7 @@ impl<S: Stack> Ctx<'_, S> {
             let Some(taken) = take_slot(&cell.tx_slots, index) else { break };
             let Some(span) = Span::from_payload(taken.payload) else { break };
             if s.datagram.is_some() {
-                self.enter_datagram(&mut s, Some(span));
+                self.enter_datagrams(key, &mut s, Some(taken));
                 self.free_tx(cell, &mut s);
                 continue;
             }

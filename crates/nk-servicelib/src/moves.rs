@@ -218,9 +218,10 @@ impl<S: Stack> Ctx<'_, S> {
         let (Some(ledger), Some(d)) = (self.guest.pool.ledger(), &mut s.datagram) else {
             return Vec::new();
         };
-        // Also what was not right: the next service finds that again.
         for (n, (span, chunks)) in (0u32..).zip(s.tx.drain(..).zip(d.take_queued())) {
-            untake_slot(&cell.tx_slots, s.tx_head.wrapping_add(n));
+            // What was not right stands there as it was: the next service finds that again.
+            let left = (span.len > 0).then_some(span);
+            untake_slot(&cell.tx_slots, s.tx_head.wrapping_add(n), left);
             for chunk in [span.chunk].into_iter().chain(chunks) {
                 self.guest.pool.untake_tx(chunk);
             }
@@ -286,8 +287,8 @@ impl<S: Stack> Ctx<'_, S> {
             let taken = take_slot(&cell.tx_slots, index).filter(|t| !t.again);
             let span = taken.and_then(|t| Span::from_payload(t.payload));
             let header = span.filter(|_| cell.is_datagram());
-            let header = header.and_then(|s| self.guest.device.header_of(s.chunk).map(|h| (s, h)));
-            let more = header.iter().filter_map(|(s, h)| h.chunks_of(*s)).flatten();
+            let header = header.and_then(|s| self.guest.device.header_of(s).map(|h| (s, h)));
+            let more = header.iter().filter_map(|(s, h)| h.split(*s)).flat_map(|(more, _)| more);
             cell.tx_head.store(index.wrapping_add(1), Ordering::SeqCst);
             for chunk in span.iter().map(|s| &s.chunk).chain(more) {
                 if self.guest.begin_tx(*chunk).is_some() {

@@ -290,7 +290,8 @@ impl Pool {
 
     /// What was taken to be sent stands on its ring as before: another service takes it.
     pub(crate) fn untake_tx(&mut self, chunk: u32) {
-        self.change(chunk, Owner::Tx, Owner::Orphan);
+        let _ = self.change(chunk, Owner::Tx, Owner::Orphan)
+            || self.change(chunk, Owner::Shared, Owner::Orphan);
     }
 
     /// Somebody may write into a chunk that is being sent: it comes back only by [`Pool::settle`].

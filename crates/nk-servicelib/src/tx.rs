@@ -38,6 +38,7 @@ impl<S: Stack> Ctx<'_, S> {
             s.tx_seq = s.tx_seq.wrapping_add(1);
             cell.tx_seq.store(s.tx_seq, Ordering::SeqCst);
         }
+        let mut spent = 0;
         for round in 0.. {
             if self.take_descriptors(key, cell, s).is_err() {
                 return false;
@@ -81,7 +82,7 @@ impl<S: Stack> Ctx<'_, S> {
                 self.enqueue(key, s);
                 return true;
             }
-            if !self.push_datagrams(key, cell, s) {
+            if !self.push_datagrams(key, cell, s, &mut spent) {
                 return true;
             }
         }
@@ -106,7 +107,7 @@ impl<S: Stack> Ctx<'_, S> {
             let span = taken.and_then(|t| Span::from_payload(t.payload));
             if s.datagram.is_some() {
                 last_row = span.and_then(|s| self.guest.row_of(s.chunk)).or(last_row);
-                self.enter_datagram(s, span);
+                self.enter_datagrams(key, s, taken);
                 continue;
             }
             let span = span.ok_or(Violation)?;
@@ -143,7 +144,7 @@ impl<S: Stack> Ctx<'_, S> {
             cell.tx_head.store(s.tx_next, Ordering::SeqCst);
         }
         if s.datagram.is_some() {
-            while self.datagram_done(cell, s).is_some() {}
+            while self.descriptor_done(cell, s).is_some() {}
         }
         while let Some(span) = s.tx.pop_front() {
             self.guest.pool.free(span.chunk);

@@ -176,8 +176,8 @@ fn datagrams_out_wait_whole() {
             peer: to,
             ..nk_device::datagram::Header::default()
         };
-        region.device.put_header(chunk, &header);
         let span = nk_device::datagram::Header::span_for(chunk, 900);
+        region.device.put_header(span, &header);
         cell.tx().publish(span.to_payload()).expect("room");
     }
     p.push(Nqe::new(Op::Send, id.socket, id.generation));
@@ -216,8 +216,8 @@ fn what_a_bad_datagram_names_is_free_only_when_it_is_off_the_ring() {
         let chunk = row.chunk_grants.pop().expect("a chunk");
         let mut h = Header { len: len as u32, flags: DF_PEER, peer, ..Header::default() };
         h.more[..more.len()].copy_from_slice(more);
-        region.device.put_header(chunk, &h);
         let span = Header::span_for(chunk, len);
+        region.device.put_header(span, &h);
         p.cell(id).tx().publish(span.to_payload()).expect("room");
         chunk
     };

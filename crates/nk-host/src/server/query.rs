@@ -269,20 +269,22 @@ fn address(a: &nk_device::Addr) -> String {
     }
 }
 
+/// Datagrams that are looked at on a ring: GuestLib puts fewer there, others may have put anything.
+const DATAGRAMS_MAX: usize = 2048;
+
 /// Bytes (or, on a listener, connections) that wait in a ring of the cell: information, from words that the guest can write.
 fn waiting(g: &Guest, f: &Flow) -> (u64, u64) {
     let Some(c) = g.region.device.cell(f.socket) else { return (0, 0) };
     let slots = nk_device::STREAM_SLOTS as u32;
-    let bytes = |s: nk_device::stream::Span| match g.region.device.header_of(s.chunk) {
-        Some(h) if f.datagram => u64::from(h.len.min(nk_device::datagram::DATAGRAM_MAX as u32)),
-        _ => u64::from(s.len),
-    };
     let span = |slots: &[nk_device::sync::AtomicU64], from: u32, to: u32| -> u64 {
-        (0..to.wrapping_sub(from))
+        let spans = (0..to.wrapping_sub(from))
             .filter_map(|i| nk_device::stream::read_slot(slots, from.wrapping_add(i)))
-            .filter_map(nk_device::stream::Span::from_payload)
-            .map(bytes)
-            .sum()
+            .filter_map(nk_device::stream::Span::from_payload);
+        if f.datagram {
+            let headers = spans.flat_map(|s| g.region.device.headers_of(s));
+            return headers.take(DATAGRAMS_MAX).map(|h| u64::from(h.len)).sum();
+        }
+        spans.map(|s| u64::from(s.len)).sum()
     };
     let position = c.position();
     let rx = c.rx_tail.load(Ordering::Relaxed).wrapping_sub(position.index).min(slots);

@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::rc::Rc;
 
-use nk_device::datagram::{DF_PEER, DF_REPORT, Header};
+use nk_device::datagram::{ALIGN, DF_PEER, DF_REPORT, Header};
 use nk_device::nqe::{Nqe, Op};
 use nk_device::stream::Span;
 use nk_device::sync::Ordering;
@@ -110,7 +110,7 @@ fn aim(bytes: &mut Bytes<'_>, device: &Device) -> usize {
     let base = device.base().as_ptr() as usize;
     let word = |at: usize| (at - base) / 8;
     let n = usize::from(bytes.u8());
-    match bytes.u8() % 6 {
+    match bytes.u8() % 7 {
         0 => n,
         1 => {
             device.row((n % 4) as u16).map_or(0, |r| word(core::ptr::from_ref(r) as usize))
@@ -127,6 +127,10 @@ fn aim(bytes: &mut Bytes<'_>, device: &Device) -> usize {
         4 => {
             device.cell((n % 24) as u32).map_or(0, |c| word(core::ptr::from_ref(c) as usize))
                 + usize::from(bytes.u8()) % 128
+        }
+        5 => {
+            device.chunk(n as u32).map_or(0, |c| word(c.as_ptr() as usize))
+                + usize::from(bytes.u8())
         }
         _ => usize::from(bytes.u16()) << 8 | n,
     }
@@ -255,11 +259,8 @@ fn act(
             if let Some(s) = shell.socket(id) {
                 let leased = hostile.device.row(shell.row).and_then(|r| r.chunk_grants.pop());
                 let chunk = leased.unwrap_or(u32::from(bytes.u8()));
-                let header = hostile_header(bytes);
-                hostile.device.put_header(chunk, &header);
-                let span = Header::span_for(chunk, header.len as usize);
-                let cut = Span { len: span.len.wrapping_add(u32::from(bytes.u8() % 2)), ..span };
-                let _ = s.cell.tx().publish(cut.to_payload());
+                let span = lying_datagrams(bytes, &hostile.device, chunk);
+                let _ = s.cell.tx().publish(span.to_payload());
                 shell.job(Op::Send, id, |_| ());
             }
         }
@@ -287,6 +288,26 @@ fn act(
             }
         }
     }
+}
+
+/// Datagrams in a chunk, one at least, as a hostile guest might pack them: lengths that reach into the next header, past the span or the chunk, headers
+/// beside the places where they belong, spans that end anywhere or begin behind some.
+fn lying_datagrams(bytes: &mut Bytes<'_>, device: &Device, chunk: u32) -> Span {
+    let (n, lies) = (bytes.u8() % 8, bytes.u8());
+    let (mut at, mut end) = (0, 0);
+    for i in 0..n.max(1) {
+        let mut header = hostile_header(bytes);
+        if n > 1 && i != lies % 16 {
+            header.len %= 400;
+        }
+        let span = Header::span_for(chunk, header.len as usize);
+        device.put_header(Span { offset: at, ..span }, &header);
+        end = at + span.len;
+        at = end.next_multiple_of(ALIGN as u32) + if i == lies / 16 { ALIGN as u32 } else { 0 };
+    }
+    let offset = u32::from(bytes.u8() % 8 / 7) * 192;
+    let len = end.saturating_sub(offset).wrapping_add(u32::from(bytes.u8() % 2));
+    Span { chunk, offset, len }
 }
 
 /// A header as a hostile guest might write it.

@@ -7,7 +7,7 @@
 //! [`simulation::run`] draws everything from a seed: ordinary guests, and a host whose parts die. `engine` has single cases of what the
 //! engine does, `lost` of what becomes of chunks that connections of a dead NSM carry, `kept` of what a service tells of sockets that it
 //! took over, `control` of what ends in the middle of what the control thread does, `spread` of a guest on several NSMs for good,
-//! `reports` of calls that wait to be told what became of a datagram, `attaching` of processes whose daemon ends while they ask.
+//! `reports` of calls that wait to be told what became of a datagram, `packed` of several datagrams in a descriptor, `attaching` of processes whose daemon ends while they ask.
 
 mod acts;
 mod adoption;
@@ -30,6 +30,8 @@ mod kernel;
 #[cfg(test)]
 mod lost;
 mod moves;
+#[cfg(test)]
+mod packed;
 mod processes;
 pub mod region;
 mod reload;

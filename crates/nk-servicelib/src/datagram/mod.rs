@@ -1,4 +1,4 @@
-//! Datagram sockets: one descriptor is one datagram (`nk_device::datagram`), and nothing is ever over but by close.
+//! Datagram sockets: a descriptor is a datagram or several (`nk_device::datagram`), and nothing is ever over but by close.
 //!
 //! The stack is read only while the guest's ring has room, so that its own receive buffer, and its own count of what did not fit there,
 //! are what they are natively: nothing is dropped on this side.
@@ -23,11 +23,32 @@ const REUSE: [i32; 2] = [libc::SO_REUSEADDR, libc::SO_REUSEPORT];
 /// How long a closed socket may take to send what is left.
 const ORPHAN_MS: u64 = 5_000;
 
+/// What is known of a span of the socket's `tx`, which begins with the datagram that is next to be sent.
+#[derive(Debug)]
+struct Queued {
+    /// That datagram's header.
+    header: Header,
+    /// Where those go that say nothing of it, whatever the socket is connected to by then.
+    peer: Option<Addr>,
+}
+
+impl Queued {
+    /// The header with which the next datagram is sent.
+    fn to_send(&self) -> Header {
+        match self.peer {
+            Some(peer) if self.header.flags & DF_PEER == 0 => {
+                Header { flags: self.header.flags | DF_PEER, peer, ..self.header }
+            }
+            _ => self.header,
+        }
+    }
+}
+
 /// What a datagram socket has besides what all have.
 #[derive(Debug, Default)]
 pub(crate) struct Datagrams {
-    /// The header of each span of the socket's `tx`.
-    tx: VecDeque<Header>,
+    /// For each span of the socket's `tx`.
+    tx: VecDeque<Queued>,
     /// Further chunks of datagrams on the rx ring, with the index of the descriptor.
     rx_more: VecDeque<(u32, Vec<u32>)>,
     /// What became of datagrams whose report is awaited, when it was nothing good: tx index and errno.
@@ -40,8 +61,6 @@ pub(crate) struct Datagrams {
     pub(crate) has_port: bool,
     /// SO_REUSEADDR and SO_REUSEPORT as the guest set them.
     reuse: [bool; 2],
-    /// Some that are queued go elsewhere than their headers on the ring say.
-    has_kept_peer: bool,
     /// Somebody may keep its options.
     pub(crate) has_options: bool,
 }
@@ -54,12 +73,13 @@ impl Datagrams {
 
     /// Whether nobody waits to be told what became of a datagram, and what is queued is as it stands on the ring.
     pub(crate) fn may_move(&self) -> bool {
-        self.failed.is_empty() && self.reports.is_empty() && !self.has_kept_peer
+        let is_as_told = self.tx.iter().all(|q| q.peer.is_none());
+        self.failed.is_empty() && self.reports.is_empty() && is_as_told
     }
 
-    /// Takes out the further chunks of each datagram that is to be sent.
+    /// Takes out the further chunks of each descriptor that is to be sent.
     pub(crate) fn take_queued(&mut self) -> Vec<Vec<u32>> {
-        self.tx.drain(..).map(|header| more_of(&header).to_vec()).collect()
+        self.tx.drain(..).map(|q| more_of(&q.header).to_vec()).collect()
     }
 
     /// A datagram stands on the rx ring.
@@ -165,11 +185,7 @@ impl<S: Stack> Ctx<'_, S> {
     fn keep_peer(&self, s: &mut Taken<S>) {
         let peer = s.handle.as_ref().filter(|_| s.has(SF_CONNECTED)).map(|h| self.stack.peer(h));
         if let (Some(Ok(peer)), Some(d)) = (peer, &mut s.datagram) {
-            for header in d.tx.iter_mut().filter(|h| h.flags & DF_PEER == 0) {
-                d.has_kept_peer = true;
-                header.flags |= DF_PEER;
-                header.peer = peer;
-            }
+            d.tx.iter_mut().for_each(|q| q.peer = q.peer.or(Some(peer)));
         }
     }
 

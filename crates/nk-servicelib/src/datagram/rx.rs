@@ -138,8 +138,9 @@ impl<S: Stack> Ctx<'_, S> {
         header.more = rest;
         let more = more_of(&header).to_vec();
         self.untake(rest.get(more.len()..).unwrap_or_default());
-        self.guest.device.put_header(first, &header);
-        let payload = Header::span_for(first, header.len as usize).to_payload();
+        let whole = Header::span_for(first, header.len as usize);
+        self.guest.device.put_header(whole, &header);
+        let payload = whole.to_payload();
         let index = s.rx_tail;
         // There is room: at most STREAM_SLOTS datagrams are out, and rx_freed is our own.
         let _ = publish_single(&cell.rx_tail, &cell.rx_slots, &mut s.rx_tail, s.rx_freed, payload);

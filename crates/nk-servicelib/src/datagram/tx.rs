@@ -2,11 +2,11 @@
 
 use nk_device::cell::SF_CONNECTED;
 use nk_device::datagram::{DF_REPORT, FIRST_BYTES, Header};
-use nk_device::stream::Span;
+use nk_device::stream::{self, Span};
 use nk_device::sync::Ordering;
 use nk_device::{CHUNK_SIZE, Cell, Nqe, STREAM_SLOTS};
 
-use super::{CHUNKS, more_of};
+use super::{CHUNKS, Queued, more_of};
 use crate::service::{ALL, Ctx, OUT, Taken};
 use crate::span::span;
 use crate::{Errno, Key, RawSpan, Stack};
@@ -26,6 +26,8 @@ const ICMP_ERRORS: [i32; 9] = [
 
 /// Calls that wait for a report at once.
 const REPORTS_MAX: usize = 64;
+/// What a datagram counts for at least in its guest's turn, in bytes: it is a call of the stack, and a descriptor may have many.
+const COST_MIN: u64 = 1024;
 
 /// A place in the queue of no bytes, which has these chunks.
 fn nothing(chunks: &[u32]) -> (Span, Header) {
@@ -41,13 +43,13 @@ fn nothing(chunks: &[u32]) -> (Span, Header) {
 }
 
 impl<S: Stack> Ctx<'_, S> {
-    /// Takes the chunks of a datagram that a descriptor names.
+    /// Takes the chunks that a descriptor names, which begins with this datagram.
     ///
     /// # Errors
     /// A place of no bytes, when not all of them are leased: it has those that were.
     fn begin_datagram(&mut self, span: Span) -> Result<Header, (Span, Header)> {
-        let header = self.guest.device.header_of(span.chunk).ok_or_else(|| nothing(&[]))?;
-        let more = header.chunks_of(span).ok_or_else(|| nothing(&[]))?;
+        let header = self.guest.device.header_of(span).ok_or_else(|| nothing(&[]))?;
+        let (more, _) = header.split(span).ok_or_else(|| nothing(&[]))?;
         let mut chunks = [span.chunk; CHUNKS];
         for (to, from) in chunks.iter_mut().skip(1).zip(more) {
             *to = *from;
@@ -61,25 +63,48 @@ impl<S: Stack> Ctx<'_, S> {
         Ok(header)
     }
 
-    /// Moves on from the datagram that is next to be sent, and gives back its chunks ([`Ctx::free_tx`]). Who waits for room is told by
-    /// [`Cell::consume_tx`].
-    pub(crate) fn datagram_done(&mut self, cell: &Cell, s: &mut Taken<S>) -> Option<Header> {
+    /// Moves on from the datagram that is next to be sent: to the one behind it in its descriptor, if that has one. Its header is read now, once, and
+    /// holds for a span that is this service's own, so whatever the guest writes there, the descriptor ends where it ended. One that is not
+    /// right is dropped with all that is behind it, and counted.
+    fn datagram_done(&mut self, cell: &Cell, s: &mut Taken<S>) {
+        let queued = s.datagram.as_mut().and_then(|d| d.tx.front_mut());
+        if let (Some(span), Some(queued)) = (s.tx.front_mut(), queued)
+            && let Some((_, Some(left))) = queued.header.split(*span)
+        {
+            let next = self.guest.device.header_of(left).filter(|h| h.split(left).is_some());
+            if let Some(header) = next {
+                (*span, queued.header) = (left, header);
+                return;
+            }
+            self.guest.counters.service.violations.add(1);
+        }
+        let _ = self.descriptor_done(cell, s);
+    }
+
+    /// Moves on from the descriptor that is next to be sent, and gives back its chunks ([`Ctx::free_tx`]). Who waits for room is told by
+    /// [`Cell::consume_tx`]. `None`: there was none.
+    pub(crate) fn descriptor_done(&mut self, cell: &Cell, s: &mut Taken<S>) -> Option<()> {
         let span = s.tx.pop_front()?;
-        let header = s.datagram.as_mut()?.tx.pop_front()?;
+        let queued = s.datagram.as_mut()?.tx.pop_front()?;
         s.tx_head = s.tx_head.wrapping_add(1);
         if self.guest.pool.ledger().is_some() {
             cell.tx_head.store(s.tx_head, Ordering::SeqCst);
         }
-        for chunk in [span.chunk].iter().chain(more_of(&header)) {
+        for chunk in [span.chunk].iter().chain(more_of(&queued.header)) {
             self.guest.pool.free(*chunk);
         }
-        Some(header)
+        Some(())
     }
 
-    /// Enters the datagram at the next descriptor. One that is not right is dropped, and counted: after a restart of the service a
+    /// Enters what was taken at the next descriptor. One that is not right is dropped, and counted: after a restart of the service a
     /// guest's process may innocently use a chunk that the last service had leased to it.
-    pub(crate) fn enter_datagram(&mut self, s: &mut Taken<S>, span: Option<Span>) {
-        let begun = match span {
+    pub(crate) fn enter_datagrams(
+        &mut self,
+        key: Key,
+        s: &mut Taken<S>,
+        taken: Option<stream::Taken>,
+    ) {
+        let begun = match taken.and_then(|t| Span::from_payload(t.payload)) {
             Some(span) => self.begin_datagram(span).map(|header| (span, header)),
             None => Err(nothing(&[])),
         };
@@ -88,21 +113,31 @@ impl<S: Stack> Ctx<'_, S> {
         }
         // One of no bytes keeps the order of the queue, and its index.
         let (Ok((span, header)) | Err((span, header))) = begun;
+        if taken.is_some_and(|t| t.appending) {
+            self.share(key, span.chunk);
+        }
         s.tx.push_back(span);
         if let Some(d) = &mut s.datagram {
-            d.tx.push_back(header);
+            d.tx.push_back(Queued { header, peer: None });
         }
         s.tx_next = s.tx_next.wrapping_add(1);
     }
 
-    /// Sends what was taken from the ring, until the stack has no room. `false`: it has sent what one turn may, and the rest has another.
-    pub(crate) fn push_datagrams(&mut self, key: Key, cell: &Cell, s: &mut Taken<S>) -> bool {
-        let (mut bytes, mut is_over) = (0u64, false);
+    /// Sends what was taken from the ring, until the stack has no room. `false`: it has sent what one turn may, of which `spent` was before, and the
+    /// rest has another.
+    pub(crate) fn push_datagrams(
+        &mut self,
+        key: Key,
+        cell: &Cell,
+        s: &mut Taken<S>,
+        spent: &mut u64,
+    ) -> bool {
+        let (mut bytes, before, mut is_over) = (0u64, *spent, false);
         self.choose_port(s);
         while let (Some(first), Some(header)) =
-            (s.tx.front().copied(), s.datagram.as_ref().and_then(|d| d.tx.front().copied()))
+            (s.tx.front().copied(), s.datagram.as_ref().and_then(|d| Some(d.tx.front()?.to_send())))
         {
-            is_over = bytes >= self.company.most(self.now_ms);
+            is_over = *spent >= self.company.most(self.now_ms);
             if is_over {
                 self.enqueue(key, s);
                 break;
@@ -125,6 +160,7 @@ impl<S: Stack> Ctx<'_, S> {
                         self.refused(key, cell, s, &header, e);
                     }
                 }
+                *spent += leave.max(COST_MIN);
             }
             self.datagram_done(cell, s);
         }
@@ -133,7 +169,7 @@ impl<S: Stack> Ctx<'_, S> {
         }
         self.answer_reports(s);
         self.count_sent(cell, s, bytes);
-        self.guest.turns.charge(bytes);
+        self.guest.turns.charge(*spent - before);
         if cell.consume_tx(s.tx_head, s.state(), &mut s.tx_served) {
             self.tell(key, cell, OUT);
         }
@@ -150,7 +186,7 @@ impl<S: Stack> Ctx<'_, S> {
     ) -> Result<(), Errno> {
         let mut spans = [RawSpan::EMPTY; CHUNKS];
         let mut n = 0;
-        header.for_each_part(first.chunk, |chunk, offset, len, _| {
+        header.for_each_part(first, |chunk, offset, len, _| {
             let part = Span { chunk, offset: offset as u32, len: len as u32 };
             let (Some(to), Some(raw)) = (spans.get_mut(n), span(&self.guest.device, part)) else {
                 return false;

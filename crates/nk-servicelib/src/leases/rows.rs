@@ -170,8 +170,9 @@ impl<T> Guest<T> {
                     if lost.contains(&span.chunk) {
                         self.pool.orphan(span.chunk);
                     }
-                    let header = device.header_of(span.chunk).filter(|_| is_datagram);
-                    for chunk in header.iter().filter_map(|h| h.chunks_of(span)).flatten() {
+                    let header = device.header_of(span).filter(|_| is_datagram);
+                    let more = header.as_ref().and_then(|h| h.split(span));
+                    for chunk in more.into_iter().flat_map(|(more, _)| more) {
                         if lost.contains(chunk) {
                             self.pool.orphan(*chunk);
                         }
