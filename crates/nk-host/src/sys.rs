@@ -19,7 +19,7 @@ mod wake;
 
 use std::io;
 
-pub use descriptor::{duplicate, identity, is_netns, set_blocking, set_nonblocking, take};
+pub use descriptor::{identity, is_netns, set_blocking, set_nonblocking, take};
 pub use epoll::Epoll;
 pub use memory::{Mapping, len, memfd_with, one_heap, region};
 pub(crate) use process::{

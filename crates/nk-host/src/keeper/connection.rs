@@ -57,15 +57,15 @@ impl AsRawFd for Connection {
 
 impl Wire for Connection {
     type Fd = OwnedFd;
-    type Raw = RawFd;
+    type Raw<'a> = BorrowedFd<'a>;
 
-    fn raw(fd: &OwnedFd) -> RawFd {
+    fn raw(fd: &OwnedFd) -> BorrowedFd<'_> {
         OwnedFd::raw(fd)
     }
-    fn duplicate(raw: RawFd) -> io::Result<OwnedFd> {
+    fn duplicate(raw: BorrowedFd<'_>) -> io::Result<OwnedFd> {
         <OwnedFd as Wire>::duplicate(raw)
     }
-    fn send(&self, m: &Message, fds: &[RawFd]) -> Result<(), i32> {
+    fn send(&self, m: &Message, fds: &[BorrowedFd<'_>]) -> Result<(), i32> {
         let sent = self.socket.send(m, fds);
         if sent == Err(libc::EAGAIN) {
             self.end();

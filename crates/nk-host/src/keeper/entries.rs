@@ -26,7 +26,7 @@ impl<D> Kept<D> {
     /// # Errors
     /// Those of the wire.
     pub fn send<W: Wire<Fd = D>>(&self, to: &W) -> Result<(), i32> {
-        let fds: Vec<W::Raw> = self.fds.iter().map(W::raw).collect();
+        let fds: Vec<W::Raw<'_>> = self.fds.iter().map(W::raw).collect();
         to.send(&self.message, &fds)
     }
 }

@@ -6,48 +6,48 @@
 //! The simulation (`nk-models`, `played`) has keepers in memory at the other ends.
 
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use nk_attach::{Kind, Message};
 
 use super::entries::Entries;
 use super::options::Options;
 use super::{CLASS_GUEST, KEPT_COMPLETE, KEPT_END};
-use crate::sys;
 
 /// A way to a keeper.
 pub trait Wire {
     /// A descriptor that is kept.
     type Fd;
     /// One that is handed along.
-    type Raw: Copy;
+    type Raw<'a>: Copy;
 
     /// Hands it along.
-    fn raw(fd: &Self::Fd) -> Self::Raw;
+    fn raw(fd: &Self::Fd) -> Self::Raw<'_>;
     /// Another of the same.
     ///
     /// # Errors
     /// When there is none left.
-    fn duplicate(raw: Self::Raw) -> io::Result<Self::Fd>;
+    fn duplicate(raw: Self::Raw<'_>) -> io::Result<Self::Fd>;
     /// Sends a message.
     ///
     /// # Errors
     /// The errno.
-    fn send(&self, m: &Message, fds: &[Self::Raw]) -> Result<(), i32>;
+    fn send(&self, m: &Message, fds: &[Self::Raw<'_>]) -> Result<(), i32>;
 }
 
 impl Wire for OwnedFd {
     type Fd = OwnedFd;
-    type Raw = RawFd;
+    type Raw<'a> = BorrowedFd<'a>;
 
-    fn raw(fd: &OwnedFd) -> RawFd {
-        fd.as_raw_fd()
+    fn raw(fd: &OwnedFd) -> BorrowedFd<'_> {
+        fd.as_fd()
     }
-    fn duplicate(raw: RawFd) -> io::Result<OwnedFd> {
-        sys::duplicate(raw)
+    fn duplicate(raw: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+        raw.try_clone_to_owned()
     }
-    fn send(&self, m: &Message, fds: &[RawFd]) -> Result<(), i32> {
-        nk_attach::send(self.as_raw_fd(), m, fds)
+    fn send(&self, m: &Message, fds: &[BorrowedFd<'_>]) -> Result<(), i32> {
+        let fds: Vec<RawFd> = fds.iter().map(AsRawFd::as_raw_fd).collect();
+        nk_attach::send(self.as_raw_fd(), m, &fds)
     }
 }
 
@@ -128,7 +128,7 @@ impl<W: Wire> Link<W> {
     }
 
     /// Keeps what the message says.
-    pub fn keep(&mut self, m: Message, fds: &[W::Raw]) {
+    pub fn keep(&mut self, m: Message, fds: &[W::Raw<'_>]) {
         match fds.iter().map(|fd| W::duplicate(*fd)).collect() {
             Ok(copies) => self.entries.keep(m, copies),
             Err(e) => {
@@ -157,7 +157,7 @@ impl<W: Wire> Link<W> {
         let _ = self.connection.send(&m, &[]);
     }
 
-    fn send(&mut self, m: &Message, fds: &[W::Raw]) {
+    fn send(&mut self, m: &Message, fds: &[W::Raw<'_>]) {
         if let Err(e) = self.connection.send(m, fds) {
             tracing::debug!(errno = e, "the keeper is gone; the next one is told");
         }
@@ -173,6 +173,7 @@ impl<W: Wire> Link<W> {
 mod tests {
     use super::*;
     use crate::keeper::{CLASS_LISTENER, CLASS_PROCESS, CLASS_QSET, take_back};
+    use crate::sys;
 
     /// Entries of one turn.
     const SOME: usize = 64;
@@ -262,7 +263,7 @@ mod tests {
 
     impl Wire for Nowhere {
         type Fd = u32;
-        type Raw = u32;
+        type Raw<'a> = u32;
 
         fn raw(fd: &u32) -> u32 {
             *fd

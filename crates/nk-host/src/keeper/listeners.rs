@@ -1,6 +1,6 @@
 //! What the kernel stack tells of its listeners and of options goes straight to the keeper.
 
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 
 use nk_device::Addr;
 use nk_servicelib::{Key, SetOption};
@@ -14,7 +14,7 @@ pub struct ListenerNotes(pub Keeper);
 
 impl ListenerKeeper for ListenerNotes {
     fn keep(&mut self, key: Key, fd: BorrowedFd<'_>, local: &Addr, backlog: u32) {
-        self.0.keep(book::listener(key, local, backlog), &[fd.as_raw_fd()]);
+        self.0.keep(book::listener(key, local, backlog), &[fd]);
     }
     fn forget(&mut self, key: Key) {
         self.0.drop_entry(CLASS_LISTENER, key.to_word());

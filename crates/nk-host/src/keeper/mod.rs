@@ -224,7 +224,7 @@ impl Keeper {
     }
 
     /// Keeps an entry ([`book`] makes it).
-    pub fn keep(&self, entry: Message, fds: &[RawFd]) {
+    pub fn keep(&self, entry: Message, fds: &[BorrowedFd<'_>]) {
         self.link().keep(entry, fds);
     }
 

@@ -229,6 +229,7 @@ mod tests {
     use crate::keeper::{CLASS_GUEST, CLASS_PROCESS, CLASS_QSET, HAS_CONTROL, Keeper, take_back};
     use nk_device::Layout;
     use nk_device::header::ENGINE_DOWN;
+    use std::os::fd::AsFd;
 
     /// The daemon dies between a fork and the child's hello.
     #[test]
@@ -287,7 +288,7 @@ mod tests {
             m
         };
         for class in [CLASS_GUEST, CLASS_QSET] {
-            daemon.send(&entry(class, 1), &[daemon.as_raw_fd()]).expect("an entry");
+            daemon.send(&entry(class, 1), &[daemon.as_fd()]).expect("an entry");
         }
         for (class, key) in [(CLASS_GUEST, 1), (CLASS_GUEST, 2), (CLASS_QSET, 1), (CLASS_QSET, 2)] {
             crate::keeper::tests::send_cut(&daemon, &entry(class, key));

@@ -1,7 +1,7 @@
 //! Processes that join their guest, by attaching or by being forked, and their ends: [`crate::control::attach`], carried out.
 
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::Instant;
 
 use nk_attach::{Credentials, Fds, Message};
@@ -257,7 +257,7 @@ impl Host for Server {
         Server::note_process_gone(self, guest, row);
     }
     fn note_qset(&mut self, guest: GuestId, row: u16, qset: u16, primary: bool, bell: &OwnedFd) {
-        Server::note_qset(self, guest, row, qset, primary, bell.as_raw_fd());
+        Server::note_qset(self, guest, row, qset, primary, bell.as_fd());
     }
     fn note_qset_gone(&mut self, guest: GuestId, row: u16, qset: u16) {
         Server::note_qset_gone(self, guest, row, qset);

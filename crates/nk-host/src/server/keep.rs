@@ -1,7 +1,7 @@
 //! What the control thread tells the keeper: everything that another daemon would need, before it is promised to anybody. And
 //! the keeper's own end: another is started and told all of it again.
 
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::time::Instant;
 
 use nk_engine::{GuestId, NsmId};
@@ -93,14 +93,10 @@ impl Server {
     pub(super) fn note_guest(&self, id: GuestId) {
         let guest = self.guests.get(&id.0).filter(|g| !g.is_vm());
         let (Some(k), Some(g)) = (&self.keeper, guest) else { return };
-        let counters = g.counters.memfd.as_raw_fd();
-        let mut fds = vec![
-            g.region.memfd.as_raw_fd(),
-            g.engine_bell.as_raw_fd(),
-            g.netns.as_raw_fd(),
-            counters,
-        ];
-        fds.extend(g.names.counters.as_ref().map(|c| c.memfd.as_raw_fd()));
+        let counters = g.counters.memfd.as_fd();
+        let mut fds =
+            vec![g.region.memfd.as_fd(), g.engine_bell.as_fd(), g.netns.as_fd(), counters];
+        fds.extend(g.names.counters.as_ref().map(|c| c.memfd.as_fd()));
         let nsm = self.nsm(g.place.nsm()).map_or("", |n| n.name.as_str()).to_owned();
         let (uid, flags, limits) = (g.members.uid, g.flags, g.limits);
         let said = Said { uid, flags, limits, nsm, name: g.name.clone() };
@@ -110,7 +106,7 @@ impl Server {
     pub(super) fn note_nsm(&self, id: NsmId) {
         let (Some(k), Some(n)) = (&self.keeper, self.nsm(id)) else { return };
         let Some(c) = &n.child else { return };
-        let fds = [c.control.as_raw_fd(), c.pidfd.as_raw_fd()];
+        let fds = [c.control.as_fd(), c.pidfd.as_fd()];
         k.keep(book::nsm(c.pid, &n.name, n.counts, PROTOCOL), &fds);
     }
 
@@ -126,7 +122,7 @@ impl Server {
     /// An NSM has begun to count.
     pub(super) fn note_totals(&self, id: NsmId) {
         if let (Some(k), Some(n)) = (&self.keeper, self.nsm(id)) {
-            let fds = [n.totals.memfd.as_raw_fd()];
+            let fds = [n.totals.memfd.as_fd()];
             k.keep(book::entry(CLASS_TOTALS, id.0.into(), (0, 0), &n.name), &fds);
         }
     }
@@ -140,8 +136,8 @@ impl Server {
     pub(super) fn note_process(&self, id: GuestId, row: u16) {
         let process = self.guests.get(&id.0).and_then(|g| g.members.processes.get(&row));
         let (Some(k), Some(p)) = (&self.keeper, process) else { return };
-        let (control, pidfd) = (self.raw(p.control), self.raw(p.pidfd));
-        let fds: Vec<RawFd> = control.into_iter().chain(pidfd).collect();
+        let (control, pidfd) = (self.fd(p.control), self.fd(p.pidfd));
+        let fds: Vec<BorrowedFd<'_>> = control.into_iter().chain(pidfd).map(AsFd::as_fd).collect();
         k.keep(book::process(id, row, p.pid, control.is_some(), pidfd.is_some()), &fds);
     }
 
@@ -151,7 +147,14 @@ impl Server {
         }
     }
 
-    pub(super) fn note_qset(&self, id: GuestId, row: u16, qset: u16, primary: bool, bell: RawFd) {
+    pub(super) fn note_qset(
+        &self,
+        id: GuestId,
+        row: u16,
+        qset: u16,
+        primary: bool,
+        bell: BorrowedFd<'_>,
+    ) {
         if let Some(k) = &self.keeper {
             k.keep(book::qset(id, row, qset, primary), &[bell]);
         }
@@ -164,8 +167,8 @@ impl Server {
     }
 
     pub(super) fn note_hold(&self, id: GuestId, far: Token, hold: Hold) {
-        if let (Some(k), Some(fd)) = (&self.keeper, self.raw(Some(far))) {
-            k.keep(book::hold(id, hold), &[fd]);
+        if let (Some(k), Some(fd)) = (&self.keeper, self.fd(Some(far))) {
+            k.keep(book::hold(id, hold), &[fd.as_fd()]);
         }
     }
 

@@ -27,7 +27,7 @@ mod vm;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ffi::CStr;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::time::{Duration, Instant};
@@ -205,8 +205,8 @@ impl Server {
         if let Some(fd) = quit {
             server.watch(Source::Quit(fd), EventFlags::IN)?;
         }
-        if let (Some(k), Some(fd)) = (&server.keeper, server.raw(Some(server.listener))) {
-            k.keep(book::entry(CLASS_ATTACH, 0, (0, 0), ""), &[fd]);
+        if let (Some(k), Some(fd)) = (&server.keeper, server.fd(Some(server.listener))) {
+            k.keep(book::entry(CLASS_ATTACH, 0, (0, 0), ""), &[fd.as_fd()]);
         }
         server.keep_totals(&totals.iter().map(|e| e.key).collect::<Vec<_>>());
         server.set_up_networks();

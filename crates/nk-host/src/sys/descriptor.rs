@@ -1,11 +1,9 @@
 //! Descriptors: their flags, copies of them, what they are.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl, fstat};
-
-use super::check;
 
 /// Sets O_NONBLOCK.
 ///
@@ -21,16 +19,6 @@ pub fn set_nonblocking(fd: impl AsFd) -> io::Result<()> {
 /// Those of fcntl.
 pub fn set_blocking(fd: impl AsFd) -> io::Result<()> {
     Ok(fcntl_setfl(&fd, fcntl_getfl(&fd)? - OFlags::NONBLOCK)?)
-}
-
-/// Another descriptor, close-on-exec, for what this one is.
-///
-/// # Errors
-/// Those of fcntl.
-pub fn duplicate(fd: RawFd) -> io::Result<OwnedFd> {
-    // Not rustix's: what is kept is named by its number.
-    // SAFETY: plain numbers; what the kernel makes is nobody else's.
-    unsafe { Ok(OwnedFd::from_raw_fd(check(libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 0))?)) }
 }
 
 /// Takes a descriptor that came with a message, if it did.

@@ -142,7 +142,7 @@ impl Keeper {
 
 impl Wire for Keeper {
     type Fd = Fd;
-    type Raw = Fd;
+    type Raw<'a> = Fd;
 
     fn raw(fd: &Fd) -> Fd {
         *fd

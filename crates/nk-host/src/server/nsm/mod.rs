@@ -6,7 +6,7 @@ mod listeners;
 mod lives;
 
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -230,7 +230,7 @@ impl Server {
                 if let Some(k) = &keeper {
                     let text = m.text().unwrap_or("");
                     let entry = book::entry(CLASS_LISTENER, m.b, (m.c, 0), text);
-                    k.keep(entry, &[fd.as_raw_fd()]);
+                    k.keep(entry, &[fd.as_fd()]);
                 }
                 let last = nsm.listeners.insert(key, fd, m.c as u32);
                 if let (Some(k), Some(last)) = (&keeper, last) {
