@@ -26,8 +26,9 @@ const ICMP_ERRORS: [i32; 9] = [
 
 /// Calls that wait for a report at once.
 const REPORTS_MAX: usize = 64;
-/// What a datagram counts for at least in its guest's turn, in bytes: it is a call of the stack, and a descriptor may have many.
-const COST_MIN: u64 = 1024;
+/// What a datagram counts for at least in its guest's turn, in bytes: it is a call of the stack, in whose time a stream moves some thousands, and a
+/// descriptor may have many.
+const COST_MIN: u64 = 8 * 1024;
 
 /// A place in the queue of no bytes, which has these chunks.
 fn nothing(chunks: &[u32]) -> (Span, Header) {
