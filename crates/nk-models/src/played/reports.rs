@@ -1,4 +1,4 @@
-//! Single cases of calls that wait to be told what became of a datagram, which their guest's rate holds back.
+//! Single cases of calls that wait to be told what became of a datagram, which their guest's rate holds back, or others that go first.
 
 use nk_device::Addr;
 use nk_device::bucket::Rate;
@@ -61,6 +61,30 @@ fn who_waits_for_a_report_is_told_when_its_datagram_goes() {
     case.sim.w.services[0].set_limits(id.0, &GuestLimits::default());
     case.sim.w.settle();
     assert_eq!(case.answer(), Some(0));
+}
+
+/// More stands before it than goes in one turn.
+#[test]
+fn who_waits_for_a_report_is_told_what_the_stack_said_behind_many() {
+    let mut sim = Simulation::new(1);
+    sim.is_over = true;
+    let g = sim.tenants[0].processes[0].clone();
+    let [socket, far] = [g.open_datagram(), g.open_datagram()].map(|id| id.expect("an id"));
+    g.address(Op::Bind, far, 90);
+    sim.w.settle();
+    let to = |port, flags| Header {
+        flags: DF_PEER | flags,
+        peer: Addr::v4([127, 0, 0, 1], port),
+        ..Header::default()
+    };
+    for n in 0..1000 {
+        g.send_datagram(socket, n, 8, to(90, 0)).expect("room for a datagram");
+    }
+    let last = g.send_datagram(socket, 0, 8, to(97, DF_REPORT)).expect("room for it");
+    g.job(Op::Report, socket, |n| (n.ticket, n.op_data) = (TICKET, last.into()));
+    let mut case = Case { sim, g, socket, answers: Consumer::default() };
+    (0..10).for_each(|_| case.sim.w.settle());
+    assert_eq!(case.answer(), Some((-libc::ECONNREFUSED).into()));
 }
 
 /// Another thread closed the socket, and the stack took nothing in all the time that was left.

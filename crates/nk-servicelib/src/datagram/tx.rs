@@ -244,7 +244,9 @@ impl<S: Stack> Ctx<'_, S> {
             self.break_off(key, cell, &mut s);
         }
         let index = nqe.op_data as u32;
-        let is_held = s.waits_out && (index.wrapping_sub(s.tx_head) as i32) >= 0;
+        // A rate holds it back, or more stands before it than goes in one turn; for what the stack has no room for nobody waits.
+        let is_to_come = s.waits_out || s.writable;
+        let is_held = is_to_come && (index.wrapping_sub(s.tx_head) as i32) >= 0;
         if let Some(d) = s.datagram.as_mut().filter(|d| is_held && d.reports.len() < REPORTS_MAX) {
             d.reports.push_back((index, *nqe));
             return s;
