@@ -13,7 +13,6 @@ use crate::{GuestId, Listen};
 /// One bound address of one socket.
 #[derive(Clone, Copy, Debug)]
 struct Claim {
-    guest: GuestId,
     socket: u32,
     addr: Covered,
 }
@@ -93,10 +92,14 @@ pub(crate) struct Space {
     pub(crate) datagram: bool,
 }
 
+/// A guest's claims on a port.
+type Its = (GuestId, Vec<Claim>);
+
 /// All claims.
 #[derive(Debug, Default)]
 pub(crate) struct Ports {
-    claims: HashMap<(Space, u16), Vec<Claim>>,
+    /// By guest: what one looks for among its own costs nothing more where another has thousands.
+    claims: HashMap<(Space, u16), Vec<Its>>,
 }
 
 impl Ports {
@@ -114,12 +117,18 @@ impl Ports {
         }
         let covered = Covered::of(addr, v6only);
         let at = self.claims.entry((space, addr.port)).or_default();
-        if at.iter().any(|c| c.guest != guest && c.addr.overlaps(covered)) {
+        let overlaps = |c: &Claim| c.addr.overlaps(covered);
+        if at.iter().any(|(g, its)| *g != guest && its.iter().any(overlaps)) {
             return false;
         }
-        let mine = |c: &Claim| c.guest == guest && c.socket == socket && c.addr == covered;
-        if !at.iter().any(mine) {
-            at.push(Claim { guest, socket, addr: covered });
+        let claim = Claim { socket, addr: covered };
+        match at.iter_mut().find(|(g, _)| *g == guest) {
+            Some((_, own)) => {
+                if !own.iter().any(|c| c.socket == socket && c.addr == covered) {
+                    own.push(claim);
+                }
+            }
+            None => at.push((guest, vec![claim])),
         }
         true
     }
@@ -132,13 +141,17 @@ impl Ports {
         port: u16,
     ) -> impl Iterator<Item = u32> {
         let at = self.claims.get(&(space, port));
-        at.into_iter().flatten().filter(move |c| c.guest == guest).map(|c| c.socket)
+        let own = at.and_then(|at| at.iter().find(|(g, _)| *g == guest));
+        own.map_or(&[][..], |(_, own)| own).iter().map(|c| c.socket)
     }
 
     /// Gives up a socket's claim on a port.
     pub(crate) fn release(&mut self, space: Space, guest: GuestId, socket: u32, port: u16) {
         if let Some(at) = self.claims.get_mut(&(space, port)) {
-            at.retain(|c| c.guest != guest || c.socket != socket);
+            if let Some((_, own)) = at.iter_mut().find(|(g, _)| *g == guest) {
+                own.retain(|c| c.socket != socket);
+            }
+            at.retain(|(_, its)| !its.is_empty());
             if at.is_empty() {
                 self.claims.remove(&(space, port));
             }
@@ -148,7 +161,7 @@ impl Ports {
     /// Gives up all claims of a guest.
     pub(crate) fn release_guest(&mut self, guest: GuestId) {
         self.claims.retain(|_, at| {
-            at.retain(|c| c.guest != guest);
+            at.retain(|(g, _)| *g != guest);
             !at.is_empty()
         });
     }
@@ -211,5 +224,23 @@ mod tests {
         assert!(p.claim(tcp, B, 3, &lo4, false));
         p.release_guest(B);
         assert!(p.is_empty());
+    }
+
+    #[test]
+    fn who_looks_for_its_own_passes_no_others() {
+        let mut p = Ports::default();
+        let tcp = Space { namespace: 7, datagram: false };
+        for (guest, host) in [(A, 1), (B, 2)] {
+            for socket in 0..u32::from(guest.0) * 5 {
+                let at = Addr::v4([127, 0, 0, host], 80);
+                assert!(p.claim(tcp, guest, socket, &at, false));
+                assert!(p.claim(tcp, guest, socket, &at, false), "once more is the same");
+            }
+        }
+        for (guest, own) in [(A, 5), (B, 10), (GuestId(3), 0)] {
+            let bound = p.bound(tcp, guest, 80);
+            assert_eq!(bound.size_hint(), (own, Some(own)));
+            assert!(bound.eq(0..own as u32));
+        }
     }
 }
