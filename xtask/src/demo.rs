@@ -31,7 +31,7 @@ pub(crate) fn run(words: &[String]) -> Result<()> {
     show(&world)?;
     world.close().context("cleaning up")?;
     println!(
-        "\ncleaned up: no process and no file of NetKernel is left ({:.0} s)",
+        "\ncleaned up: no process and no file of NetKernel is left ({:.0} s, without building)",
         begun.elapsed().as_secs_f64()
     );
     Ok(())

@@ -101,7 +101,7 @@ Exit status: the command's; 126 when it cannot be run as a guest, 127 when it is
     Why {
         #[command(flatten)]
         from: query::From,
-        /// The process
+        /// The process's number: `nk guests` lists them
         pid: i32,
     },
     /// Say what this machine lacks and what that costs

@@ -224,7 +224,9 @@ pub(crate) fn why(from: &From, pid: i32) -> Result<(), Failure> {
         Some(v) if from.json => print_json(&v)?,
         Some(v) => why::print(&v),
         None => {
-            let text = format!("process {pid} is no process of a guest; `nk guests` lists them");
+            let text = format!(
+                "no guest that you may ask about has a process {pid}; `nk guests` lists them"
+            );
             return Err(Failure::new(1, text));
         }
     }
