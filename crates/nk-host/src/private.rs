@@ -37,15 +37,19 @@ fn modes() -> (u32, u32) {
     if uid() == 0 { (0o711, 0o666) } else { (0o700, 0o600) }
 }
 
+/// Somebody else may have made it first, in /tmp.
+fn is_own(base: &Path) -> io::Result<bool> {
+    let m = fs::symlink_metadata(base)?;
+    Ok(m.is_dir() && m.uid() == uid() && m.mode() & 0o022 == 0)
+}
+
 fn make_base() -> io::Result<PathBuf> {
     let dir = base();
     match DirBuilder::new().mode(modes().0).create(&dir) {
         Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
         _ => {}
     }
-    // Somebody else may have made it first, in /tmp.
-    let m = fs::symlink_metadata(&dir)?;
-    if !m.is_dir() || m.uid() != uid() || m.mode() & 0o022 != 0 {
+    if !is_own(&dir)? {
         return Err(io::Error::other(format!(
             "{} is not a directory of this user alone: remove it, or set XDG_RUNTIME_DIR",
             dir.display()
@@ -59,7 +63,11 @@ fn make_base() -> io::Result<PathBuf> {
 /// The attach sockets of this user's private daemons that are alive.
 #[must_use]
 pub fn sockets() -> Vec<PathBuf> {
-    let Ok(entries) = fs::read_dir(base()) else { return Vec::new() };
+    let base = base();
+    if !is_own(&base).unwrap_or(false) {
+        return Vec::new();
+    }
+    let Ok(entries) = fs::read_dir(base) else { return Vec::new() };
     let mut found: Vec<PathBuf> = entries
         .flatten()
         .map(|e| e.path().join(SOCKET_NAME))

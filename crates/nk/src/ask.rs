@@ -3,11 +3,13 @@
 //! A daemon that was killed leaves its socket to its keeper: who connects then waits for the next daemon, and is told that after a moment. What a
 //! private daemon says is any user's word: root asks these too, so an answer is bounded, and its words reach no terminal as they are.
 
+use std::cell::Cell;
 use std::fmt;
 use std::io::Read;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
 
 use nk_attach::{Fds, Kind, Message, RecvError};
 use nk_host::config::DEFAULT_SOCKET;
@@ -22,29 +24,41 @@ const MOMENT: Duration = Duration::from_secs(1);
 const MOMENTS_MAX: u32 = 5;
 /// Bytes of an answer that are read.
 const ANSWER_MAX: u64 = 256 << 20;
+/// So long daemons of other users are asked, all together: any user can have as many as he likes, which are silent.
+const OTHERS_TIME: Duration = Duration::from_secs(3);
+/// Bytes that are read of their answers, all together. A few bytes of JSON take a hundred in memory.
+const OTHERS_BYTES: u64 = 16 << 20;
+/// Rows of such an answer: each is a line of many words.
+const OTHERS_ROWS: usize = 1 << 14;
 
 /// Which daemon.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub(crate) struct Engine {
-    /// Attach socket of the only daemon to ask [default: that at /run/netkernel/nk.sock and all private ones; as root those of all users]
+    /// Attach socket of the only daemon to ask [default: that at /run/netkernel/nk.sock and one's own private ones; as root, for questions, those of
+    /// all users]
     #[arg(long, value_name = "SOCKET")]
     engine: Option<PathBuf>,
 }
 
 impl Engine {
-    /// The daemon that is named, else all that there may be.
-    fn reachable(&self) -> Vec<PathBuf> {
+    /// The daemon that is named, else all that there may be: one's own first, whose answers no other user's can hide.
+    fn reachable(&self, whose: Whose) -> Vec<Asked> {
+        let own = |socket| Asked { socket, others: None };
         if let Some(p) = &self.engine {
-            return vec![p.clone()];
+            return vec![own(p.clone())];
         }
         let mut all = vec![PathBuf::from(DEFAULT_SOCKET)];
         all.extend(private::sockets());
-        if rustix::process::geteuid().is_root() {
-            all.extend(private::sockets_of_all_users());
+        let mut others = Vec::new();
+        if whose == Whose::All && rustix::process::geteuid().is_root() {
+            others = private::sockets_of_all_users();
+            others.retain(|socket| !all.contains(socket));
         }
-        all.sort();
-        all.dedup();
-        all
+        let bounds =
+            Rc::new(Others { until: Instant::now() + OTHERS_TIME, bytes: Cell::new(OTHERS_BYTES) });
+        let others =
+            others.into_iter().map(|socket| Asked { socket, others: Some(Rc::clone(&bounds)) });
+        all.into_iter().map(own).chain(others).collect()
     }
 
     /// Asks each, until one has an answer: that one's. `None`: they all say that it is not theirs (ESRCH).
@@ -53,17 +67,21 @@ impl Engine {
     /// Where one refuses, or where none has an answer and one does not speak, or not with this user.
     pub(crate) fn first<T>(
         &self,
-        ask: impl Fn(&Path) -> Result<T, NoAnswer>,
+        whose: Whose,
+        ask: impl Fn(&Asked) -> Result<T, NoAnswer>,
     ) -> Result<Option<T>, Failure> {
         let mut silent = None;
-        for socket in self.reachable() {
-            match ask(&socket) {
+        for asked in self.reachable(whose) {
+            match ask(&asked) {
                 Ok(answer) => return Ok(Some(answer)),
                 Err(NoAnswer::Refused(libc::ESRCH, _)) => {}
                 Err(NoAnswer::Nobody(_)) if self.engine.is_none() => {}
-                Err(e @ (NoAnswer::Ended | NoAnswer::Failed(_) | NoAnswer::Nobody(_)))
-                | Err(e @ NoAnswer::Refused(libc::EPERM, _)) => silent = Some(e.at(&socket)),
-                Err(e @ NoAnswer::Refused(..)) => return Err(e.at(&socket)),
+                Err(e @ NoAnswer::Refused(errno, _))
+                    if errno != libc::EPERM && asked.others.is_none() =>
+                {
+                    return Err(e.at(&asked.socket));
+                }
+                Err(e) => silent = silent.or(Some(e.at(&asked.socket))),
             }
         }
         silent.map_or(Ok(None), Err)
@@ -72,18 +90,76 @@ impl Engine {
     /// The answers of all, each with the socket of who gave it, and why there is none of those that do not answer.
     pub(crate) fn all<T>(
         &self,
-        ask: impl Fn(&Path) -> Result<T, NoAnswer>,
+        ask: impl Fn(&Asked) -> Result<T, NoAnswer>,
     ) -> (Vec<(PathBuf, T)>, Result<(), Failure>) {
         let (mut answers, mut whole) = (Vec::new(), Ok(()));
-        for socket in self.reachable() {
-            match ask(&socket) {
-                Ok(answer) => answers.push((socket, answer)),
+        for asked in self.reachable(Whose::All) {
+            match ask(&asked) {
+                Ok(answer) => answers.push((asked.socket, answer)),
                 // There need not be a daemon on the default socket, and a private one may have just ended.
                 Err(NoAnswer::Nobody(_)) if self.engine.is_none() => {}
-                Err(e) => whole = Err(e.at(&socket)),
+                Err(e) => whole = Err(e.at(&asked.socket)),
             }
         }
         (answers, whole)
+    }
+}
+
+/// Whose daemons are asked where none is named.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Whose {
+    /// The host's, and one's own private ones. An order goes to no other: who takes it would be believed to have carried it out.
+    Own,
+    /// As root those of all users as well.
+    All,
+}
+
+/// A daemon that is asked.
+#[derive(Debug)]
+pub(crate) struct Asked {
+    socket: PathBuf,
+    /// It is another user's.
+    others: Option<Rc<Others>>,
+}
+
+/// What is left for daemons of other users.
+#[derive(Debug)]
+struct Others {
+    until: Instant,
+    bytes: Cell<u64>,
+}
+
+impl Asked {
+    /// Sends a request that has no descriptors, and gets what comes with the answer.
+    pub(crate) fn request(&self, kind: Kind, text: &str) -> Result<Fds, NoAnswer> {
+        match &self.others {
+            Some(o) if Instant::now() >= o.until => {
+                Err(NoAnswer::Failed("no time was left for daemons of other users".to_owned()))
+            }
+            Some(_) => request_within(&self.socket, 1, kind, text),
+            None => request(&self.socket, kind, text),
+        }
+    }
+
+    /// The answer to a question.
+    pub(crate) fn question(&self, question: &str) -> Result<Value, NoAnswer> {
+        let failed = |e: &dyn fmt::Display| NoAnswer::Failed(format!("an odd answer: {e}"));
+        let mut fds = self.request(Kind::Query, question)?;
+        let memfd = sys::take(&mut fds, 0).ok_or_else(|| failed(&"nothing"))?;
+        let max = self.others.as_ref().map_or(ANSWER_MAX, |o| o.bytes.get());
+        let text = read(memfd, max).map_err(|e| failed(&e))?;
+        if let Some(o) = &self.others {
+            o.bytes.set(max - text.len() as u64);
+        }
+        serde_json::from_str(&text).map_err(|e| failed(&e))
+    }
+
+    /// The answer that is a list.
+    pub(crate) fn list(&self, what: &str) -> Result<Vec<Value>, NoAnswer> {
+        match self.question(what)? {
+            Value::Array(rows) if self.others.is_none() || rows.len() <= OTHERS_ROWS => Ok(rows),
+            _ => Err(NoAnswer::Failed("an odd answer: no list, or too long a one".to_owned())),
+        }
     }
 }
 
@@ -212,33 +288,20 @@ impl Asker {
 
 /// Sends one request that has no descriptors, and gets what comes with the answer.
 pub(crate) fn request(socket: &Path, kind: Kind, text: &str) -> Result<Fds, NoAnswer> {
-    let mut asker = Asker::new(socket, Some(MOMENTS_MAX));
+    request_within(socket, MOMENTS_MAX, kind, text)
+}
+
+fn request_within(socket: &Path, moments: u32, kind: Kind, text: &str) -> Result<Fds, NoAnswer> {
+    let mut asker = Asker::new(socket, Some(moments));
     let connection = asker.connect()?;
     Ok(asker.ask(&connection, &Message::new(kind).with_text(text), &[])?.1)
 }
 
-/// One daemon's answer to a question.
-pub(crate) fn question(socket: &Path, question: &str) -> Result<Value, NoAnswer> {
-    let failed = |e: &dyn fmt::Display| NoAnswer::Failed(format!("an odd answer: {e}"));
-    let mut fds = request(socket, Kind::Query, question)?;
-    let memfd = sys::take(&mut fds, 0).ok_or_else(|| failed(&"nothing"))?;
-    let text = read(memfd).map_err(|e| failed(&e))?;
-    serde_json::from_str(&text).map_err(|e| failed(&e))
-}
-
-/// One daemon's answer that is a list.
-pub(crate) fn list(socket: &Path, what: &str) -> Result<Vec<Value>, NoAnswer> {
-    match question(socket, what)? {
-        Value::Array(rows) => Ok(rows),
-        _ => Err(NoAnswer::Failed("an odd answer: no list".to_owned())),
-    }
-}
-
 /// Nothing but a memfd has seals: a pipe, a device or a file of who knows what file system could be read for ever.
-fn read(memfd: OwnedFd) -> std::io::Result<String> {
+fn read(memfd: OwnedFd, max: u64) -> std::io::Result<String> {
     rustix::fs::fcntl_get_seals(&memfd)?;
     let mut text = String::new();
-    std::fs::File::from(memfd).take(ANSWER_MAX).read_to_string(&mut text)?;
+    std::fs::File::from(memfd).take(max).read_to_string(&mut text)?;
     Ok(text)
 }
 
@@ -254,9 +317,9 @@ mod tests {
     #[test]
     fn only_a_memfd_is_read() {
         let zeros = std::fs::File::open("/dev/zero").expect("zeros").into();
-        assert!(read(zeros).is_err());
+        assert!(read(zeros, 9).is_err());
         let memfd = sys::memfd_with(b"[1]").expect("a memfd");
-        assert_eq!(read(memfd).expect("read"), "[1]");
+        assert_eq!(read(memfd, 9).expect("read"), "[1]");
     }
 
     #[test]

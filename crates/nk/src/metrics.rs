@@ -13,7 +13,7 @@ use prometheus_client::registry::{Registry, Unit};
 use serde_json::Value;
 
 use crate::Failure;
-use crate::ask::{self, Engine};
+use crate::ask::Engine;
 
 /// Bytes of a request's head that are read at most.
 const HEAD_MAX: usize = 8192;
@@ -219,7 +219,7 @@ type Told = (PathBuf, (Vec<Value>, Vec<Value>));
 type Row<'a> = (Labels, &'a Value);
 
 fn scrape(engine: &Engine) -> (Vec<Told>, Result<(), Failure>) {
-    engine.all(|socket| Ok((ask::list(socket, "guests")?, ask::list(socket, "nsms")?)))
+    engine.all(|daemon| Ok((daemon.list("guests")?, daemon.list("nsms")?)))
 }
 
 fn label(v: &Value, key: &str) -> String {

@@ -4,7 +4,7 @@ use nk_attach::{Kind, TEXT_MAX};
 use nk_host::limits::{Change, LIMITS, Unit};
 
 use crate::Failure;
-use crate::ask::{Engine, request};
+use crate::ask::{Engine, Whose};
 
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum GuestCommand {
@@ -107,7 +107,11 @@ fn limit(l: &Limit) -> Result<(), Failure> {
 
 /// Gives an order to the daemon that has the guest.
 fn give(engine: &Engine, order: &str, guest: &str) -> Result<(), Failure> {
-    let none = || format!("no daemon here has a guest {guest:?}; `nk guests` lists them");
-    let given = engine.first(|socket| request(socket, Kind::Order, order))?;
+    let none = || {
+        format!(
+            "no daemon of the host's or your own has a guest {guest:?}; `nk guests` lists them, --engine names another daemon"
+        )
+    };
+    let given = engine.first(Whose::Own, |daemon| daemon.request(Kind::Order, order))?;
     given.map(drop).ok_or_else(|| Failure::new(1, none()))
 }

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use crate::Failure;
-use crate::ask::{self, Engine};
+use crate::ask::{self, Engine, Whose};
 
 mod why;
 
@@ -18,7 +18,7 @@ pub(crate) struct From {
 
 /// The lists of all daemons in one, and why some may be missing.
 fn collect(from: &From, question: &str) -> (Vec<Value>, Result<(), Failure>) {
-    let (answers, whole) = from.engine.all(|socket| ask::list(socket, question));
+    let (answers, whole) = from.engine.all(|daemon| daemon.list(question));
     (answers.into_iter().flat_map(|(_, rows)| rows).collect(), whole)
 }
 
@@ -220,7 +220,7 @@ pub(crate) fn nsms(from: &From) -> Result<(), Failure> {
 
 pub(crate) fn why(from: &From, pid: i32) -> Result<(), Failure> {
     let question = format!("why {pid}");
-    match from.engine.first(|socket| ask::question(socket, &question))? {
+    match from.engine.first(Whose::All, |daemon| daemon.question(&question))? {
         Some(v) if from.json => print_json(&v)?,
         Some(v) => why::print(&v),
         None => {

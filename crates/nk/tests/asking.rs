@@ -187,3 +187,42 @@ fn who_has_the_guest_says_what_is_wrong_with_an_order() {
     let refused = order("nowhere");
     assert!(refused.contains("netkernel/c/nk.sock: there is no NSM"), "{refused}");
 }
+
+/// As root: what other users' private daemons can do to questions and orders of root's.
+#[test]
+fn daemons_of_other_users_have_little_time_few_rows_and_no_orders() {
+    assert!(rustix::process::geteuid().is_root(), "this test is root's");
+    let own = Directory::new("own");
+    answers(own.listen("netkernel/a/nk.sock").1, 0, r#"[{"name": "of-own"}]"#);
+    // Where root looks for them, and not root's own.
+    let others = Directory(format!("/tmp/netkernel-of-others-{}", std::process::id()).into());
+    std::fs::create_dir(&others.0).expect("a directory");
+    let ask = |words: &[&str]| nk(words, None).env("XDG_RUNTIME_DIR", &own.0).output().expect("nk");
+    let listed = || {
+        let output = ask(&["guests"]);
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(text.contains("of-own"), "{text}");
+        (text, said(&output))
+    };
+
+    answers(others.listen("a/nk.sock").1, 0, r#"[{"name": "of-another"}]"#);
+    assert!(listed().0.contains("of-another"));
+    let moved = ask(&["guest", "move", "nosuch", "--to", "n"]);
+    // One's own says yes to everything, here too.
+    assert_eq!(moved.status.code(), Some(0), "{}", said(&moved));
+    std::fs::remove_dir_all(own.0.join("netkernel")).expect("remove");
+    let moved = ask(&["guest", "move", "nosuch", "--to", "n"]);
+    assert_eq!(moved.status.code(), Some(1));
+    assert!(said(&moved).contains("--engine names another"), "{}", said(&moved));
+
+    answers(own.listen("netkernel/a/nk.sock").1, 0, r#"[{"name": "of-own"}]"#);
+    answers(others.listen("b/nk.sock").1, 0, format!("[{}{{}}]", "{},".repeat(1 << 14)).leak());
+    let (text, why) = listed();
+    assert!(text.lines().count() < 100 && text.contains("of-another"), "{}", text.len());
+    assert!(why.contains("b/nk.sock: an odd answer"), "{why}");
+
+    let silent: Vec<_> = (0..6).map(|n| others.listen(&format!("c{n}/nk.sock")).1).collect();
+    let why = listed().1;
+    assert!(why.contains("c5/nk.sock: no time was left"), "{why}");
+    drop(silent);
+}
