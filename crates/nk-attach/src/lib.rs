@@ -125,6 +125,8 @@ pub const CREATE_PRIVATE: u64 = 1;
 pub const CREATE_SHARE_NET: u64 = 2;
 /// Flag of [`Kind::CreateGuest`]: a VM guest: row 0 and queue set 0 are live from the start, no process attaches.
 pub const CREATE_VM: u64 = 4;
+/// Flag of [`Kind::CreateGuest`]: the network namespace was named (`--net`), and is not just the caller's own.
+pub const CREATE_NET: u64 = 8;
 
 /// [`Kind::Settle`]: the first word of the request. No reply has it, so that none passes as a request.
 pub const SETTLE_ASKS: u64 = 2;

@@ -4,7 +4,7 @@
 //! socket = "/run/netkernel/nk.sock"
 //! socket_mode = "0660"          # who may connect; by default everybody
 //! socket_group = "root"
-//! namespace = "host"            # of guests that name none
+//! namespace = "host"            # of guests that no section gives one, unless root or the daemon's user says --net; else that of who runs them
 //!
 //! [guest.web]                   # for `nk run --name web`
 //! namespace = "netns:blue"
@@ -72,7 +72,7 @@ pub struct Config {
     /// The file that this was read from.
     #[serde(skip)]
     pub file: Option<PathBuf>,
-    /// Namespace of guests whose `nk run` names none.
+    /// Namespace of guests that no section gives one, unless the operator's `nk run` names one. Without it: that of who runs them.
     pub namespace: Option<NamespaceName>,
     /// Guests by name.
     #[serde(default)]

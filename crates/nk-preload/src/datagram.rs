@@ -231,7 +231,10 @@ pub(crate) fn recv(
             Ok(Some(Got { header, count }))
         }
         Received::Shut if !s.is_nonblocking(flags) => Ok(None),
-        Received::WouldBlock if is_gone(s) => Err(libc::ENETDOWN),
+        Received::WouldBlock if is_gone(s) => {
+            wait::pause_without_engine();
+            Err(libc::ENETDOWN)
+        }
         Received::Shut | Received::WouldBlock => Err(libc::EAGAIN),
         Received::Errno(e) => Err(e),
     }

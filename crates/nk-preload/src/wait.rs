@@ -147,6 +147,12 @@ pub(crate) fn is_gone(p: &Process) -> bool {
     hangup::engine_state(p.device()) == ENGINE_GONE
 }
 
+/// Before a server is told, once more, that no engine serves any more. Its sockets are ready for that, and who takes the error for a passing
+/// trouble asks again at once and writes a line each time, for ever.
+pub(crate) fn pause_without_engine() {
+    sys::sleep_us(100_000);
+}
+
 /// Waits until an engine serves.
 ///
 /// # Errors

@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use nk_attach::{CREATE_SHARE_NET, CREATE_VM, Credentials, Fds, Message};
+use nk_attach::{CREATE_NET, CREATE_SHARE_NET, CREATE_VM, Credentials, Fds, Message};
 use nk_engine::{GuestId, GuestSetup};
 use nk_servicelib::GuestPool;
 use rustix::event::epoll::EventFlags;
@@ -97,7 +97,10 @@ impl Server {
             let why = format!("uid {} has {USERS_GUESTS_MAX} guests already", who.uid);
             return Ok(Reply::refused(libc::EAGAIN, &why));
         }
-        let netns = match self.choose_netns(name, &rules, sys::take(&mut fds, 0), who) {
+        // What is just the caller's own says nothing; who may name one is the operator.
+        let is_named = message.a & CREATE_NET != 0 && is_operator(who);
+        let passed = sys::take(&mut fds, 0);
+        let netns = match self.choose_netns(name, &rules, passed, is_named, who) {
             Ok(fd) => fd,
             Err(r) => return Ok(r),
         };
@@ -129,17 +132,18 @@ impl Server {
         name: &str,
         rules: &GuestConfig,
         passed: Option<OwnedFd>,
+        is_named: bool,
         who: Credentials,
     ) -> Result<OwnedFd, Reply> {
         let refused = |why: &str| Err(Reply::refused(libc::EPERM, why));
         if let Some(configured) = self.configured_netns(name, rules) {
             return configured;
         }
+        if let Some(ns) = self.config.namespace.as_ref().filter(|_| !is_named) {
+            return ns.open().map_err(|e| Reply::failed(&format!("cannot open {ns}"), &e));
+        }
         let Some(fd) = passed else {
-            return match &self.config.namespace {
-                Some(ns) => ns.open().map_err(|e| Reply::failed(&format!("cannot open {ns}"), &e)),
-                None => Err(Reply::refused(libc::EINVAL, "no network namespace was named")),
-            };
+            return Err(Reply::refused(libc::EINVAL, "no network namespace was named"));
         };
         if !sys::is_netns(&fd) {
             return Err(Reply::refused(libc::EINVAL, "that is not a network namespace"));

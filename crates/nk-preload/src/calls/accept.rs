@@ -36,7 +36,10 @@ fn accept_now(s: &Open, flags: c_int) -> Option<Result<(c_int, AcceptedSocket), 
         && nk_guestlib::recv::is_empty(s.cell)
     {
         // As after the listener's own end: nothing will come, and whoever takes it for a passing trouble would ask for ever.
-        return wait::is_gone(s.p).then_some(Err(libc::EINVAL));
+        return wait::is_gone(s.p).then(|| {
+            wait::pause_without_engine();
+            Err(libc::EINVAL)
+        });
     }
     let _changing = gate::enter();
     let fd = match standin::share(flags) {

@@ -181,6 +181,7 @@ fn networks(world: &mut World, _: Mode) -> Result<String> {
         ownership::places(world, "one", &[format!("tcp,{ONE},81"), "tcp,0.0.0.0,80".into()])?;
     ensure!(said == ["EACCES", "yes"], "the policy: {said:?}");
     refused(world, &spaces)?;
+    unnamed(world, &spaces)?;
     kept_and_removed(world, &spaces)?;
     Ok("3 guests on port 80, veth and macvlan".to_owned())
 }
@@ -252,6 +253,35 @@ fn refused(world: &World, spaces: &Spaces) -> Result<()> {
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     let why = "NetKernel did not make";
     ensure!(!output.status.success() && said.contains("line 3") && said.contains(why), "{said}");
+    Ok(())
+}
+
+/// A guest without a section is where the configuration says, and not where it is started; the operator may name another place, nobody else.
+fn unnamed(world: &World, spaces: &Spaces) -> Result<()> {
+    let file = world.dir.join("nk.toml");
+    let config = fs::read_to_string(&file)?;
+    let (host, foreign) = (spaces.name("host"), spaces.name("foreign"));
+    fs::write(&file, format!("namespace = \"netns:{foreign}\"\n{config}"))?;
+    world.daemon().context("no daemon")?.running.signal(Signal::HUP)?;
+    let engine = world.prefix_named(Side::Guest, Some("plain"))?;
+    let at = engine.iter().position(|w| w == "--").context("no command")?;
+    let (run, command) = engine.split_at(at);
+    let net = ["--net".to_owned(), format!("netns:{host}")];
+    let told = |words: &[&[String]]| -> Result<String> {
+        let all =
+            [&words.concat()[..], &["/usr/bin/hostname".to_owned(), "-I".to_owned()]].concat();
+        Ok(world.start("plain", Side::Plain, &all)?.ok(LIMIT)?.trim().to_owned())
+    };
+    let user = ["/usr/bin/setpriv", "--reuid=33", "--regid=33", "--clear-groups"].map(String::from);
+    eventually(LIMIT, || {
+        let said = told(&[run, command])?;
+        ensure!(said.is_empty(), "without a name: {said:?}");
+        Ok(())
+    })?;
+    let said = told(&[run, &net, command])?;
+    ensure!(said.contains(HOST), "root names one: {said:?}");
+    let said = told(&[&user, run, &["--net".to_owned(), "host".to_owned()], command])?;
+    ensure!(said.is_empty(), "a user names his own: {said:?}");
     Ok(())
 }
 

@@ -19,7 +19,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
-use nk_attach::{CREATE_SHARE_NET, Kind, Message, env};
+use nk_attach::{CREATE_NET, CREATE_SHARE_NET, Kind, Message, env};
 use nk_host::config::{DEFAULT_SOCKET, NamespaceName};
 use nk_host::private;
 
@@ -124,6 +124,9 @@ fn create(
     let mut m = Message::new(Kind::CreateGuest).with_text(&name);
     if o.share_net {
         m.a |= CREATE_SHARE_NET;
+    }
+    if o.net.is_some() {
+        m.a |= CREATE_NET;
     }
     let mut tries = TRIES;
     let reply = loop {
