@@ -109,7 +109,7 @@ fn limit(l: &Limit) -> Result<(), Failure> {
 fn give(engine: &Engine, order: &str, guest: &str) -> Result<(), Failure> {
     let none = || {
         format!(
-            "no daemon of the host's or your own has a guest {guest:?}; `nk guests` lists them, --engine names another daemon"
+            "no guest {guest:?} at any daemon that was asked; `nk guests` lists them, --engine names another daemon"
         )
     };
     let given = engine.first(Whose::Own, |daemon| daemon.request(Kind::Order, order))?;
