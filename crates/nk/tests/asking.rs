@@ -70,6 +70,14 @@ fn line(child: &mut Child) -> (String, BufReader<impl Read + use<>>) {
     said.expect("it waits in silence")
 }
 
+/// `nk run` at a daemon that makes no guest.
+fn run_at(engine: &Path) -> Child {
+    let mut command = nk(&["run"], Some(engine));
+    // Any library that loads.
+    command.env("NK_LIBRARY", "/lib/x86_64-linux-gnu/libm.so.6");
+    command.args(["--", "/bin/true"]).spawn().expect("nk run")
+}
+
 fn said(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
@@ -78,13 +86,7 @@ fn said(output: &Output) -> String {
 fn who_waits_for_a_guest_is_told_once_and_served_by_the_next_daemon() {
     let directory = Directory::new("waits");
     let (path, listener) = directory.listen("nk.sock");
-    let mut run = nk(&["run", "--engine"], None)
-        .arg(&path)
-        .args(["--", "/bin/true"])
-        // Any library that loads: it comes to no guest.
-        .env("NK_LIBRARY", "/lib/x86_64-linux-gnu/libm.so.6")
-        .spawn()
-        .expect("nk run");
+    let mut run = run_at(&path);
     let (first, mut rest) = line(&mut run);
     let names_it = first.contains(&path.display().to_string());
     assert!(first.contains("does not answer") && names_it, "{first:?}");
@@ -106,12 +108,7 @@ fn who_waits_for_a_guest_is_told_once_and_served_by_the_next_daemon() {
 fn who_waits_for_a_guest_is_told_when_nobody_is_to_come() {
     let directory = Directory::new("nobody");
     let (path, listener) = directory.listen("nk.sock");
-    let mut run = nk(&["run", "--engine"], None)
-        .arg(&path)
-        .args(["--", "/bin/true"])
-        .env("NK_LIBRARY", "/lib/x86_64-linux-gnu/libm.so.6")
-        .spawn()
-        .expect("nk run");
+    let mut run = run_at(&path);
     let (_, mut rest) = line(&mut run);
     drop(listener);
     let mut more = String::new();
